@@ -1,0 +1,1 @@
+"""Floor 3: losses, methods and the training loop."""

@@ -1,0 +1,1 @@
+"""Floor 4: one suite per published claim."""

@@ -1,0 +1,92 @@
+"""Feedback on a group: a matrix of pairwise preferences, or unary scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turnwise.envs.trajectory import Group
+
+Matrix = NDArray[np.float64]
+Source = Literal["oracle", "reward", "judge", "model", "human"]
+
+
+@dataclass(frozen=True, eq=False)
+class Preference:
+    """Who beats whom in one group.
+
+    Attributes:
+        matrix: `[K, K]`, entry (i, j) is P(i beats j) in [0, 1]; nan where nobody asked. `matrix[i, j]` and
+            `matrix[j, i]` add to 1 where both are known; the diagonal is 1/2 or nan.
+        source: Who said so.
+        scores: `[K]` unary feedback (for example the return), or None.
+
+    Raises:
+        ValueError: Wrong shape, a value outside [0, 1], or a pair whose two orders contradict each other.
+    """
+
+    matrix: Matrix
+    source: Source
+    scores: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        matrix = np.array(self.matrix, np.float64)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"Preference.matrix: expected [K, K], got shape {matrix.shape}")
+        known = ~np.isnan(matrix)
+        if np.any((matrix[known] < 0) | (matrix[known] > 1)):
+            raise ValueError("Preference.matrix: expected probabilities in [0, 1] or nan")
+        both = known & known.T
+        if not np.allclose((matrix + matrix.T)[both], 1.0, atol=1e-9):
+            row, column = np.argwhere(both & ~np.isclose(matrix + matrix.T, 1.0, atol=1e-9))[0]
+            raise ValueError(
+                f"Preference.matrix: P({row} beats {column}) = {matrix[row, column]} and "
+                f"P({column} beats {row}) = {matrix[column, row]} must add to 1; average the two orders first"
+            )
+        matrix.flags.writeable = False
+        object.__setattr__(self, "matrix", matrix)
+        if self.scores is not None:
+            scores = np.array(self.scores, np.float64)
+            if scores.shape != (matrix.shape[0],):
+                raise ValueError(f"Preference.scores: expected [{matrix.shape[0]}], got shape {scores.shape}")
+            scores.flags.writeable = False
+            object.__setattr__(self, "scores", scores)
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    def pairs(self) -> NDArray[np.int64]:
+        """`[P, 2]` index pairs (winner, loser) of every known comparison that is not a tie, in index order."""
+        beats = np.nan_to_num(self.matrix, nan=0.5)
+        known = ~np.isnan(self.matrix) | ~np.isnan(self.matrix.T)
+        full = np.where(np.isnan(self.matrix), 1.0 - np.nan_to_num(self.matrix.T, nan=0.5), beats)
+        return np.argwhere(known & (full > 0.5))
+
+    def win_rate(self) -> NDArray[np.float64]:
+        """`[K]` mean probability to beat the other members it was compared with; nan where there was none."""
+        matrix = np.where(np.isnan(self.matrix), 1.0 - self.matrix.T, self.matrix)
+        np.fill_diagonal(matrix, np.nan)
+        count = np.sum(~np.isnan(matrix), axis=1)
+        return np.where(count > 0, np.nansum(matrix, axis=1) / np.maximum(count, 1), np.nan)
+
+
+Annotator = Callable[[Group], Preference]
+"""Anything that turns a group into a preference over its members."""
+
+
+def by_score(scores: NDArray[np.float64], *, source: Source = "reward", margin: float = 0.0) -> Preference:
+    """Prefers the higher score; a difference of at most `margin` is a tie (1/2); nan scores are never compared."""
+    scores = np.asarray(scores, np.float64)
+    difference = scores[:, None] - scores[None, :]
+    matrix = np.where(np.abs(difference) <= margin, 0.5, (difference > 0).astype(np.float64))
+    matrix[np.isnan(difference)] = np.nan
+    return Preference(matrix, source, scores)
+
+
+def by_return(group: Group) -> Preference:
+    """Prefers the trajectory with the higher total reward; invalid members are never compared."""
+    return by_score(np.array([m.total_reward if m.valid else np.nan for m in group], np.float64))

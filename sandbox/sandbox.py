@@ -1,0 +1,187 @@
+"""The sandbox protocol: sessions that run untrusted Python, what a run returns, and what can go wrong.
+
+Errors a caller may see (programs that fail are results, never errors):
+
+    SandboxError
+    |-- SandboxUnavailable   no engine answers, or the kernel lacks what the asked level needs
+    |-- ImageMissing         the image is not there or its content label does not match
+    `-- SandboxLost          the container or supervisor died; the episode is invalid, its program is not to blame
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+
+class SandboxError(RuntimeError):
+    """Base of everything the sandbox raises."""
+
+
+class SandboxUnavailable(SandboxError):
+    """The asked kind of sandbox cannot run here; the message says what to do."""
+
+
+class ImageMissing(SandboxError):
+    """The container image is missing or is not the one this version was made for."""
+
+
+class SandboxLost(SandboxError):
+    """The infrastructure under a session died during or between calls."""
+
+
+class Status(StrEnum):
+    """How a run ended, as the supervisor saw it; never what the program claimed."""
+
+    OK = "ok"
+    ERROR = "error"
+    """The program raised an exception (or called `sys.exit` with a non-zero code)."""
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output-limit"
+    PROCESS_LIMIT = "process-limit"
+    CRASH = "crash"
+    """The interpreter died (signal, `os._exit`)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one session may use.
+
+    Attributes:
+        wall_s: Seconds of wall clock per run.
+        cpu_s: Seconds of CPU per run; None means as `wall_s`.
+        memory_mb: Address space of the session, MiB.
+        processes: Processes and threads the session may have at once.
+        output_bytes: Bytes kept of each stream (half head, half tail); the program is stopped at
+            `output_stop_bytes`.
+        output_stop_bytes: Bytes written after which the program is interrupted.
+        disk_mb: Size of files the session may write, MiB.
+        files: Files it may have open.
+        source_bytes: Largest program accepted.
+    """
+
+    wall_s: float = 5.0
+    cpu_s: float | None = None
+    memory_mb: int = 512
+    processes: int = 16
+    output_bytes: int = 16 * 1024
+    output_stop_bytes: int = 4 * 1024 * 1024
+    disk_mb: int = 16
+    files: int = 64
+    source_bytes: int = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: `wall` as the host saw the call, `run` inside the sandbox, `cpu` used by the program."""
+
+    wall: float = 0.0
+    run: float = 0.0
+    cpu: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run returned. Every text is safe to print: valid Unicode, no control characters but \\n and \\t.
+
+    Attributes:
+        status: How it ended.
+        stdout: Standard output, cut to the limit.
+        stderr: Standard error, cut to the limit; without the traceback.
+        value: `repr` of the last expression as in a notebook, or None.
+        error: Short traceback naming the line of the program, or None.
+        truncated: Whether output was cut.
+        state_lost: Whether the session's variables are gone (the next run starts from a fresh interpreter).
+        timings: Where the time went; never compare these between runs.
+    """
+
+    status: Status
+    stdout: str = ""
+    stderr: str = ""
+    value: str | None = None
+    error: str | None = None
+    truncated: bool = False
+    state_lost: bool = False
+    timings: Timings = field(default_factory=Timings, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the program ran to its end without an exception."""
+        return self.status is Status.OK
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a sandbox really protects; a test suite may skip only what is declared absent here.
+
+    Attributes:
+        name: Kind and level, for example "docker/standard".
+        network_denied: Programs reach no network.
+        filesystem_private: Programs neither read the host's files nor write outside their own folder.
+        users_separate: Every episode has its own user id.
+        syscalls_filtered: A seccomp filter applies.
+        memory_limited: Memory limits are enforced.
+        processes_limited: Process limits are enforced and nothing outlives a session.
+        fork: Sessions can be branched in place (otherwise by replay).
+        warning: One line for the user about what is not protected, or "".
+    """
+
+    name: str
+    network_denied: bool
+    filesystem_private: bool
+    users_separate: bool
+    syscalls_filtered: bool
+    memory_limited: bool
+    processes_limited: bool
+    fork: bool
+    warning: str = ""
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One episode's interpreter: variables live from run to run. One call in flight at a time."""
+
+    def run(self, code: str, *, wall_s: float | None = None) -> Result:
+        """Runs a program and waits for it.
+
+        Raises:
+            SandboxLost: The infrastructure died; the session is unusable.
+        """
+
+    async def arun(self, code: str, *, wall_s: float | None = None) -> Result:
+        """`run` for asyncio callers."""
+
+    def fork(self) -> Session:
+        """A second session that starts from this one's present state."""
+
+    def interrupt(self) -> None:
+        """Interrupts a run in progress from another thread, as Ctrl-C would."""
+
+    def close(self) -> None:
+        """Ends the interpreter and everything it started; safe to call twice."""
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """A place to open sessions in. Usable from many threads; a context manager."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this sandbox protects."""
+
+    def open(self, limits: Limits | None = None, *, seed: int = 0) -> Session:
+        """Opens a session whose `random` and numpy generators are seeded with `seed`.
+
+        Raises:
+            SandboxUnavailable: Cannot be started here.
+            SandboxLost: Died while opening.
+        """
+
+    def close(self) -> None:
+        """Closes every session and removes what was started; safe to call twice."""
+
+    def __enter__(self) -> Sandbox: ...
+
+    def __exit__(self, *exc: object) -> None: ...

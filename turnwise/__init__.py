@@ -1,0 +1,3 @@
+"""turnwise: multi-turn agents trained from preferences over whole trajectories."""
+
+__version__ = "0.1.0"
