@@ -1,0 +1,151 @@
+"""How a conversation becomes tokens: append-only, headers never the agent's, environment text never special.
+
+The chat template is rendered once around markers, cut at them, and the pieces are tokenized once. A turn then costs
+only the tokens of its observation. What the agent sampled is kept as it is; nothing is ever rendered again, so a
+template that rewrites earlier turns cannot change what was said (it is reported when the format is made).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from turnwise.envs.trajectory import TokenIds
+
+# Private-use characters: no template trims or escapes them, and no tokenizer gives them meaning.
+_OBSERVATIONS = ("\ue000A\ue001", "\ue000B\ue001", "\ue000C\ue001")
+_ACTIONS = ("\ue002D\ue003", "\ue002E\ue003")
+_THOUGHT = "<think>\nx\n</think>\n\n"
+
+
+class ChatTemplateError(ValueError):
+    """The tokenizer has no chat template, or one that cannot serve multi-turn conversations."""
+
+
+class HistoryRewrittenWarning(UserWarning):
+    """The chat template renders earlier turns differently once later ones follow."""
+
+
+class ChatFormat:
+    """Turns observations into the tokens that stand before the agent's next action.
+
+    Attributes:
+        system: System prompt, or None.
+        stop_ids: Tokens that end an action.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        system: System prompt put before the conversation.
+        stop_ids: The model's end tokens; the tokenizer's and the template's end of turn are added.
+
+    Raises:
+        ChatTemplateError: There is no template, or it cannot render user/assistant turns (with `system`, if given).
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system: str | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ChatTemplateError(
+                "expected a tokenizer with a chat template, got one without; set tokenizer.chat_template or use an "
+                "instruction-tuned model (turnwise.agents.tiny.CHAT_TEMPLATE is a plain one to start from)"
+            )
+        self.system = system
+        self._tokenizer = tokenizer
+        once = self._render([_OBSERVATIONS[0]], [])
+        twice = self._render(_OBSERVATIONS[:2], _ACTIONS[:1])
+        thrice = self._render(_OBSERVATIONS, _ACTIONS)
+        before, header = _cut(once, _OBSERVATIONS[0])
+        _, tail = _cut(twice, _ACTIONS[0])
+        middle, header_again = _cut(tail, _OBSERVATIONS[1])
+        if header_again != header:
+            raise ChatTemplateError(
+                "expected a chat template that opens every assistant turn alike, got "
+                f"{header!r} after the first observation and {header_again!r} after the second"
+            )
+        self._first, self._next, self._header = (self._special(piece) for piece in (before, middle, header))
+        thoughtful = self._render(_OBSERVATIONS[:2], [_THOUGHT + _ACTIONS[0]])
+        appended = [
+            before + _OBSERVATIONS[0] + header,
+            "".join((_ACTIONS[0], middle, _OBSERVATIONS[1], header)),
+            "".join((_ACTIONS[1], middle, _OBSERVATIONS[2], header)),
+        ]
+        if thrice != "".join(appended) or _THOUGHT not in thoughtful:
+            warnings.warn(
+                "this chat template rewrites earlier turns (or drops their reasoning) once later ones follow; "
+                "turnwise keeps every token as it was sampled, so the model sees its own turns unabridged",
+                HistoryRewrittenWarning,
+                stacklevel=3,
+            )
+        closing = frozenset(self._next[:1].tolist()) & frozenset(tokenizer.all_special_ids)
+        eos = tokenizer.eos_token_id
+        self.stop_ids: frozenset[int] = stop_ids | closing | (frozenset([eos]) if isinstance(eos, int) else frozenset())
+        if not self.stop_ids:
+            raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
+
+    def context(self, observation: str, previous_action: TokenIds | None = None) -> TokenIds:
+        """Tokens to append before the next action.
+
+        Args:
+            observation: What the environment said. Text in it that looks like a special token stays text.
+            previous_action: `[A]` the agent's last action as sampled, or None before the first.
+
+        Returns:
+            `[C]` int32: the close of the previous turn (unless it sampled its own end), the observation with its
+            headers, and the header that opens the agent's turn.
+        """
+        if previous_action is None:
+            opening = self._first
+        elif len(previous_action) and len(self._next) and previous_action[-1] == self._next[0]:
+            opening = self._next[1:]
+        else:
+            opening = self._next
+        return np.concatenate([opening, self.plain(observation), self._header])
+
+    def plain(self, text: str) -> TokenIds:
+        """Tokens of text from outside: never a special token, whatever it spells."""
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        ids = self._tokenizer(clean, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return np.asarray(ids, np.int32)
+
+    def text(self, action: TokenIds) -> str:
+        """Text of an action, without special tokens."""
+        ids = action.tolist()
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _special(self, piece: str) -> TokenIds:
+        ids = self._tokenizer(piece, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        return np.asarray(ids, np.int32)
+
+    def _render(self, observations: Sequence[str], actions: Sequence[str]) -> str:
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for index, observation in enumerate(observations):
+            messages.append({"role": "user", "content": observation})
+            if index < len(actions):
+                messages.append({"role": "assistant", "content": actions[index]})
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja raises whatever the template's author chose
+            raise ChatTemplateError(
+                "expected a chat template that renders "
+                + ("a system prompt and " if self.system is not None else "")
+                + f"alternating user and assistant turns; it said: {error}"
+            ) from error
+        return str(text)
+
+
+def _cut(text: str, marker: str) -> tuple[str, str]:
+    if text.count(marker) != 1:
+        raise ChatTemplateError(
+            "expected a chat template that renders each message once and unchanged, got one that "
+            f"renders it {text.count(marker)} times"
+        )
+    head, _, tail = text.partition(marker)
+    return head, tail
