@@ -1,0 +1,82 @@
+"""Where problems come from: files, `datasets` folders, the Hugging Face Hub, or the seeded generator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from turnwise.envs.problem_files import read_dataset, read_jsonl
+from turnwise.envs.problem_set import Problem, ProblemFileError, Problems
+from turnwise.envs.word_problems import LEVELS, word_problems
+
+__all__ = ["LEVELS", "Problem", "ProblemFileError", "Problems", "load_problems", "word_problems"]
+
+_FORMS = (
+    'a JSONL file ("problems.jsonl"), a local `datasets` folder, a Hub id ("openai/gsm8k" or, naming a configuration, '
+    '"openai/gsm8k:main"), or the generator ("generated:LEVEL[:SIZE[:SEED]]", for example "generated:2:512")'
+)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
+_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".txt", ".csv", ".parquet")
+
+
+def load_problems(
+    source: str | Path | Sequence[Problem],
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> Problems:
+    """Problems from wherever they are.
+
+    GSM8K rows (question, answer ending in `#### x`) and MATH rows (problem, solution with a last box, level, type)
+    are recognised by their keys; so are rows with question or problem and a plain answer. Anything else needs a
+    mapping.
+
+    Args:
+        source: A JSONL path; a local `datasets` folder (written by `save_to_disk`, or holding Parquet or JSONL
+            files); a Hub id such as "openai/gsm8k", with ":configuration" behind it if the set has several;
+            "generated:LEVEL[:SIZE[:SEED]]" for the seeded generator; or problems, which are passed through.
+        split: Which split of a data set or of the generator; a single JSONL file has none and ignores it.
+        limit: At most so many problems, from the start.
+        mapping: Names of the row's keys, for example `{"question": "prompt", "answer": "target"}`; may also name
+            "id", "solution", "level" and "topic".
+
+    Raises:
+        ProblemFileError: The source is not there, is no known form, or a row of it is broken; the message names the
+            file and the line.
+        ValueError: `limit` is negative.
+        ImportError: A data set was asked for and the package `datasets` is not installed.
+    """
+    if limit is not None and limit < 0:
+        raise ValueError(f"load_problems: expected limit >= 0 or None, got {limit}")
+    if not isinstance(source, str | Path):
+        problems = source if isinstance(source, Problems) else Problems(source, name="problems")
+        return problems if limit is None else problems[:limit]
+    if isinstance(source, str) and source.startswith("generated"):
+        return _generated(source, split, limit)
+    path = Path(source)
+    if path.is_dir():
+        return read_dataset(str(path), split=split, limit=limit, mapping=mapping, local=True)
+    if path.exists():
+        return read_jsonl(path, limit=limit, mapping=mapping)
+    text = str(source)
+    looks_like_file = path.suffix in _FILE_SUFFIXES or text.startswith((".", "/", "~"))
+    if looks_like_file or not _HUB_ID.fullmatch(text):
+        raise ProblemFileError(f"{text}: no such file or folder; expected {_FORMS}")
+    return read_dataset(text, split=split, limit=limit, mapping=mapping, local=False)
+
+
+def _generated(source: str, split: str, limit: int | None) -> Problems:
+    parts = source.split(":")[1:]
+    if not 1 <= len(parts) <= 3 or not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+        raise ProblemFileError(
+            f'{source!r}: expected "generated:LEVEL[:SIZE[:SEED]]" with whole numbers, for example "generated:2:512"; '
+            f"levels are {', '.join(map(str, LEVELS))}"
+        )
+    level, size, seed = (*map(int, parts), *(1024, 0)[len(parts) - 1 :])
+    if level not in LEVELS or split not in ("train", "test"):
+        raise ProblemFileError(
+            f"{source!r}, split {split!r}: expected a level among {', '.join(map(str, LEVELS))} and a split among train, test"
+        )
+    return word_problems(level, split=split, seed=seed, size=size if limit is None else min(size, limit))
