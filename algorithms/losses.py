@@ -31,7 +31,8 @@ MarginFunction = Callable[[Tensor], Tensor]
 _LINEAR_BEYOND = 40.0
 
 
-def _exp(x: Tensor) -> Tensor:
+def safe_exp(x: Tensor) -> Tensor:
+    """e^x, continued along its tangent beyond x = 40, so that neither value nor gradient overflows float32."""
     return torch.exp(x.clamp(max=_LINEAR_BEYOND)) * (1.0 + (x - _LINEAR_BEYOND).clamp(min=0.0))
 
 
@@ -58,7 +59,7 @@ def exponential(x: Tensor) -> Tensor:
 
     Deviation: below x = -40 it continues along its tangent, so that the gradient stays finite.
     """
-    return _exp(-x)
+    return safe_exp(-x)
 
 
 def truncated_quadratic(x: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def gpo(
 def ipo(margin: Tensor, *, tau: float, probability: Tensor | float | None = None) -> Tensor:
     """Identity preference optimisation: p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2.
 
-    arXiv 2310.12036 (the sampled loss). Unlike DPO, certain preferences have a finite target: the margin 1/(2 tau), and with
+    arXiv 2310.12036. Unlike DPO, certain preferences have a finite target: the margin 1/(2 tau), and with
     soft labels (2p - 1) / (2 tau). Online IPO (arXiv 2403.08635) is this on fresh pairs from the policy, IPO-MD on
     pairs that are both drawn from the geometric mixture; neither takes a gradient through the sampling.
 
@@ -249,7 +250,7 @@ def ppo_clip(logps: Tensor, behaviour_logps: Tensor, advantage: Tensor, *, clip:
         clip: Half width of the trust interval, for example 0.2.
     """
     gain = advantage.detach()
-    ratio = _exp(logps - behaviour_logps.detach())
+    ratio = safe_exp(logps - behaviour_logps.detach())
     return -torch.minimum(ratio * gain, ratio.clamp(1.0 - clip, 1.0 + clip) * gain)
 
 
@@ -289,4 +290,4 @@ def rwr(logps: Tensor, reward: Tensor, *, beta: float, max_weight: float = math.
         beta: Temperature, positive; smaller weighs the best answers more.
         max_weight: Upper limit of a row's weight.
     """
-    return -_exp(reward.detach() / beta).clamp(max=max_weight) * logps
+    return -safe_exp(reward.detach() / beta).clamp(max=max_weight) * logps
