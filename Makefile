@@ -1,0 +1,49 @@
+# Every target makes the virtual environment it needs; run any of them straight after cloning.
+#   VENV=.venv  PYTHON=python3.12  PYTEST_WORKERS=2  ARGS="extra arguments for pytest or turnwise quickstart"
+VENV ?= .venv
+PYTEST_WORKERS ?= 2
+ARGS ?=
+BIN := $(VENV)/bin
+
+export VENV
+# One thread a process: two workers on two cores, each with a thread a core, would fight over them.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sandbox quickstart test lint types format dist clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## make .venv with everything in it
+	@sh scripts/setup.sh
+
+sandbox: setup ## build the sandbox image if a Docker engine answers
+	@sh scripts/sandbox.sh
+
+quickstart: sandbox ## the main job: a policy learns tool-integrated math from preferences
+	$(BIN)/turnwise quickstart $(ARGS)
+
+test: sandbox ## run the tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
+
+lint: setup ## check style and that floors import only downwards
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf .cache/layout && mkdir -p .cache && cp -RL .typing .cache/layout
+	cd .cache/layout && $(abspath $(BIN))/lint-imports --no-cache --config ../../pyproject.toml
+
+types: setup ## check types, strictly, over every floor
+	$(BIN)/mypy
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+dist: setup ## build the source distribution and the wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove what was built, the virtual environment too
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,193 @@
+"""The command `turnwise`: finds the floor that owns a command, runs it, and turns what goes wrong into one line.
+
+Exit codes:
+    0    done.
+    1    failed: files, network, sandbox, a bug.
+    2    wrong use: an unknown command or option, a bad value.
+    130  Ctrl-C. A command that can go on later raises `KeyboardInterrupt("how to resume")`; the text is printed.
+    141  whoever read standard output went away (`turnwise envs | head`).
+    143  SIGTERM, after everything that was open has been closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+from turnwise import __version__
+
+# One line a command, here and not in the floors, so that `turnwise --help` and `turnwise sandbox` load no torch.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": ("benchmarks", "the main job in five minutes: SFT, then three preference iterations, then a table"),
+    "train": ("algorithms", "train a policy with a preference method"),
+    "eval": ("algorithms", "measure a policy: pass@k, turns, tool errors, intervals"),
+    "rollout": ("agents", "collect trajectories of an agent in an environment"),
+    "bench": ("benchmarks", "run a benchmark suite over seeds and report it"),
+    "envs": ("envs", "list the environments"),
+    "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),
+    "show": ("envs", "print stored trajectories for a person to read"),
+    "export": ("envs", "write stored trajectories as Parquet or chat messages"),
+    "sandbox": ("sandbox", "build, check and try the place where model-written code runs"),
+}
+
+_EXAMPLES = """\
+examples:
+  turnwise quickstart
+  turnwise envs
+  turnwise train --help
+
+TURNWISE_DEBUG=1 (or --debug before the command) shows whole tracebacks."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and know what was meant; subparsers inherit it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        # An abbreviation that works today is ambiguous after the next option is added.
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.set_defaults(_parser=self)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"turnwise: error: {_one_line(message)} (see '{self.prog} --help')\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        what = "command" if isinstance(action, argparse._SubParsersAction) else "/".join(action.option_strings)
+        self.error(
+            f"unknown {what or action.dest} {value!r}.{_near(str(value), choices)} Choose from {', '.join(choices)}."
+        )
+
+    def reject(self, extra: Sequence[str]) -> NoReturn:
+        """Refuses arguments nobody asked for."""
+        word = extra[0].partition("=")[0]
+        if word.startswith("-"):
+            self.error(f"unknown option {word!r}.{_near(word, self._option_string_actions)}")
+        self.error(f"unexpected argument {word!r}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command line; `run` of the result executes it.
+
+    Raises:
+        SystemExit: Wrong use (2), or `--help` and `--version` were answered (0).
+    """
+    parser = _Parser(
+        prog="turnwise",
+        description="Multi-turn agents trained from preferences over whole trajectories.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"turnwise {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show whole tracebacks")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    command = next((word for word in argv if not word.startswith("-")), None)
+    floor = COMMANDS[command][0] if command in COMMANDS else None
+    if floor is not None:
+        import_module(f"turnwise.{floor}.cli").add_commands(subparsers)
+    for name, (owner, summary) in COMMANDS.items():
+        if owner != floor:
+            subparsers.add_parser(name, help=summary)
+
+    args, extra = parser.parse_known_args(argv)
+    chosen: _Parser = args.__dict__.pop("_parser")
+    if extra:
+        chosen.reject(extra)
+    if not hasattr(args, "run"):
+        chosen.print_help(sys.stderr)
+        raise SystemExit(2)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = os.environ.get("TURNWISE_DEBUG", "0") not in ("", "0")
+    try:
+        try:
+            with _sigterm_unwinds():
+                args = parse(argv)
+                debug = debug or args.debug
+                code: int = args.run(args)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as interrupt:
+        return _say("interrupted" + (f": {interrupt}" if str(interrupt) else ""), 130)
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit and would print a second complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error, debug)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Prints one line about an error and returns the exit code it deserves."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ValueError) or type(error).__module__ == "gymnasium.error":
+        return _say(f"error: {text}", 2)
+    ours = type(error).__module__.partition(".")[0] == "turnwise"
+    if ours or isinstance(error, OSError | ImportError):
+        return _say(f"error: {text}", 1)
+    # Nobody foresaw this one. One line would throw away what a report needs after hours of training.
+    where = "" if debug else f" The traceback is in {_keep_traceback()}."
+    return _say(f"error: unexpected {type(error).__name__}: {text}.{where}", 1)
+
+
+def _keep_traceback() -> str:
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="turnwise-", suffix=".txt", delete=False) as file:
+            traceback.print_exc(file=file)
+        return file.name
+    except OSError:
+        traceback.print_exc()
+        return "the lines above"
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Turns SIGTERM into SystemExit, so that `with` blocks close containers and files before the process ends."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def leave(signum: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _say(text: str, code: int) -> int:
+    print(f"turnwise: {_one_line(text)}", file=sys.stderr)
+    return code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _near(word: str, choices: Iterable[str]) -> str:
+    # Only an error pays for importing the floor below.
+    from turnwise.envs.suggest import did_you_mean
+
+    return did_you_mean(word, choices)
