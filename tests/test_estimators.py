@@ -1,0 +1,364 @@
+"""Estimators against values by hand, plain PyTorch, and enumeration."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from turnwise.algorithms import estimators, token_logps
+
+# Wall-clock never decides a test, and every run tries the same examples.
+PROPERTY = settings(deadline=None, derandomize=True)
+#  context, turn 0 (two tokens), observation, turn 1 (one token), padding
+TURN = torch.tensor([[-1, 0, 0, -1, 1, -1], [-1, -1, 0, 0, 0, -1]])
+LOGPS = torch.tensor([[9.0, -1.0, -2.0, 9.0, -4.0, 9.0], [9.0, 9.0, -1.0, -1.0, -1.0, 9.0]])
+REFERENCE = torch.tensor([[7.0, -2.0, -2.0, 7.0, -1.0, 7.0], [7.0, 7.0, -3.0, -1.0, -2.0, 7.0]])
+
+
+def test_sequence_logratio_by_hand() -> None:
+    """Row 0: (-1 + 2) + 0 + (-4 + 1) = -2, its last turn alone -3. Row 1: 2 + 0 + 1 = 3, one turn only."""
+    assert estimators.sequence_logratio(LOGPS, REFERENCE, TURN).tolist() == [-2.0, 3.0]
+    assert estimators.sequence_logratio(LOGPS, REFERENCE, TURN, turns="last").tolist() == [-3.0, 3.0]
+    assert estimators.sequence_sum(LOGPS, TURN).tolist() == [-7.0, -3.0]
+
+
+def test_log_ratio_to_go_by_hand() -> None:
+    expected = [[0.0, -2.0, -3.0, 0.0, -3.0, 0.0], [0.0, 0.0, 3.0, 1.0, 1.0, 0.0]]
+    assert estimators.log_ratio_to_go(LOGPS, REFERENCE, TURN).tolist() == expected
+
+
+def test_turn_sums_by_hand() -> None:
+    assert estimators.turn_sums(LOGPS, TURN).tolist() == [[-3.0, -4.0], [-3.0, 0.0]]
+    assert estimators.turn_sums(LOGPS, TURN, count=3).tolist() == [[-3.0, -4.0, 0.0], [-3.0, 0.0, 0.0]]
+    with pytest.raises(ValueError, match="below count=1, got turn 1"):
+        estimators.turn_sums(LOGPS, TURN, count=1)
+
+
+def test_turns_is_checked() -> None:
+    with pytest.raises(ValueError, match='"all" or "last"'):
+        estimators.sequence_sum(LOGPS, TURN, turns="first")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_what_the_agent_did_not_write_never_counts(poison: float) -> None:
+    """Neither in value nor in gradient, even where a padded position holds nan."""
+    logps = torch.where(TURN >= 0, LOGPS, poison).requires_grad_()
+    reference = torch.where(TURN >= 0, REFERENCE, poison)
+    clean = estimators.sequence_logratio(LOGPS, REFERENCE, TURN)
+    result = estimators.sequence_logratio(logps, reference, TURN)
+    assert torch.equal(result, clean)
+    (grad,) = torch.autograd.grad(result.sum(), logps)
+    assert torch.equal(grad, (TURN >= 0).float())
+    assert torch.equal(
+        estimators.log_ratio_to_go(logps, reference, TURN), estimators.log_ratio_to_go(LOGPS, REFERENCE, TURN)
+    )
+    assert torch.equal(estimators.turn_sums(logps, TURN), estimators.turn_sums(LOGPS, TURN))
+
+
+def test_a_row_the_agent_never_spoke_in_sums_to_zero() -> None:
+    nobody = torch.full((1, 4), -1)
+    for turns in ("all", "last"):
+        assert estimators.sequence_sum(torch.ones(1, 4), nobody, turns=turns).tolist() == [0.0]  # type: ignore[arg-type]
+    assert estimators.turn_sums(torch.ones(1, 4), nobody).shape == (1, 0)
+
+
+@PROPERTY
+@given(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2**31))
+def test_padding_and_row_order_change_nothing(left: int, right: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.randint(-1, 3, (3, 7), generator=generator)
+    logps, reference = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)
+    pad = (left, right)
+    order = torch.randperm(3, generator=generator)
+    padded = [
+        torch.nn.functional.pad(x, pad, value=fill)[order] for x, fill in ((logps, 5.0), (reference, -5.0), (turn, -1))
+    ]
+    for turns in ("all", "last"):
+        plain = estimators.sequence_logratio(logps, reference, turn, turns=turns)  # type: ignore[arg-type]
+        torch.testing.assert_close(estimators.sequence_logratio(*padded, turns=turns), plain[order])  # type: ignore[arg-type]
+    togo = estimators.log_ratio_to_go(logps, reference, turn)[order]
+    torch.testing.assert_close(estimators.log_ratio_to_go(*padded)[:, left : left + 7], togo)
+
+
+# ---- token log-probs
+
+
+def small_head(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 9, 5, generator=generator, dtype=dtype).mul_(3).requires_grad_()
+    weight = torch.randn(11, 5, generator=generator, dtype=dtype).requires_grad_()
+    bias = torch.randn(11, generator=generator, dtype=dtype).requires_grad_()
+    ids = torch.randint(0, 11, (3, 9), generator=generator)
+    mask = torch.rand(3, 9, generator=generator) < 0.6
+    mask[:, 0] = False
+    return hidden, weight, bias, ids, mask
+
+
+def test_uniform_logits_give_log_v() -> None:
+    """The first token is never scored; all others cost log 4."""
+    logps = token_logps.token_logps(torch.zeros(1, 3, 4), torch.tensor([[1, 2, 3]]))
+    assert logps[0].tolist() == pytest.approx([0.0, -math.log(4), -math.log(4)])
+
+
+def test_a_token_is_scored_by_the_position_before_it() -> None:
+    """Position 0 predicts token 2 almost surely and position 1 token 0: the pair (2, 0) is free, its shift is not."""
+    logits = torch.full((1, 3, 3), -50.0)
+    logits[0, 0, 2] = logits[0, 1, 0] = logits[0, 2, 1] = 50.0
+    logps = token_logps.token_logps(logits, torch.tensor([[1, 2, 0]]))
+    assert logps[0].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    assert token_logps.token_logps(logits, torch.tensor([[1, 0, 2]])).sum().item() < -100
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_chunked_logps_are_exact(softcap: float | None, temperature: float, chunk: int, with_bias: bool) -> None:
+    """Value and every gradient equal plain log_softmax over all logits, in float64."""
+    hidden, weight, bias, ids, mask = small_head()
+    given_bias = bias if with_bias else None
+    upstream = torch.randn(3, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    own = token_logps.token_logps_from_hidden(
+        hidden, weight, ids, mask, bias=given_bias, softcap=softcap, temperature=temperature, chunk=chunk
+    )
+    logits = hidden @ weight.T + (bias if with_bias else 0.0)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    plain = torch.log_softmax(logits[:, :-1] / temperature, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    plain = torch.where(mask, torch.nn.functional.pad(plain, (1, 0)), 0.0)
+    torch.testing.assert_close(own, plain, rtol=1e-12, atol=1e-12)
+    inputs = (hidden, weight, bias) if with_bias else (hidden, weight)
+    for a, b in zip(
+        torch.autograd.grad((own * upstream).sum(), inputs),
+        torch.autograd.grad((plain * upstream).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+    from_logits = token_logps.token_logps(
+        hidden @ weight.T + (bias if with_bias else 0.0), ids, mask, softcap=softcap, temperature=temperature
+    )
+    torch.testing.assert_close(from_logits, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_chunked_logps_hold_one_chunk_of_logits() -> None:
+    """The graph keeps hidden states and one number a position: nothing of the size of the logits is saved."""
+    hidden, weight, _, ids, mask = small_head()
+    saved: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        token_logps.token_logps_from_hidden(hidden, weight, ids, mask, chunk=2)
+    assert max(saved) <= max(int(mask.sum()) * 5, weight.numel())  # the logits would take 11 numbers a position
+
+
+def test_chunked_logps_of_an_empty_mask() -> None:
+    hidden, weight, _, ids, _ = small_head()
+    logps = token_logps.token_logps_from_hidden(hidden, weight, ids, torch.zeros(3, 9, dtype=torch.bool))
+    logps.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(logps, torch.zeros(3, 9, dtype=torch.float64))
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_chunked_logps_under_autocast() -> None:
+    """bfloat16 products, float32 sums; the backward pass outside gives gradients in the parameters' own dtype."""
+    hidden, weight, _, ids, mask = small_head(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        logps = token_logps.token_logps_from_hidden(hidden, weight, ids, mask, chunk=4)
+    assert logps.dtype == torch.float32
+    exact = token_logps.token_logps_from_hidden(hidden, weight, ids, mask)
+    torch.testing.assert_close(logps, exact, rtol=0.05, atol=0.2)
+    (rough,) = torch.autograd.grad(logps.sum(), weight)
+    (fine,) = torch.autograd.grad(exact.sum(), weight)
+    assert rough.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(rough.flatten(), fine.flatten(), dim=0) > 0.999
+
+
+def test_scoring_the_first_token_is_an_error() -> None:
+    hidden, weight, _, ids, _ = small_head()
+    with pytest.raises(ValueError, match="first token of a row"):
+        token_logps.token_logps_from_hidden(hidden, weight, ids, torch.ones(3, 9, dtype=torch.bool))
+    with pytest.raises(ValueError, match="one shape"):
+        token_logps.token_logps(torch.zeros(3, 9, 2), ids, torch.ones(3, 8, dtype=torch.bool))
+
+
+def test_soft_cap_bounds_the_log_probability() -> None:
+    """With cap c the spread of logits is at most 2c, so log p >= -2c - log V however extreme the raw logits."""
+    logits = torch.tensor([[[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]]])
+    capped = token_logps.token_logps(logits, torch.tensor([[0, 1]]), softcap=30.0)
+    assert capped[0, 1].item() == pytest.approx(-60.0)
+
+
+def test_full_kl_by_hand() -> None:
+    """p = (1/2, 1/2), q = (3/4, 1/4): KL(p||q) = log 2 - log(3) / 2 = .1438410, KL(q||p) = 3/4 log 3 - log 2."""
+    p, q = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.75, 0.25]).log()
+    assert token_logps.full_kl(p, q).item() == pytest.approx(0.1438410, abs=1e-6)
+    assert token_logps.full_kl(q, p + 3.0).item() == pytest.approx(0.1308121, abs=1e-6)
+
+
+def test_full_kl_with_excluded_tokens() -> None:
+    """A token both exclude costs nothing and leaves no nan in the gradient; one only q excludes costs inf."""
+    p = torch.tensor([0.0, 1.0, -math.inf], requires_grad=True)
+    q = torch.tensor([0.5, 0.0, -math.inf], requires_grad=True)
+    value = token_logps.full_kl(p, q)
+    grads = torch.autograd.grad(value, (p, q))
+    assert math.isfinite(value.item())
+    assert all(bool(torch.isfinite(g).all()) for g in grads)
+    assert token_logps.full_kl(torch.zeros(3), torch.tensor([0.0, 0.0, -math.inf])).item() == math.inf
+
+
+@pytest.mark.parametrize("reference_first", [True, False])
+def test_full_kl_from_hidden_is_exact(reference_first: bool) -> None:
+    hidden, weight, _, _, mask = small_head()
+    other_hidden, other_weight = hidden.detach().flip(1), weight.detach().flip(0)
+    value = token_logps.full_kl_from_hidden(
+        hidden, weight, other_hidden, other_weight, mask, reference_first=reference_first, softcap=5.0, chunk=3
+    )
+    policy, reference = (5.0 * torch.tanh(h @ w.T / 5.0) for h, w in ((hidden, weight), (other_hidden, other_weight)))
+    plain = token_logps.full_kl(reference, policy) if reference_first else token_logps.full_kl(policy, reference)
+    plain = torch.where(mask, torch.nn.functional.pad(plain[:, :-1], (1, 0)), 0.0)
+    torch.testing.assert_close(value, plain)
+    for a, b in zip(
+        torch.autograd.grad(value.sum(), (hidden, weight)),
+        torch.autograd.grad(plain.sum(), (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+# ---- KL estimates
+
+
+def test_k1_and_k3_average_to_the_kl() -> None:
+    """Exact expectations under pi by enumeration; k3's gradient is that of KL(ref || pi), k1's is zero."""
+    generator = torch.Generator().manual_seed(3)
+    policy, reference = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    policy.requires_grad_()
+    logps, ref = torch.log_softmax(policy, 0), torch.log_softmax(reference, 0)
+    p = logps.detach().exp()
+    kl = token_logps.full_kl(policy, reference)
+    for estimate in (estimators.k1(logps, ref), estimators.k3(logps, ref)):
+        torch.testing.assert_close((p * estimate).sum(), kl)
+    (zero,) = torch.autograd.grad((p * estimators.k1(logps, ref)).sum(), policy, retain_graph=True)
+    assert zero.abs().max() < 1e-12
+    (own,) = torch.autograd.grad((p * estimators.k3(logps, ref)).sum(), policy, retain_graph=True)
+    (other,) = torch.autograd.grad(token_logps.full_kl(reference, policy), policy)
+    torch.testing.assert_close(own, other)
+
+
+def test_k3_is_never_negative_nor_infinite() -> None:
+    near = torch.linspace(-1e-3, 1e-3, 2001)
+    assert bool((estimators.k3(torch.zeros(2001), near) >= 0).all())
+    far = torch.tensor([-1e4, 1e4], requires_grad=True)
+    value = estimators.k3(far, torch.zeros(2))
+    (grad,) = torch.autograd.grad(value.sum(), far)
+    assert bool(torch.isfinite(value).all())
+    assert bool(torch.isfinite(grad).all())
+
+
+# ---- KTO's reference point
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=24))
+def test_nothing_is_matched_with_its_own_prompt(prompts: list[int]) -> None:
+    if len(set(prompts)) < 2:
+        with pytest.raises(ValueError, match="two different prompts"):
+            estimators.mismatched_partners(prompts)
+        return
+    partner = estimators.mismatched_partners(prompts)
+    assert all(prompts[i] != prompts[j] for i, j in enumerate(partner))
+    if 2 * max(prompts.count(p) for p in prompts) <= len(prompts):
+        assert sorted(partner) == list(range(len(prompts)))  # every completion is used once
+
+
+def test_a_block_of_one_is_invalid() -> None:
+    with pytest.raises(ValueError, match="got 1 in 1 rows"):
+        estimators.mismatched_partners(["a"])
+    with pytest.raises(ValueError, match="got none"):
+        estimators.kto_reference_point(torch.zeros(0))
+
+
+def test_reference_point_is_a_clamped_mean_without_gradient() -> None:
+    """(3 - 1) / 2 = 1; (-3 + 1) / 2 = -1, clamped to 0: a KL is not negative."""
+    logratio = torch.tensor([3.0, -1.0], requires_grad=True)
+    z0 = estimators.kto_reference_point(logratio)
+    assert z0.item() == 1.0
+    assert not z0.requires_grad
+    assert estimators.kto_reference_point(torch.tensor([-3.0, 1.0])).item() == 0.0
+
+
+# ---- advantages
+
+
+def test_gae_by_hand() -> None:
+    """discount .5, lambda .5, r = (1, 2), V = (.4, .6), terminated.
+
+    delta_1 = 2 - .6 = 1.4; delta_0 = 1 + .5 * .6 - .4 = .9; A_1 = 1.4, A_0 = .9 + .25 * 1.4 = 1.25. Targets 1.65, 2.
+    Truncated with V_2 = .8: delta_1 = 1.8, A_0 = .9 + .45 = 1.35.
+    """
+    rewards, values = torch.tensor([[1.0, 2.0, 7.0]]), torch.tensor([[0.4, 0.6, math.nan]])
+    mask = torch.tensor([[True, True, False]])
+    advantages, targets = estimators.gae(rewards, values, mask, discount=0.5, lam=0.5)
+    assert advantages[0].tolist() == pytest.approx([1.25, 1.4, 0.0])
+    assert targets[0].tolist() == pytest.approx([1.65, 2.0, 0.0])
+    advantages, _ = estimators.gae(rewards, values, mask, discount=0.5, lam=0.5, bootstrap=torch.tensor([0.8]))
+    assert advantages[0].tolist() == pytest.approx([1.35, 1.8, 0.0])
+
+
+def test_gae_lambda_one_is_monte_carlo() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64)
+    mask = torch.arange(6) < torch.tensor([[6], [4], [1], [0]])
+    _, targets = estimators.gae(rewards, values, mask, lam=1.0)
+    to_go = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(targets, torch.where(mask, to_go, 0.0))
+
+
+def test_leave_one_out_by_hand() -> None:
+    """Group 5: 1 - (2 + 6)/2 = -3, 2 - 3.5 = -1.5, 6 - 1.5 = 4.5. The only member of group 2 learns nothing."""
+    scores, group = torch.tensor([1.0, 9.0, 2.0, 6.0]), torch.tensor([5, 2, 5, 5])
+    assert estimators.leave_one_out(scores, group).tolist() == pytest.approx([-3.0, 0.0, -1.5, 4.5])
+
+
+def test_group_normalised_by_hand() -> None:
+    """(1, 3): mean 2, deviation 1 -> -1, 1. Equal scores give 0 exactly, not amplified rounding."""
+    scores = torch.tensor([1.0, 0.1, 3.0, 0.1, 0.1])
+    group = torch.tensor([0, 1, 0, 1, 1])
+    assert estimators.group_normalised(scores, group).tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0, 0.0], abs=1e-5)
+    assert estimators.group_normalised(scores, group)[1].item() == 0.0
+    assert estimators.group_normalised(scores, group, scale=False).tolist() == [-1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+@PROPERTY
+@given(st.lists(st.integers(-8, 8), min_size=2, max_size=8), st.integers(-100, 100))
+def test_advantages_do_not_see_a_shift_of_the_scores(scores: list[int], shift: int) -> None:
+    group = torch.zeros(len(scores), dtype=torch.long)
+    plain = torch.tensor(scores, dtype=torch.float64)
+    for advantage in (estimators.leave_one_out, estimators.group_normalised):
+        torch.testing.assert_close(advantage(plain + shift, group), advantage(plain, group))
+        assert advantage(plain, group).sum().item() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_class_balance_makes_a_mean_of_means() -> None:
+    """Rows (accepted 1, 3; rejected 10): mean(accepted) + mean(rejected) = 2 + 10."""
+    values, accepted = torch.tensor([1.0, 3.0, 10.0]), torch.tensor([True, True, False])
+    assert (values * estimators.class_balance(accepted)).mean().item() == pytest.approx(12.0)
+    assert (torch.ones(3) * estimators.class_balance(torch.ones(3))).mean().item() == 1.0
+
+
+def test_whiten_by_hand() -> None:
+    """(1, 3) inside the mask: mean 2, deviation 1. A nan outside does not leak."""
+    values, mask = torch.tensor([1.0, math.nan, 3.0]), torch.tensor([True, False, True])
+    assert estimators.whiten(values, mask).tolist() == pytest.approx([-1.0, 0.0, 1.0])
+    assert estimators.whiten(values, mask, shift_mean=False).tolist() == pytest.approx([1.0, 0.0, 3.0])
+    assert estimators.whiten(torch.full((3,), 0.1)).tolist() == [0.0] * 3
+    assert estimators.whiten(values, torch.zeros(3, dtype=torch.bool)).tolist() == [0.0] * 3
