@@ -1,0 +1,59 @@
+"""Docker tests cannot vanish unseen: a skipped one fails where Docker is required and is counted where it is not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = """
+import pytest
+
+@pytest.mark.docker
+def test_in_a_container():
+    pytest.skip("the image is missing")
+
+def test_says_docker():
+    pytest.skip("needs Docker")
+
+def test_elsewhere():
+    pytest.skip("only on another system")
+
+@pytest.mark.xfail(reason="docker has a bug")
+def test_known():
+    assert False
+"""
+
+
+def outcome(folder: Path, tests: str, required: str, *options: str) -> str:
+    """What pytest prints for some tests beside this suite's conftest.py."""
+    shutil.copy(Path(__file__).parent / "conftest.py", folder)
+    (folder / "test_them.py").write_text(tests)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = docker: needs Docker\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    environment = {**os.environ, "TURNWISE_REQUIRE_DOCKER": required}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment).stdout
+
+
+@pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "workers"])
+def test_a_skipped_docker_test_fails_where_docker_is_required(tmp_path: Path, options: list[str]) -> None:
+    said = outcome(tmp_path, TESTS, "1", *options)
+    assert "2 failed, 1 skipped, 1 xfailed" in said
+    assert "skipped although TURNWISE_REQUIRE_DOCKER=1" in said
+
+
+@pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "workers"])
+def test_skipped_docker_tests_are_counted_where_it_is_not(tmp_path: Path, options: list[str]) -> None:
+    said = outcome(tmp_path, TESTS, "0", *options)
+    assert "Docker: 2 tests skipped" in said
+    assert "3 skipped, 1 xfailed" in said.splitlines()[-1]
+
+
+def test_a_whole_file_cannot_skip_itself(tmp_path: Path) -> None:
+    tests = "import pytest\npytest.skip('no docker', allow_module_level=True)\n"
+    assert "1 error" in outcome(tmp_path, tests, "1")
+    assert "1 skipped" in outcome(tmp_path, tests, "0")

@@ -1,0 +1,88 @@
+"""The set-up behind `make`: what it says on machines that lack something, and when it installs again."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_make_help_lists_every_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert set(re.findall(r"^  make ([a-z]+) ", done.stdout, re.MULTILINE)) == set(phony[1].split())
+
+
+def setup(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs scripts/setup.sh in a folder with only the shell's own commands and what `folder/bin` adds."""
+    environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **variables}
+    return subprocess.run(["sh", "scripts/setup.sh"], cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder the set-up could run in."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    return tmp_path
+
+
+def program(path: Path, text: str) -> None:
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+
+
+def test_setup_without_a_suitable_python_says_what_to_install(checkout: Path) -> None:
+    program(checkout / "bin" / "oldpython", 'exec false "$@"\n')
+    done = setup(checkout, PYTHON="oldpython")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no Python >= 3.11 found as oldpython" in done.stderr
+    assert "apt-get install python3 python3-venv" in done.stderr
+
+
+def test_setup_without_ensurepip_says_what_to_install(checkout: Path) -> None:
+    """Debian's python3 comes without the means to make a virtual environment."""
+    refuse = 'case "$*" in *ensurepip*|*virtualenv*) exit 1;; esac\n'
+    program(checkout / "bin" / "debianpython", refuse + f'exec {sys.executable} "$@"\n')
+    done = setup(checkout, PYTHON="debianpython")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "apt-get install python3-venv" in done.stderr
+
+
+def test_setup_is_repeated_only_when_its_inputs_change(checkout: Path) -> None:
+    """pip is replaced by a script that notes its calls; a failed installation is done again."""
+    python = checkout / "bin" / "fakepython"
+    (checkout / "answer").write_text("1")
+    program(
+        python,
+        'case "$*" in\n'
+        '    "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python;;\n'
+        '    *"pip "*) echo "$*" >> pip.log; exit "$(cat answer)";;\n'
+        "esac\n",
+    )
+
+    def installs() -> int:
+        return len((checkout / "pip.log").read_text().splitlines())
+
+    assert setup(checkout, PYTHON="fakepython").returncode == 1
+    (checkout / "answer").write_text("0")
+    assert setup(checkout, PYTHON="fakepython").returncode == 0
+    assert installs() == 2
+    assert "--constraint constraints.txt" in (checkout / "pip.log").read_text()
+    assert "up to date" in setup(checkout, PYTHON="fakepython").stdout
+    assert installs() == 2
+    with (checkout / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    assert setup(checkout, PYTHON="fakepython").returncode == 0
+    assert installs() == 3
