@@ -1,0 +1,276 @@
+"""Agents x environments -> groups of trajectories.
+
+Asynchronous inside, plain outside: every episode is a coroutine, the engine batches whoever is ready, environments
+that wait for something (a sandbox, a server) step in threads. What comes back depends on the seed alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import gymnasium
+import numpy as np
+from tqdm import tqdm
+
+from turnwise.agents.agent import Action, Agent, ContextFull, Episode, Reply
+from turnwise.envs.registration import make
+from turnwise.envs.store import Store, read
+from turnwise.envs.trajectory import Group, Trajectory, Turn
+
+TextEnvironment = gymnasium.Env[str, str]
+EnvironmentSource = str | Callable[[], TextEnvironment]
+_T = TypeVar("_T")
+
+# An episode whose infrastructure failed is tried again this often before it is recorded as invalid.
+_RETRIES = 1
+
+
+class CollectError(RuntimeError):
+    """Every recent episode failed: the infrastructure is down. What was finished is in the store."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    group: int
+    member: int
+    seed: int
+    task: int | None
+
+
+def collect(
+    agent: Agent | Sequence[Agent],
+    env: EnvironmentSource,
+    *,
+    groups: int | None = None,
+    group_size: int = 1,
+    seed: int = 0,
+    tasks: Sequence[int] | None = None,
+    env_options: Mapping[str, Any] | None = None,
+    concurrency: int = 64,
+    store: Store | None = None,
+    progress: bool = True,
+    label: str = "collect",
+) -> list[Group]:
+    """Runs episodes and returns them as groups from identical starts.
+
+    Args:
+        agent: Who acts; or one agent for each member of a group (`group_size` of them), for example 20 of the
+            current policy and 10 of the previous one.
+        env: Registered id, or a function that makes the environment.
+        groups: How many starts; default one a task, or 1.
+        group_size: Episodes per start.
+        seed: Fixes everything: each start's environment seed comes from (seed, group), each episode's generator from
+            (seed, group, member).
+        tasks: Task index of each start, passed to the environment's `reset(options={"task": index})`; without it the
+            environment picks by its seed.
+        env_options: Keyword arguments for the environment.
+        concurrency: Episodes under way at once; changes speed, never a result.
+        store: Where to append every finished trajectory. Episodes already in it are not run again, so an interrupted
+            collection goes on where it stopped; failed ones are tried anew.
+        progress: Show a progress bar.
+        label: What the bar says.
+
+    Returns:
+        Groups in order, members in order. An episode whose infrastructure failed twice is there with its `error`.
+
+    Raises:
+        CollectError: Many episodes in a row failed and none succeeded between.
+        ValueError: Arguments that do not fit together.
+    """
+    if group_size < 1 or concurrency < 1:
+        raise ValueError(f"collect: expected positive group_size and concurrency, got {group_size} and {concurrency}")
+    count = (len(tasks) if tasks is not None else 1) if groups is None else groups
+    if tasks is not None and len(tasks) != count:
+        raise ValueError(f"collect: expected one task a group ({count}), got {len(tasks)} tasks")
+    members = list(agent) if isinstance(agent, Sequence) else [agent] * group_size
+    if len(members) != group_size:
+        raise ValueError(f"collect: expected one agent for each of {group_size} members, got {len(members)}")
+    options = dict(env_options or {})
+    factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))
+    env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env
+
+    jobs = [
+        _Job(group, member, group_seed(seed, group), None if tasks is None else int(tasks[group]))
+        for group in range(count)
+        for member in range(group_size)
+    ]
+    done = _already_there(store, env_id, options, jobs)
+    todo = [job for job in jobs if (job.group, job.member) not in done]
+    runner = _Runner(members, factory, env_id, options, seed, store)
+    # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
+    width = min([concurrency, len(todo) or 1, *(getattr(a, "max_concurrency", concurrency) for a in members)])
+    with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=not progress, leave=False) as bar:
+        done |= _block(runner.run(todo, width, bar))
+    return [Group(tuple(done[group, member] for member in range(group_size))) for group in range(count)]
+
+
+def group_seed(seed: int, group: int) -> int:
+    """The environment seed of a run's n-th start."""
+    return int(np.random.SeedSequence([seed, group]).generate_state(1)[0])
+
+
+def episode_rng(seed: int, group: int, member: int) -> np.random.Generator:
+    """The generator of one episode's agent; independent of every other episode's and of the environment's."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, group, member + 1])))
+
+
+def _already_there(
+    store: Store | None, env_id: str, options: Mapping[str, Any], jobs: Iterable[_Job]
+) -> dict[tuple[int, int], Trajectory]:
+    if store is None:
+        return {}
+    wanted = {(job.seed, job.member): (job.group, job.member) for job in jobs}
+    plain = json.dumps(dict(options), sort_keys=True, default=str)
+    found: dict[tuple[int, int], Trajectory] = {}
+    for trajectory in read(store.path):
+        place = wanted.get((trajectory.seed, trajectory.member))
+        same = json.dumps(dict(trajectory.env_options), sort_keys=True, default=str) == plain
+        if place is not None and trajectory.env_id == env_id and same and trajectory.error is None:
+            found[place] = trajectory
+    return found
+
+
+class _Runner:
+    def __init__(
+        self,
+        members: Sequence[Agent],
+        factory: Callable[[], TextEnvironment],
+        env_id: str,
+        options: Mapping[str, Any],
+        seed: int,
+        store: Store | None,
+    ) -> None:
+        self._members, self._factory, self._store = members, factory, store
+        self._env_id, self._options, self._seed = env_id, options, seed
+        self._failures_in_a_row = 0
+
+    async def run(self, jobs: Sequence[_Job], width: int, bar: tqdm[Any]) -> dict[tuple[int, int], Trajectory]:
+        results: dict[tuple[int, int], Trajectory] = {}
+        queue = iter(jobs)
+        limit = max(16, 2 * width)
+        with ThreadPoolExecutor(max_workers=min(width, 64), thread_name_prefix="turnwise-env") as pool:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(width):
+                    workers.create_task(self._work(queue, pool, limit, results, bar))
+        return results
+
+    async def _work(
+        self,
+        queue: Iterator[_Job],
+        pool: ThreadPoolExecutor,
+        limit: int,
+        results: dict[tuple[int, int], Trajectory],
+        bar: tqdm[Any],
+    ) -> None:
+        env: TextEnvironment | None = None
+        try:
+            for job in queue:
+                for attempt in range(_RETRIES + 1):
+                    env = env or self._factory()
+                    trajectory = await self._episode(env, job, pool)
+                    if trajectory.error is None:
+                        break
+                    # Whatever state it is in, it is not worth trusting again.
+                    await _call(env, pool, env.close)
+                    env = None
+                    if attempt == _RETRIES:
+                        break
+                self._failures_in_a_row = 0 if trajectory.error is None else self._failures_in_a_row + 1
+                results[job.group, job.member] = trajectory
+                if self._store is not None:
+                    self._store.append(trajectory)
+                bar.update()
+                if self._failures_in_a_row >= limit:
+                    raise CollectError(
+                        f"{limit} episodes in a row failed, the last with: {trajectory.error}. "
+                        + ("Finished episodes are in the store; " if self._store is not None else "")
+                        + "mend the cause and run the same command again"
+                    )
+        finally:
+            if env is not None:
+                await _call(env, pool, env.close)
+
+    async def _episode(self, env: TextEnvironment, job: _Job, pool: ThreadPoolExecutor) -> Trajectory:
+        agent = self._members[job.member]
+        episode: Episode | None = None
+        turns: list[Turn] = []
+        observation, task_id, error = "", "", None
+        info: dict[str, Any] = {"group": job.group}
+        terminated = truncated = False
+        try:
+            reset_options = None if job.task is None else {"task": job.task}
+            observation, first = await _call(env, pool, lambda: env.reset(seed=job.seed, options=reset_options))
+            info |= first
+            task_id = str(first.get("task_id", ""))
+            rng = episode_rng(self._seed, job.group, job.member)
+            episode = Episode(self._env_id, job.seed, task_id, job.member, rng, observation, turns, first)
+            while not (terminated or truncated):
+                try:
+                    action = await _reply(agent.act(episode))
+                except ContextFull as full:
+                    truncated = True
+                    info |= {"truncated_by": "context", "context": str(full)}
+                    break
+                said, step = observation, functools.partial(env.step, action.text)
+                observation, reward, terminated, truncated, step_info = await _call(env, pool, step)
+                turns.append(
+                    Turn(
+                        said, action.text, float(reward), action.context_ids, action.action_ids, action.logps, step_info
+                    )
+                )
+                episode.observation = observation
+            if turns:
+                info |= turns[-1].info
+        except Exception as failure:  # infrastructure: recorded on the trajectory, never turned into a reward
+            error = f"{type(failure).__name__}: {failure}".strip()
+        finally:
+            release = getattr(agent, "release", None)
+            if release is not None and episode is not None:
+                release(episode)
+        return Trajectory(
+            env_id=self._env_id,
+            seed=job.seed,
+            turns=tuple(turns),
+            task_id=task_id,
+            agent=str(getattr(agent, "name", type(agent).__name__)),
+            policy_version=str(getattr(agent, "version", "")),
+            member=job.member,
+            final_observation=observation if turns else "",
+            terminated=terminated,
+            truncated=truncated,
+            error=error,
+            env_options=self._options,
+            info=info,
+        )
+
+
+async def _reply(reply: Reply | Awaitable[Reply]) -> Action:
+    value = await reply if inspect.isawaitable(reply) else reply
+    return Action(value) if isinstance(value, str) else value
+
+
+async def _call(env: TextEnvironment, pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
+    """Calls into an environment: in a thread if it says that it waits for something, here otherwise."""
+    if getattr(env.unwrapped, "blocking", False):
+        return await asyncio.get_running_loop().run_in_executor(pool, function)
+    return function()
+
+
+def _block(coroutine: Any) -> Any:
+    """Runs a coroutine to its end, also where an event loop is already running (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        try:
+            return asyncio.run(coroutine)
+        except BaseExceptionGroup as errors:  # a task group wraps even a single error
+            raise errors.exceptions[0] from None
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(_block, coroutine).result()

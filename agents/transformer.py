@@ -1,0 +1,90 @@
+"""A transformer policy as an agent: conversations in, sampled tokens and their log-probabilities out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turnwise.agents.agent import Action, ContextFull, Episode
+from turnwise.agents.generation import Engine, Sampling
+from turnwise.agents.policy import Policy
+
+
+class TransformerAgent:
+    """Acts by sampling from a policy.
+
+    The tokens of an episode only ever grow: a turn appends the new observation and what was sampled, and the
+    key-value cache is kept until the episode ends.
+
+    Args:
+        policy: The model; its present weights are used, so an agent made once follows training.
+        sampling: How tokens are drawn.
+        max_tokens: Tokens a whole episode may have; then it is truncated.
+        slots: Episodes held at once. Part of the numbers: changing it may change the last bits of log-probabilities.
+    """
+
+    def __init__(
+        self, policy: Policy, *, sampling: Sampling | None = None, max_tokens: int = 2048, slots: int = 64
+    ) -> None:
+        self.policy = policy
+        self.sampling = Sampling() if sampling is None else sampling
+        self.max_concurrency = slots
+        limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", max_tokens)
+        self._engine = Engine(
+            policy.model, policy.chat.stop_ids, self.sampling, slots=slots, capacity=min(max_tokens, limit)
+        )
+        self._slots: dict[int, int] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int = 2048,
+        slots: int = 64,
+        **policy_options: Any,
+    ) -> TransformerAgent:
+        """Loads a policy (see `Policy.from_pretrained` for the options and errors) and makes it an agent."""
+        policy = Policy.from_pretrained(source, **policy_options)
+        return cls(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
+
+    @property
+    def name(self) -> str:
+        """Recorded in trajectories."""
+        return type(self.policy.model).__name__
+
+    @property
+    def version(self) -> str:
+        """Which weights act."""
+        return self.policy.version
+
+    async def act(self, episode: Episode) -> Action:
+        """Samples the next turn.
+
+        Raises:
+            ContextFull: The observation leaves no room for an answer.
+        """
+        key = id(episode)
+        if key not in self._slots:
+            self._slots[key] = await self._engine.acquire()
+        slot = self._slots[key]
+        previous = episode.turns[-1].action_ids if episode.turns else None
+        context = self.policy.chat.context(episode.observation, previous)
+        # The engine has not read the last sampled token yet; it goes in front of the new context.
+        unread = np.concatenate([previous[-1:], context]) if previous is not None else context
+        if self._engine.length(slot) + len(unread) + 1 > self._engine.capacity:
+            raise ContextFull(
+                f"the episode has {self._engine.length(slot)} tokens and its next observation {len(context)}; "
+                f"the limit is {self._engine.capacity}"
+            )
+        ids, logps = await self._engine.generate(slot, unread, episode.rng)
+        return Action(self.policy.chat.text(ids), context, ids, logps)
+
+    def release(self, episode: Episode) -> None:
+        """Frees the episode's slot."""
+        slot = self._slots.pop(id(episode), None)
+        if slot is not None:
+            self._engine.release(slot)

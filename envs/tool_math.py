@@ -1,0 +1,227 @@
+"""`turnwise/ToolMath-v0`: mathematics with a Python interpreter.
+
+The agent reads a problem, writes reasoning with fenced python blocks, sees what they print, and ends with
+`\\boxed{answer}`. The rule of an episode is that of multi-turn iterative preference learning (arXiv 2409.02392):
+a turn calls the tool if and only if it holds a fenced python block and no box; any other turn ends the episode, and
+its last box is graded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from turnwise.envs.boxed import extract_answer
+from turnwise.envs.grading import grade
+from turnwise.envs.problems import Problem, Problems, load_problems
+from turnwise.envs.spaces import UnicodeText
+from turnwise.envs.suggest import did_you_mean
+from turnwise.sandbox import open_sandbox
+from turnwise.sandbox.sandbox import Limits, Result, Sandbox, Session, Status
+
+PROMPTS: Mapping[str, str] = {
+    "plain": "{question}",
+    "tool": (
+        "{question}\n\nReason step by step. You may run Python: write a ```python block, end your turn, and its output "
+        "comes back; variables are kept. When you know the answer, write it in \\boxed{}."
+    ),
+}
+"""How the first observation is worded, by name; `{question}` stands for the problem."""
+
+_FENCE = re.compile(r"```(?:python|py|tool_code)[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_CALL = re.compile(r"```(?:python|py|tool_code)[ \t]*\r?\n", re.IGNORECASE)
+
+
+def code_blocks(text: str) -> str | None:
+    """The program of a turn: its fenced python blocks, in order; None where there is none."""
+    if not _CALL.search(text):
+        return None
+    return "\n".join(match.group(1).rstrip() for match in _FENCE.finditer(text))
+
+
+class ToolMath(gymnasium.Env[str, str]):
+    """Multi-turn mathematics with tool calls; reward 1 for the right final answer and 0 otherwise, at the end.
+
+    `info` after a step holds `status` (how the program ended, "" where none ran), `tool_error` (whether it failed),
+    and after the last step `answer` (what was graded, or None), `correct`, and `format`: 1.0 if the answer was boxed.
+    `reset(options={"task": n})` picks the n-th problem; otherwise the seed does.
+
+    Args:
+        problems: What `load_problems` reads: a JSONL file, a data set's folder or Hub id, "generated:LEVEL:SIZE", or
+            problems themselves.
+        split: Which split of it.
+        max_turns: Model turns before the episode is truncated.
+        time_limit_s: Wall clock of one program.
+        output_limit: Characters of a program's output that come back; the middle is cut out.
+        prompt: A key of `PROMPTS`, or a text with `{question}` in it.
+        sandbox: "auto" (Docker where an engine answers, else local), "docker", "local", or an open `Sandbox`.
+        limits: All limits of the interpreter; default `Limits()` with `time_limit_s`.
+
+    Raises:
+        ValueError: An option does not fit; the message says what was expected.
+        SandboxUnavailable: The asked sandbox cannot run here (raised at the first program).
+    """
+
+    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  # Gymnasium's own signature
+    reward_bounds = (0.0, 1.0)
+    blocking = True
+
+    def __init__(
+        self,
+        problems: str | Problems = "generated:2:512",
+        *,
+        split: str = "train",
+        max_turns: int = 6,
+        time_limit_s: float = 5.0,
+        output_limit: int = 2000,
+        prompt: str = "tool",
+        sandbox: str | Sandbox = "auto",
+        limits: Limits | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if max_turns < 1:
+            raise ValueError(f"ToolMath(max_turns): expected 1 or more, got {max_turns}")
+        if output_limit < 64:
+            raise ValueError(f"ToolMath(output_limit): expected 64 or more characters, got {output_limit}")
+        if prompt not in PROMPTS and "{question}" not in prompt:
+            raise ValueError(
+                f"ToolMath(prompt): expected one of {sorted(PROMPTS)} or a text with {{question}} in it, got "
+                f"{prompt!r}{did_you_mean(prompt, PROMPTS)}"
+            )
+        self.problems = problems if isinstance(problems, Problems) else load_problems(problems, split=split)
+        if not len(self.problems):
+            raise ValueError(f"ToolMath(problems): expected at least one problem, got none from {problems!r}")
+        self.max_turns, self.output_limit, self.render_mode = max_turns, output_limit, render_mode
+        self._prompt = PROMPTS.get(prompt, prompt)
+        self._limits = Limits(wall_s=time_limit_s) if limits is None else limits
+        self._sandbox = sandbox
+        self._session: Session | None = None
+        self._index: int | None = None
+        self._said: list[tuple[str, str | None]] = []  # (action, the program it ran)
+        self._over = False
+        self.observation_space = UnicodeText()
+        self.action_space = UnicodeText()
+
+    @property
+    def problem(self) -> Problem:
+        """The present episode's problem."""
+        if self._index is None:
+            raise RuntimeError("ToolMath: expected reset() before anything else")
+        return self.problems[self._index]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Starts an episode with a fresh interpreter."""
+        super().reset(seed=seed)
+        self._end_session()
+        task = (options or {}).get("task")
+        if task is None:
+            self._index = int(self.np_random.integers(len(self.problems)))
+        elif isinstance(task, (int, np.integer)) and 0 <= int(task) < len(self.problems):
+            self._index = int(task)
+        else:
+            raise ValueError(f'reset(options={{"task": n}}): expected 0 <= n < {len(self.problems)}, got {task!r}')
+        self._said, self._over = [], False
+        return self._first_observation(), {"task_id": self.problem.id, "level": self.problem.level}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Runs the turn's program, or grades its answer and ends the episode.
+
+        Raises:
+            SandboxLost: The interpreter's container died; the episode is invalid.
+        """
+        if self._index is None or self._over:
+            raise RuntimeError("ToolMath: this episode has ended (or never began); call reset() first")
+        program = code_blocks(action)
+        answer = extract_answer(action)
+        if program is None or answer is not None:
+            self._said.append((action, None))
+            return self._finish(answer)
+        result = self._interpreter().run(program)
+        self._said.append((action, program))
+        truncated = len(self._said) >= self.max_turns
+        info = {"status": str(result.status), "tool_error": result.status is not Status.OK}
+        if truncated:
+            self._over = True
+            self._end_session()
+            info |= {"answer": None, "correct": False, "format": 0.0}
+        return self.observe(result), 0.0, False, truncated, info
+
+    def _finish(self, answer: str | None) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._over = True
+        self._end_session()
+        correct = grade(answer, self.problem.answer)
+        info = {
+            "status": "",
+            "tool_error": False,
+            "answer": answer,
+            "correct": correct,
+            "format": float(answer is not None),
+        }
+        return "", float(correct), True, False, info
+
+    def observe(self, result: Result) -> str:
+        """How a program's result is worded for the agent."""
+        parts = [result.stdout.rstrip("\n"), result.value or "", result.error or ""]
+        if result.status is Status.TIMEOUT:
+            parts.append(f"TimeoutError: stopped after {self._limits.wall_s:g} s")
+        elif result.status not in (Status.OK, Status.ERROR):
+            parts.append(f"{str(result.status).replace('-', ' ')}: the program was stopped")
+        if result.state_lost:
+            parts.append("(the interpreter was restarted; its variables are gone)")
+        text = "\n".join(part for part in parts if part)
+        if len(text) > self.output_limit:
+            half = (self.output_limit - 32) // 2
+            text = f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"
+        return f"```output\n{text}\n```"
+
+    def snapshot(self) -> dict[str, Any]:
+        """The episode so far as JSON values: `restore` continues it identically by running its programs again."""
+        return {
+            "index": self._index,
+            "said": [list(pair) for pair in self._said],
+            "over": self._over,
+            "rng": None if self._np_random is None else self.np_random.bit_generator.state,
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Continues from a snapshot, in this or another instance made with the same options."""
+        self._end_session()
+        self._index = snapshot["index"]
+        self._said = [(action, program) for action, program in snapshot["said"]]
+        self._over = snapshot["over"]
+        if snapshot["rng"] is not None:
+            self.np_random.bit_generator.state = snapshot["rng"]
+        programs = [program for _, program in self._said if program is not None]
+        if programs and not self._over:
+            session = self._interpreter()
+            for program in programs:
+                session.run(program)
+
+    def render(self) -> str | None:  # type: ignore[override]  # Gymnasium's type is generic in the frame
+        """The problem and the turns so far, as text."""
+        if self.render_mode != "ansi" or self._index is None:
+            return None
+        return "\n\n".join([self._first_observation(), *(action for action, _ in self._said)])
+
+    def close(self) -> None:
+        """Ends the interpreter; the sandbox itself is shared and stays."""
+        self._end_session()
+
+    def _first_observation(self) -> str:
+        return self._prompt.replace("{question}", self.problem.question)
+
+    def _interpreter(self) -> Session:
+        if self._session is None:
+            sandbox = open_sandbox(self._sandbox) if isinstance(self._sandbox, str) else self._sandbox
+            # The interpreter's own random numbers follow the problem, so that members of a group share them too.
+            self._session = sandbox.open(self._limits, seed=self._index or 0)
+        return self._session
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
