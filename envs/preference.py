@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from turnwise.envs.trajectory import Group
 
 Matrix = NDArray[np.float64]
+_TOLERANCE = 1e-9
 Source = Literal["oracle", "reward", "judge", "model", "human"]
 
 
@@ -26,7 +27,8 @@ class Preference:
         scores: `[K]` unary feedback (for example the return), or None.
 
     Raises:
-        ValueError: Wrong shape, a value outside [0, 1], or a pair whose two orders contradict each other.
+        ValueError: Wrong shape, a value outside [0, 1], an unknown source, or a pair whose two orders contradict each
+            other.
     """
 
     matrix: Matrix
@@ -34,6 +36,8 @@ class Preference:
     scores: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
+        if self.source not in get_args(Source):
+            raise ValueError(f"Preference.source: expected one of {', '.join(get_args(Source))}, got {self.source!r}")
         matrix = np.array(self.matrix, np.float64)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"Preference.matrix: expected [K, K], got shape {matrix.shape}")
@@ -41,8 +45,8 @@ class Preference:
         if np.any((matrix[known] < 0) | (matrix[known] > 1)):
             raise ValueError("Preference.matrix: expected probabilities in [0, 1] or nan")
         both = known & known.T
-        if not np.allclose((matrix + matrix.T)[both], 1.0, atol=1e-9):
-            row, column = np.argwhere(both & ~np.isclose(matrix + matrix.T, 1.0, atol=1e-9))[0]
+        if not np.allclose((matrix + matrix.T)[both], 1.0, rtol=0.0, atol=_TOLERANCE):
+            row, column = np.argwhere(both & ~np.isclose(matrix + matrix.T, 1.0, rtol=0.0, atol=_TOLERANCE))[0]
             raise ValueError(
                 f"Preference.matrix: P({row} beats {column}) = {matrix[row, column]} and "
                 f"P({column} beats {row}) = {matrix[column, row]} must add to 1; average the two orders first"
@@ -61,17 +65,21 @@ class Preference:
 
     def pairs(self) -> NDArray[np.int64]:
         """`[P, 2]` index pairs (winner, loser) of every known comparison that is not a tie, in index order."""
-        beats = np.nan_to_num(self.matrix, nan=0.5)
-        known = ~np.isnan(self.matrix) | ~np.isnan(self.matrix.T)
-        full = np.where(np.isnan(self.matrix), 1.0 - np.nan_to_num(self.matrix.T, nan=0.5), beats)
-        return np.argwhere(known & (full > 0.5))
+        full = self._completed()
+        # Both orders are compared, so that rounding within the tolerance can never make a pair beat each other.
+        with np.errstate(invalid="ignore"):
+            return np.argwhere(full > full.T + _TOLERANCE)
 
     def win_rate(self) -> NDArray[np.float64]:
         """`[K]` mean probability to beat the other members it was compared with; nan where there was none."""
-        matrix = np.where(np.isnan(self.matrix), 1.0 - self.matrix.T, self.matrix)
+        matrix = self._completed()
         np.fill_diagonal(matrix, np.nan)
         count = np.sum(~np.isnan(matrix), axis=1)
         return np.where(count > 0, np.nansum(matrix, axis=1) / np.maximum(count, 1), np.nan)
+
+    def _completed(self) -> Matrix:
+        """`[K, K]`: a comparison asked in one order only fills in the other."""
+        return np.where(np.isnan(self.matrix), 1.0 - self.matrix.T, self.matrix)
 
 
 Annotator = Callable[[Group], Preference]
@@ -79,11 +87,26 @@ Annotator = Callable[[Group], Preference]
 
 
 def by_score(scores: NDArray[np.float64], *, source: Source = "reward", margin: float = 0.0) -> Preference:
-    """Prefers the higher score; a difference of at most `margin` is a tie (1/2); nan scores are never compared."""
+    """Prefers the higher score; a difference of at most `margin` is a tie (1/2); nan scores are never compared.
+
+    Args:
+        scores: `[K]`, higher is better; infinite ones are allowed.
+        source: Where the scores come from.
+        margin: Largest difference that is still a tie.
+
+    Raises:
+        ValueError: A negative margin, or scores of another shape.
+    """
     scores = np.asarray(scores, np.float64)
-    difference = scores[:, None] - scores[None, :]
-    matrix = np.where(np.abs(difference) <= margin, 0.5, (difference > 0).astype(np.float64))
-    matrix[np.isnan(difference)] = np.nan
+    if scores.ndim != 1:
+        raise ValueError(f"by_score: expected scores [K], got shape {scores.shape}")
+    if not margin >= 0:
+        raise ValueError(f"by_score: expected margin >= 0, got {margin}")
+    row, column = scores[:, None], scores[None, :]
+    with np.errstate(invalid="ignore"):  # inf - inf; equal scores are ties before they are subtracted
+        tie = (row == column) | (np.abs(row - column) <= margin)
+    matrix = np.where(tie, 0.5, (row > column).astype(np.float64))
+    matrix[np.isnan(row) | np.isnan(column)] = np.nan
     return Preference(matrix, source, scores)
 
 

@@ -7,24 +7,82 @@ nothing in this project ever tokenizes an action a second time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 TokenIds = NDArray[np.int32]
 Logps = NDArray[np.float32]
+
+_INT32 = np.iinfo(np.int32)
+_NO_TOKENS: TokenIds = np.zeros(0, np.int32)
+_NO_LOGPS: Logps = np.zeros(0, np.float32)
+_NO_TOKENS.flags.writeable = _NO_LOGPS.flags.writeable = False
 
 
 class GroupError(ValueError):
     """Trajectories that do not start from the identical state were put into one group."""
 
 
+def _one_dimension(name: str, value: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.ndim != 1:
+        raise ValueError(f"Turn.{name}: expected one dimension, got shape {array.shape}")
+    return array
+
+
+def _frozen(given: NDArray[Any], array: NDArray[Any]) -> NDArray[Any]:
+    """A read-only `array` that shares no memory the caller could still write to."""
+    if array is given and array.flags.writeable:
+        array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def _token_ids(name: str, value: ArrayLike) -> TokenIds:
+    array = _one_dimension(name, value)
+    if not array.size:
+        return _NO_TOKENS
+    if array.dtype == np.int32:
+        return _frozen(array, array)
+    # A silent wrap or rounding here would train on tokens that nobody sampled.
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"Turn.{name}: expected whole numbers, got {array.dtype}")
+    if array.min() < _INT32.min or array.max() > _INT32.max:
+        raise ValueError(f"Turn.{name}: expected token ids that fit int32, got {array.min()} to {array.max()}")
+    return _frozen(array, array.astype(np.int32))
+
+
+def _logps(name: str, value: ArrayLike) -> Logps:
+    array = _one_dimension(name, value)
+    if not array.size:
+        return _NO_LOGPS
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"Turn.{name}: expected real numbers, got {array.dtype}")
+    return _frozen(array, array.astype(np.float32, copy=False))
+
+
+def _canonical(value: object) -> str:
+    """Text that is equal for equal JSON values, whatever the order of keys; nan equals nan."""
+    return json.dumps(value, sort_keys=True, default=repr)
+
+
+def _check_fields(owner: str, data: Mapping[str, Any], known: Iterable[str], needed: Iterable[str]) -> None:
+    if unknown := set(data) - set(known):
+        raise ValueError(f"{owner}: unknown fields {sorted(unknown)}; this version knows {sorted(known)}")
+    if missing := set(needed) - set(data):
+        raise ValueError(f"{owner}: missing fields {sorted(missing)}")
+
+
 @dataclass(frozen=True, eq=False)
 class Turn:
     """One exchange: what the environment said and what the agent answered.
+
+    Two turns are equal if every field is, arrays and rewards bit by bit (so nan equals nan).
 
     Attributes:
         observation: Text from the environment that the agent saw before acting.
@@ -36,32 +94,44 @@ class Turn:
         logps: `[A]` float32, log-probability in nats of each action token under the distribution it was drawn from
             (after temperature and truncation, if any).
         info: What the environment reported for this step; JSON values only.
+
+    Raises:
+        ValueError: Text that is no `str`, tokens that are not whole numbers within int32, an array of another shape,
+            or log-probs that do not match the action's tokens.
     """
 
     observation: str
     action: str
     reward: float = 0.0
-    context_ids: TokenIds = field(default_factory=lambda: np.zeros(0, np.int32))
-    action_ids: TokenIds = field(default_factory=lambda: np.zeros(0, np.int32))
-    logps: Logps = field(default_factory=lambda: np.zeros(0, np.float32))
+    context_ids: TokenIds = field(default_factory=lambda: _NO_TOKENS)
+    action_ids: TokenIds = field(default_factory=lambda: _NO_TOKENS)
+    logps: Logps = field(default_factory=lambda: _NO_LOGPS)
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, dtype in (("context_ids", np.int32), ("action_ids", np.int32), ("logps", np.float32)):
-            array = np.asarray(getattr(self, name), dtype=dtype)
-            if array.ndim != 1:
-                raise ValueError(f"Turn.{name}: expected one dimension, got shape {array.shape}")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+        for name in ("observation", "action"):
+            if not isinstance(text := getattr(self, name), str):
+                raise ValueError(f"Turn.{name}: expected text (str), got {type(text).__name__}")
+        object.__setattr__(self, "reward", float(self.reward))
+        for name in ("context_ids", "action_ids"):
+            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
+        object.__setattr__(self, "logps", _logps("logps", self.logps))
         if len(self.logps) not in (0, len(self.action_ids)):
             raise ValueError(
                 f"Turn.logps: expected one per action token ({len(self.action_ids)}) or none, got {len(self.logps)}"
             )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Turn) and self.to_json() == other.to_json()
-
-    __hash__ = None  # type: ignore[assignment]  # holds arrays and a mapping; compared by value, never a key
+        if not isinstance(other, Turn):
+            return NotImplemented
+        return (
+            (self.observation, self.action) == (other.observation, other.action)
+            and repr(self.reward) == repr(other.reward)
+            and self.context_ids.tobytes() == other.context_ids.tobytes()
+            and self.action_ids.tobytes() == other.action_ids.tobytes()
+            and self.logps.tobytes() == other.logps.tobytes()
+            and _canonical(dict(self.info)) == _canonical(dict(other.info))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary that `from_json` reads back without loss."""
@@ -77,21 +147,18 @@ class Turn:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Turn:
-        """Reads what `to_json` wrote."""
-        return cls(
-            observation=data["observation"],
-            action=data["action"],
-            reward=data["reward"],
-            context_ids=np.asarray(data["context_ids"], np.int32),
-            action_ids=np.asarray(data["action_ids"], np.int32),
-            logps=np.asarray(data["logps"], np.float32),
-            info=data["info"],
-        )
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: A field is missing or unknown; the message names it.
+        """
+        _check_fields("Turn", data, cls.__dataclass_fields__, ("observation", "action"))
+        return cls(**data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
-    """The turns of one episode of one agent.
+    """The turns of one episode of one agent; equal to another if every field is.
 
     An episode that failed for reasons outside the agent (sandbox lost, server down) carries its `error`, is not
     `valid`, and must never reach a loss or an average: it is not a zero reward.
@@ -128,6 +195,19 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))
+        # Environments hand out numpy scalars; plain numbers compare, print and serialise alike everywhere.
+        for name in ("seed", "member"):
+            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        for name in ("terminated", "truncated"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Trajectory):
+            return NotImplemented
+        return all(
+            _canonical(dict(mine)) == _canonical(dict(theirs)) if isinstance(mine, Mapping) else mine == theirs
+            for mine, theirs in ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        )
 
     @property
     def valid(self) -> bool:
@@ -142,16 +222,15 @@ class Trajectory:
     @property
     def start(self) -> tuple[str, int, str, str]:
         """What two trajectories must share to be comparable: environment, its options, seed, and task."""
-        options = json.dumps(dict(self.env_options), sort_keys=True, default=str)
-        return (self.env_id, self.seed, self.task_id, options)
+        return (self.env_id, self.seed, self.task_id, _canonical(dict(self.env_options)))
 
     @property
     def tokens(self) -> tuple[TokenIds, NDArray[np.int16]]:
         """The whole episode as tokens.
 
         Returns:
-            `ids [T]` int32, and `turn [T]` int16: the index of the turn whose action wrote the token, -1 where the
-            agent did not write it (observations, template headers).
+            `ids [T]` int32, and `turn [T]` int16 (so at most 32,767 turns): the index of the turn whose action wrote
+            the token, -1 where the agent did not write it (observations, template headers).
         """
         ids: list[TokenIds] = []
         owner: list[NDArray[np.int16]] = []
@@ -183,11 +262,7 @@ class Trajectory:
         Raises:
             ValueError: A field is missing or unknown; the message names it.
         """
-        known = set(cls.__dataclass_fields__)
-        if unknown := set(data) - known:
-            raise ValueError(f"Trajectory: unknown fields {sorted(unknown)}; this version knows {sorted(known)}")
-        if missing := {"env_id", "seed", "turns"} - set(data):
-            raise ValueError(f"Trajectory: missing fields {sorted(missing)}")
+        _check_fields("Trajectory", data, cls.__dataclass_fields__, ("env_id", "seed", "turns"))
         return cls(**{**data, "turns": tuple(Turn.from_json(turn) for turn in data["turns"])})
 
 
@@ -197,7 +272,7 @@ class Group:
 
     Raises:
         GroupError: The members differ in environment, options, seed or task, or there are none; or, with
-            `branched_at=k`, their first k turns differ.
+            `branched_at=k`, their first k turns differ or k is negative.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -217,6 +292,8 @@ class Group:
                         "put trajectories with different starts into different groups"
                     )
         if self.branched_at is not None:
+            if self.branched_at < 0:
+                raise GroupError(f"Group: expected branched_at >= 0, got {self.branched_at}")
             shared = members[0].turns[: self.branched_at]
             if any(len(m.turns) < self.branched_at or m.turns[: self.branched_at] != shared for m in members):
                 raise GroupError(f"Group: expected members that share their first {self.branched_at} turns")
@@ -237,10 +314,9 @@ class Group:
         return Group(kept, self.branched_at) if kept else None
 
 
-def group_by_start(trajectories: Sequence[Trajectory]) -> list[Group]:
+def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
     """Gathers trajectories into groups by identical start, in order of first appearance."""
     buckets: dict[tuple[str, int, str, str], list[Trajectory]] = {}
     for trajectory in trajectories:
         buckets.setdefault(trajectory.start, []).append(trajectory)
     return [Group(tuple(members)) for members in buckets.values()]
-
