@@ -1,0 +1,150 @@
+"""Equilibria of a preference matrix: Nash by linear programming, regularised Nash by a safeguarded Newton method.
+
+A preference matrix P[i, j] = P(i beats j) with P + P^T = 1 is a symmetric two-player game of value 1/2. Policies are
+probability vectors `[A]`, everything in numpy float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from turnwise.algorithms.closed_forms import Vector, as_policy, as_preference, kl, log_of, logsumexp, softmax, tilt
+
+
+def nash_equilibrium(preference: ArrayLike) -> Vector:
+    """A policy that no other beats: P(y beats pi) <= 1/2 for every answer y (arXiv 2312.00886, section 3).
+
+    Found as max v subject to pi^T P >= v, which linear programming solves exactly. Where equilibria are many, one of
+    them.
+
+    Args:
+        preference: `[A, A]`.
+
+    Returns:
+        `[A]`.
+
+    Raises:
+        ValueError: Not a preference matrix.
+        RuntimeError: The solver failed.
+    """
+    # Loading scipy's optimisers takes longer than everything else in this file.
+    from scipy.optimize import linprog  # type: ignore[import-untyped]
+
+    payoff = as_preference(preference)
+    size = len(payoff)
+    # Variables pi and v; -v is minimised; v - sum_i pi_i P[i, j] <= 0 for every answer j of the opponent.
+    result = linprog(
+        c=np.append(np.zeros(size), -1.0),
+        A_ub=np.hstack([-payoff.T, np.ones((size, 1))]),
+        b_ub=np.zeros(size),
+        A_eq=np.append(np.ones(size), 0.0)[None],
+        b_eq=[1.0],
+        bounds=[(0.0, 1.0)] * (size + 1),
+        method="highs",
+    )
+    if not result.success:
+        raise RuntimeError(f"nash_equilibrium: the linear program failed: {result.message}")
+    policy = np.maximum(np.asarray(result.x[:size], np.float64), 0.0)
+    return np.asarray(policy / policy.sum(), np.float64)
+
+
+def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float, tolerance: float = 1e-12) -> Vector:
+    """The equilibrium when both sides pay tau KL(. || reference): pi prop. to pi_ref exp(P(y beats pi) / tau).
+
+    It is unique, and what Nash-MD, Nash-EMA, self-play and online IPO converge to (arXiv 2312.00886, 2403.08635).
+
+    Solved as a root of log pi - log pi_ref - P pi / tau (up to a constant) by Newton steps, halved until the residual
+    falls. The Jacobian I - (P - 1/2) C / tau, C the policy's covariance, has eigenvalues 1 - ix because P - 1/2 is
+    skew-symmetric: it is never singular, so the steps cannot get stuck.
+
+    Args:
+        preference: `[A, A]`.
+        reference: `[A]`; answers it excludes stay excluded.
+        tau: Weight of the KL, positive.
+        tolerance: Largest residual in log pi.
+
+    Returns:
+        `[A]`.
+
+    Raises:
+        ValueError: Not a preference matrix, not a policy, sizes that differ, or tau <= 0.
+        RuntimeError: The tolerance was not reached.
+    """
+    payoff, anchor = as_preference(preference), as_policy(reference, name="reference")
+    if len(payoff) != len(anchor):
+        raise ValueError(f"regularised_nash: {len(payoff)} answers in the preference, {len(anchor)} in the reference")
+    if not tau > 0:
+        raise ValueError(f"regularised_nash: expected tau > 0, got {tau}; without a KL use nash_equilibrium")
+    inside = anchor > 0
+    payoff, base = payoff[np.ix_(inside, inside)], np.log(anchor[inside])
+    skew = (payoff - payoff.T) / 2.0
+
+    def residual(scores: Vector) -> Vector:
+        target = base + skew @ softmax(scores) / tau
+        gap = scores - logsumexp(scores) - (target - logsumexp(target))
+        return np.asarray(gap, np.float64)
+
+    scores = base - logsumexp(base)
+    gap = residual(scores)
+    for _ in range(500):
+        if np.abs(gap).max() <= tolerance:
+            break
+        policy = softmax(scores)
+        covariance = np.diag(policy) - np.outer(policy, policy)
+        # gap lives modulo constants, and so does the Newton equation; softmax removes the constant again.
+        direction = np.linalg.solve(np.eye(len(base)) - skew @ covariance / tau, gap - gap.mean())
+        size, length = _spread(gap), 1.0
+        while length > 1e-12:
+            candidate = scores - length * direction
+            candidate_gap = residual(candidate)
+            if _spread(candidate_gap) < (1.0 - 0.1 * length) * size:
+                break
+            length /= 2.0
+        else:
+            break
+        scores, gap = candidate - logsumexp(candidate), candidate_gap
+    # Rounding of P pi / tau is the floor of what any method can reach.
+    floor = 64 * np.finfo(np.float64).eps * max(1.0, 1.0 / tau)
+    if np.abs(gap).max() > max(tolerance, floor):
+        raise RuntimeError(
+            f"regularised_nash: residual {np.abs(gap).max():.3g} after the last step, wanted {tolerance}"
+        )
+    policy = np.zeros_like(anchor)
+    policy[inside] = softmax(scores)
+    return policy
+
+
+def _spread(gap: Vector) -> float:
+    return float(np.linalg.norm(gap - gap.mean()))
+
+
+def win_probability(preference: ArrayLike, policy: ArrayLike, opponent: ArrayLike) -> float:
+    """P(policy beats opponent), a fresh answer from each."""
+    return float(as_policy(policy) @ as_preference(preference) @ as_policy(opponent, name="opponent"))
+
+
+def exploitability(preference: ArrayLike, policy: ArrayLike) -> float:
+    """How much more than 1/2 the best response wins against the policy; 0 exactly at a Nash equilibrium."""
+    return float((as_preference(preference) @ as_policy(policy)).max() - 0.5)
+
+
+def regularised_exploitability(preference: ArrayLike, policy: ArrayLike, reference: ArrayLike, *, tau: float) -> float:
+    """What the best KL-paying response gains: 0 exactly at the regularised Nash equilibrium, else positive.
+
+    max over pi' of P(pi' > pi) - tau KL(pi' || ref) + tau KL(pi || ref), less 1/2; the maximum is
+    tau log E_ref[exp(P(y > pi) / tau)].
+    """
+    own, anchor = as_policy(policy), as_policy(reference, name="reference")
+    best = tau * float(logsumexp(log_of(anchor) + as_preference(preference) @ own / tau))
+    return best + tau * float(kl(own, anchor)) - 0.5
+
+
+def regularised_best_response(
+    preference: ArrayLike, opponent: ArrayLike, reference: ArrayLike, *, tau: float
+) -> Vector:
+    """argmax over pi of P(pi > opponent) - tau KL(pi || ref): the map whose fixed point is `regularised_nash`."""
+    return tilt(
+        as_policy(reference, name="reference"),
+        as_preference(preference) @ as_policy(opponent, name="opponent") / tau,
+    )

@@ -1,0 +1,175 @@
+"""Exact evaluation of multi-turn tabular games: who wins, Q-functions, best responses, exploitability, equilibrium.
+
+A policy is one `[S_h, A]` array of probabilities a turn. KL between policies is summed over turns along the FIRST
+policy's own play. The regularised objective of arXiv 2405.14655 is
+
+    P_alpha(pi beats pi') = P(pi beats pi') - alpha KL(pi || ref) + alpha KL(pi' || ref).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from turnwise.algorithms.closed_forms import kl, log_of, logsumexp, mix_logs, softmax
+from turnwise.envs.tabular_games import Array, TabularGame
+
+TurnPolicy = tuple[Array, ...]
+"""One `[S_h, A]` array a turn: P(answer | state)."""
+
+
+def uniform_policy(game: TabularGame) -> TurnPolicy:
+    """Every answer equally likely in every state."""
+    return tuple(np.full(layer.shape[:2], 1.0 / layer.shape[1]) for layer in game.transitions)
+
+
+def random_policy(game: TabularGame, rng: np.random.Generator, *, concentration: float = 1.0) -> TurnPolicy:
+    """Every state's distribution drawn from a symmetric Dirichlet."""
+    return tuple(
+        rng.dirichlet(np.full(layer.shape[1], concentration), size=layer.shape[0]) for layer in game.transitions
+    )
+
+
+def occupancy(game: TabularGame, policy: Sequence[Array]) -> list[Array]:
+    """Probability of each state before each turn and at the end: H + 1 arrays `[S_h]`."""
+    visited: list[Array] = [np.ones(1)]
+    for layer, answers in zip(game.transitions, policy, strict=True):
+        visited.append(np.einsum("s,sa,sat->t", visited[-1], answers, layer))
+    return visited
+
+
+def win_probability(game: TabularGame, policy: Sequence[Array], opponent: Sequence[Array]) -> float:
+    """P(policy beats opponent): both play from the first state, their endings are compared."""
+    return float(occupancy(game, policy)[-1] @ game.preference @ occupancy(game, opponent)[-1])
+
+
+def turn_kl(game: TabularGame, policy: Sequence[Array], other: Sequence[Array]) -> float:
+    """KL(policy || other) in nats, summed over turns along the policy's own play: the KL of whole conversations."""
+    visited = occupancy(game, policy)
+    return float(sum(states @ kl(p, q) for states, p, q in zip(visited, policy, other, strict=False)))
+
+
+def q_values(
+    game: TabularGame, policy: Sequence[Array], opponent: Sequence[Array], reference: Sequence[Array], *, alpha: float
+) -> TurnPolicy:
+    """Q(x_h, y_h): regularised chance to win after answering y_h in x_h and following the policy from then on.
+
+    E[P(final state beats the opponent's) - alpha sum over h' >= h of KL(policy || reference)[x_h']], arXiv 2405.14655.
+    The opponent starts at the first state, not at x_h. The KL of turn h itself is the same for every answer.
+
+    Args:
+        game: The game.
+        policy: Who answers.
+        opponent: Who is compared with.
+        reference: What the KL is taken to.
+        alpha: Weight of the KL.
+
+    Returns:
+        One `[S_h, A]` array a turn.
+    """
+    value = game.preference @ occupancy(game, opponent)[-1]
+    result: list[Array] = []
+    for layer, p, q in reversed(list(zip(game.transitions, policy, reference, strict=True))):
+        # With alpha = 0 the KL does not count, not even where it is infinite.
+        own = layer @ value - (alpha * kl(p, q)[:, None] if alpha else 0.0)
+        result.append(own)
+        # 0 times the -inf of an answer that is never given is 0.
+        value = np.where(p > 0, p * np.where(p > 0, own, 0.0), 0.0).sum(axis=1)
+    return tuple(reversed(result))
+
+
+def best_response(game: TabularGame, opponent: Sequence[Array]) -> tuple[TurnPolicy, float]:
+    """The policy that beats the opponent most often, by backward induction, and how often it does.
+
+    Returns:
+        A deterministic policy (the first of equally good answers) and P(it beats the opponent).
+    """
+    value = game.preference @ occupancy(game, opponent)[-1]
+    result: list[Array] = []
+    for layer in reversed(game.transitions):
+        scores = layer @ value
+        result.append(np.eye(layer.shape[1])[scores.argmax(axis=1)])
+        value = scores.max(axis=1)
+    return tuple(reversed(result)), float(value[0])
+
+
+def exploitability(game: TabularGame, policy: Sequence[Array]) -> float:
+    """How much more than 1/2 the best response wins against the policy; 0 exactly at a Nash equilibrium."""
+    return best_response(game, policy)[1] - 0.5
+
+
+def regularised_best_response(
+    game: TabularGame, opponent: Sequence[Array], reference: Sequence[Array], *, alpha: float
+) -> tuple[TurnPolicy, float]:
+    """argmax over policies of P(policy beats opponent) - alpha KL(policy || reference), by soft backward induction.
+
+    Returns:
+        The policy, reference * exp(Q / alpha) in every state, and the maximum.
+    """
+    value = game.preference @ occupancy(game, opponent)[-1]
+    result: list[Array] = []
+    for layer, anchor in reversed(list(zip(game.transitions, reference, strict=True))):
+        scores = log_of(anchor) + layer @ value / alpha
+        result.append(softmax(scores))
+        value = alpha * logsumexp(scores)
+    return tuple(reversed(result)), float(value[0])
+
+
+def regularised_exploitability(
+    game: TabularGame, policy: Sequence[Array], reference: Sequence[Array], *, alpha: float
+) -> float:
+    """What the best KL-paying response gains against the policy; 0 exactly at the regularised equilibrium."""
+    _, best = regularised_best_response(game, policy, reference, alpha=alpha)
+    return best + alpha * turn_kl(game, policy, reference) - 0.5
+
+
+def regularised_nash(
+    game: TabularGame,
+    reference: Sequence[Array],
+    *,
+    alpha: float,
+    tolerance: float = 1e-11,
+    max_steps: int = 1_000_000,
+) -> TurnPolicy:
+    """The unique policy that is its own regularised best response: pi prop. to reference * exp(Q / alpha) everywhere.
+
+    Found by the damped fixed-point map log pi <- (1 - s) log pi + s (log ref + Q / alpha), which contracts for small s:
+    s is halved whenever the residual rises.
+
+    Args:
+        game: The game.
+        reference: One `[S_h, A]` array a turn; answers it excludes stay excluded.
+        alpha: Weight of the KL, positive.
+        tolerance: Largest residual in log pi, over all states, reached or not.
+        max_steps: Limit on the number of steps.
+
+    Raises:
+        ValueError: alpha <= 0.
+        RuntimeError: The tolerance was not reached.
+    """
+    if not alpha > 0:
+        raise ValueError(f"regularised_nash: expected alpha > 0, got {alpha}")
+    policy = tuple(np.asarray(layer, np.float64) for layer in reference)
+    step, best = 1.0, np.inf
+    for _ in range(max_steps):
+        q = q_values(game, policy, policy, reference, alpha=alpha)
+        target = [_normalised(log_of(r) + own / alpha) for r, own in zip(reference, q, strict=True)]
+        residual = max(_distance(log_of(p), t) for p, t in zip(policy, target, strict=True))
+        if residual <= tolerance:
+            return policy
+        if residual > 1.5 * best:
+            step, best = step / 2.0, residual
+        best = min(best, residual)
+        policy = tuple(softmax(mix_logs(log_of(p), t, step)) for p, t in zip(policy, target, strict=True))
+    raise RuntimeError(f"regularised_nash: residual {residual:.3g} after {max_steps} steps, wanted {tolerance}")
+
+
+def _normalised(scores: Array) -> Array:
+    return np.asarray(scores - logsumexp(scores)[..., None], np.float64)
+
+
+def _distance(first: Array, second: Array) -> float:
+    """Largest difference of log-probabilities, over the answers that are not excluded."""
+    inside = np.isfinite(second)
+    return float(np.abs(first[inside] - second[inside]).max())
