@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,10 @@ def outcome(folder: Path, tests: str, required: str, *options: str) -> str:
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "workers"])
 def test_a_skipped_docker_test_fails_where_docker_is_required(tmp_path: Path, options: list[str]) -> None:
     said = outcome(tmp_path, TESTS, "1", *options)
-    assert "2 failed, 1 skipped, 1 xfailed" in said
-    assert "skipped although TURNWISE_REQUIRE_DOCKER=1" in said
+    # Where no engine answers the marked test is stopped in its set-up, which pytest counts as an error.
+    assert re.search("(2 failed|1 failed), 1 skipped, 1 xfailed(, 1 error)? in", said)
+    for name in ("test_in_a_container", "test_says_docker"):
+        assert f"{name}: skipped although TURNWISE_REQUIRE_DOCKER=1" in said
 
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "workers"])
