@@ -60,29 +60,46 @@ def test_setup_without_ensurepip_says_what_to_install(checkout: Path) -> None:
     assert "apt-get install python3-venv" in done.stderr
 
 
-def test_setup_is_repeated_only_when_its_inputs_change(checkout: Path) -> None:
-    """pip is replaced by a script that notes its calls; a failed installation is done again."""
-    python = checkout / "bin" / "fakepython"
-    (checkout / "answer").write_text("1")
+def fake_python(checkout: Path) -> None:
+    """A Python whose pip notes its arguments in pip.log and exits with what `answer` says; probes succeed."""
+    (checkout / "answer").write_text("0")
     program(
-        python,
+        checkout / "bin" / "fakepython",
         'case "$*" in\n'
         '    "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python;;\n'
         '    *"pip "*) echo "$*" >> pip.log; exit "$(cat answer)";;\n'
         "esac\n",
     )
 
-    def installs() -> int:
-        return len((checkout / "pip.log").read_text().splitlines())
 
+def installs(checkout: Path) -> list[str]:
+    return (checkout / "pip.log").read_text().splitlines()
+
+
+def test_setup_is_repeated_only_when_its_inputs_change(checkout: Path) -> None:
+    """A failed installation is done again; a finished one is not, until the constraints change."""
+    fake_python(checkout)
+    (checkout / "answer").write_text("1")
     assert setup(checkout, PYTHON="fakepython").returncode == 1
     (checkout / "answer").write_text("0")
     assert setup(checkout, PYTHON="fakepython").returncode == 0
-    assert installs() == 2
-    assert "--constraint constraints.txt" in (checkout / "pip.log").read_text()
+    assert len(installs(checkout)) == 2
+    assert "--constraint constraints.txt" in installs(checkout)[1]
     assert "up to date" in setup(checkout, PYTHON="fakepython").stdout
-    assert installs() == 2
+    assert len(installs(checkout)) == 2
     with (checkout / "constraints.txt").open("a") as file:
         file.write("# changed\n")
     assert setup(checkout, PYTHON="fakepython").returncode == 0
-    assert installs() == 3
+    assert len(installs(checkout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("system", "gpu", "small"),
+    [("Linux x86_64", False, True), ("Linux x86_64", True, False), ("Darwin arm64", False, False)],
+)
+def test_only_linux_without_a_gpu_takes_the_small_torch(checkout: Path, system: str, gpu: bool, small: bool) -> None:
+    fake_python(checkout)
+    program(checkout / "bin" / "uname", f"echo {system}\n")
+    program(checkout / "bin" / "nvidia-smi", f"exit {0 if gpu else 1}\n")
+    assert setup(checkout, PYTHON="fakepython").returncode == 0
+    assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in installs(checkout)[0]) is small
