@@ -1,0 +1,198 @@
+"""One call and one episode at a time of `check_text_env`: plays, records, and holds each answer to the contract."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Agent = Callable[[np.random.Generator, str], str]
+"""Writes an action, given random numbers of its own and the observation."""
+
+RULES = {
+    "gymnasium": "it is a gymnasium.Env",
+    "spaces": "observation_space and action_space contain text, every observation returned among it",
+    "reward-bounds": "reward_bounds = (low, high) is declared, finite, low < high; every episode's total lies within",
+    "before-reset": "a step before the first reset raises",
+    "reset": "reset gives (text, info)",
+    "step": "step gives (text, finite number, bool, bool, info)",
+    "info": "info is a dict of JSON values; task_id, where there is one, is text",
+    "fresh-info": "an info that was returned does not change later",
+    "any-text": "every text is answered, never with an exception",
+    "ends": "every episode ends within max_turns",
+    "one-end": "an episode is terminated or truncated, never both",
+    "after-end": "a step after the end raises",
+    "reproducible": "the same seed and actions give the same transcript in another instance",
+    "no-leak": "what was played before in an instance changes nothing after reset",
+    "independent": "instances played in turns do not influence each other",
+    "global-rng": "the random numbers of Python and numpy's global generators are neither drawn nor seeded",
+    "seeds-differ": "some of the seeds give different transcripts (none, if metadata['deterministic'] is True)",
+    "invalid-agent": "an agent that writes only garbage never gets the best return",
+    "snapshot": "snapshot is a JSON value that does not change later, and taking it changes nothing",
+    "restore": "an episode goes on from a snapshot in any instance exactly as the original would have",
+    "close": "close may be called twice",
+}
+
+
+class ContractViolation(AssertionError):
+    """An environment breaks a rule.
+
+    Attributes:
+        rule: The rule's name in `RULES`.
+    """
+
+    def __init__(self, rule: str, expected: str, got: str, remedy: str) -> None:
+        super().__init__(f"{rule}: expected {expected}, got {got}; {remedy}")
+        self.rule = rule
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def shown(value: object, length: int = 160) -> str:
+    text = ascii(value)
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
+
+
+@dataclass
+class Episode:
+    """What was done in an episode, and everything it gave back, one line a call."""
+
+    lines: list[str]
+    actions: list[str]
+    total: float = 0.0
+
+    def again(self) -> Agent:
+        """An agent that repeats the actions, and stays silent if more are asked for."""
+        left = iter(self.actions)
+        return lambda rng, observation: next(left, "")
+
+
+class Player:
+    """Plays episodes and raises at the first answer that breaks a rule.
+
+    Args:
+        max_turns: Turns within which every episode must end.
+    """
+
+    def __init__(self, max_turns: int) -> None:
+        self.max_turns = max_turns
+        self.bounds = (-math.inf, math.inf)
+        self.episodes = self.turns = 0
+
+    def play(self, env: Any, seed: int, agent: Agent, situation: str = "") -> Episode:
+        rng = np.random.default_rng(seed)
+        observation, info = self.reset(env, seed)
+        infos = [info]
+        episode = Episode([canonical([observation, info])], [])
+        for _ in range(self.max_turns):
+            action = agent(rng, observation)
+            observation, reward, terminated, truncated, info = self.step(env, action, situation)
+            infos.append(info)
+            episode.lines.append(canonical([observation, reward, terminated, truncated, info]))
+            episode.actions.append(action)
+            episode.total += reward
+            if terminated or truncated:
+                break
+        else:
+            raise ContractViolation(
+                "ends",
+                f"an end within {self.max_turns} turns",
+                "none",
+                "end the episode, register with max_episode_steps and make with turnwise.envs.make, or raise max_turns",
+            )
+        low, high = self.bounds
+        if not low - 1e-9 <= episode.total <= high + 1e-9:
+            raise ContractViolation(
+                "reward-bounds", f"a return in [{low:g}, {high:g}]", f"{episode.total:g}", "correct reward_bounds"
+            )
+        for turn, (kept, line) in enumerate(zip(infos, episode.lines, strict=True)):
+            if canonical(kept) != canonical(json.loads(line)[-1]):
+                raise ContractViolation(
+                    "fresh-info",
+                    f"the info of turn {turn} to stay",
+                    "that it changed later",
+                    "return a new dict each time",
+                )
+        return episode
+
+    def reset(self, env: Any, seed: int) -> tuple[str, dict[str, Any]]:
+        self.episodes += 1
+        remedy = "return (observation, info)"
+        try:
+            result = env.reset(seed=seed)
+        except ContractViolation:
+            raise
+        except Exception as error:
+            raise ContractViolation("reset", "an episode", f"{error!r}", "see the exception above") from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ContractViolation("reset", "a tuple of two", shown(result), remedy)
+        observation, info = result
+        if not isinstance(observation, str):
+            raise ContractViolation("reset", "an observation of type str", shown(observation), remedy)
+        self._observation(env, observation)
+        self._info(info)
+        if not isinstance(info.get("task_id", ""), str):
+            raise ContractViolation("info", "task_id to be text", shown(info["task_id"]), "use str(...)")
+        return observation, info
+
+    def step(self, env: Any, action: str, situation: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.turns += 1
+        remedy = "return (observation, reward, terminated, truncated, info)"
+        try:
+            result = env.step(action)
+        except ContractViolation:
+            raise
+        except Exception as error:
+            raise ContractViolation(
+                "any-text",
+                "an answer",
+                f"{type(error).__name__}: {shown(str(error))} {situation or 'to ' + shown(action)}",
+                "let meaningless text cost the turn; if something outside failed (a sandbox, a server), repair that",
+            ) from error
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise ContractViolation("step", "a tuple of five", shown(result), remedy)
+        observation, reward, terminated, truncated, info = result
+        if not isinstance(observation, str):
+            raise ContractViolation("step", "an observation of type str", shown(observation), remedy)
+        number = isinstance(reward, int | float | np.integer | np.floating) and not isinstance(reward, bool)
+        if not number or not math.isfinite(reward):
+            raise ContractViolation("step", "a finite number as reward", shown(reward), remedy)
+        if not isinstance(terminated, bool) or not isinstance(truncated, bool):
+            raise ContractViolation(
+                "step", "terminated and truncated of type bool", shown((terminated, truncated)), "use bool(...)"
+            )
+        self._observation(env, observation)
+        self._info(info)
+        if terminated and truncated:
+            raise ContractViolation(
+                "one-end",
+                "terminated or truncated",
+                "both",
+                "an end of the task's own is terminated, whatever the limit says (turnwise.envs.make keeps to that)",
+            )
+        return observation, float(reward), terminated, truncated, info
+
+    def _observation(self, env: Any, observation: str) -> None:
+        if not env.observation_space.contains(observation):
+            raise ContractViolation(
+                "spaces", f"observations in {env.observation_space}", shown(observation), "widen the space"
+            )
+
+    def _info(self, info: Any) -> None:
+        try:
+            if isinstance(info, dict) and json.loads(canonical(info)) == info:
+                return
+        except (TypeError, ValueError):
+            pass
+        raise ContractViolation(
+            "info",
+            "a dict of JSON values that reads back equal",
+            shown(info),
+            "use text keys and dict, list, str, int, finite float, bool and None only",
+        )

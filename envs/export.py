@@ -1,0 +1,238 @@
+"""Stores in the formats that other tools read: Parquet, and chat messages for SFT and DPO trainers.
+
+Every function streams, writes to a temporary file beside its output and renames it at the end, never replaces a file
+that exists, and leaves invalid trajectories out unless told otherwise. Those formats cannot hold lone surrogates; each
+becomes U+FFFD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from turnwise.envs.preference import Annotator, by_return
+from turnwise.envs.store import Corrupt, read, read_groups
+from turnwise.envs.trajectory import Trajectory
+
+_ROWS = 256
+
+
+class ExportError(ValueError):
+    """The trajectories cannot be written in this format."""
+
+
+def export_parquet(
+    store: str | os.PathLike[str], out: str | os.PathLike[str], *, invalid: bool = True, corrupt: Corrupt = "raise"
+) -> int:
+    """Writes one row a trajectory; `datasets.load_dataset("parquet", data_files=out)` reads it.
+
+    Columns: the fields of `Trajectory` (`env_options` and `info` as JSON text), `valid`, `total_reward`, and `turns`, a
+    list of the fields of `Turn` with `info` as JSON text, tokens as int32 and log-probs as float32.
+
+    Args:
+        store: What to export.
+        out: The new file.
+        invalid: Whether to include trajectories that failed; the column `valid` tells them apart.
+        corrupt: What to do at a damaged record; as `turnwise.envs.read`.
+
+    Returns:
+        Rows written.
+
+    Raises:
+        ImportError: pyarrow is missing; it comes with the extra `data`.
+        FileExistsError: `out` exists.
+        StoreError: The store cannot be read.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError('Parquet needs pyarrow; install it with: pip install "turnwise[data]"') from error
+    turn = pa.struct(
+        {
+            "observation": pa.large_string(),
+            "action": pa.large_string(),
+            "reward": pa.float64(),
+            "context_ids": pa.list_(pa.int32()),
+            "action_ids": pa.list_(pa.int32()),
+            "logps": pa.list_(pa.float32()),
+            "info": pa.large_string(),
+        }
+    )
+    text = ("env_id", "task_id", "agent", "policy_version", "error", "final_observation", "env_options", "info")
+    schema = pa.schema(
+        [(name, pa.large_string()) for name in text]
+        + [("seed", pa.int64()), ("member", pa.int64()), ("total_reward", pa.float64())]
+        + [(name, pa.bool_()) for name in ("terminated", "truncated", "valid")]
+        + [("turns", pa.list_(turn))]
+    )
+    rows = (_row(trajectory) for trajectory in read(store, corrupt=corrupt) if invalid or trajectory.valid)
+    count = 0
+    with _new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+        while batch := list(itertools.islice(rows, _ROWS)):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+            count += len(batch)
+    return count
+
+
+def export_sft(
+    store: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    min_return: float | None = None,
+    corrupt: Corrupt = "raise",
+) -> int:
+    """Writes JSON lines `{"messages": [{"role", "content"}, ...], ...}`, one valid trajectory each.
+
+    Beside the messages stand `env_id`, `seed`, `task_id`, `policy_version` and `return`.
+
+    Args:
+        store: What to export.
+        out: The new file.
+        min_return: Only trajectories with at least this total reward, for example to imitate winners.
+        corrupt: What to do at a damaged record; as `turnwise.envs.read`.
+
+    Returns:
+        Lines written.
+
+    Raises:
+        FileExistsError: `out` exists.
+        StoreError: The store cannot be read.
+    """
+    count = 0
+    with _new_file(out) as file:
+        for trajectory in read(store, corrupt=corrupt):
+            if trajectory.valid and (min_return is None or trajectory.total_reward >= min_return):
+                row = {"messages": _messages(trajectory), **_provenance(trajectory), "return": trajectory.total_reward}
+                count += _write_line(file, row)
+    return count
+
+
+def export_dpo(
+    store: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    annotate: Annotator = by_return,
+    pairs_per_group: int | None = None,
+    corrupt: Corrupt = "raise",
+) -> int:
+    """Writes JSON lines `{"prompt": [...], "chosen": [...], "rejected": [...], ...}`, one pair of a group each.
+
+    `prompt` is the longest beginning that both trajectories share and that ends with the environment speaking; `chosen`
+    and `rejected` are the rest, so each begins with the agent and may hold several turns of either side. A trainer that
+    does not mask the environment's turns inside a completion will train on them: for multi-turn data, turnwise's own
+    losses do. Pairs without any difference in text are left out.
+
+    Args:
+        store: What to export.
+        out: The new file.
+        annotate: Prefers members of a group; called with the valid members only.
+        pairs_per_group: At most so many pairs of a group, in index order; None for all.
+        corrupt: What to do at a damaged record; as `turnwise.envs.read`.
+
+    Returns:
+        Lines written.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ExportError: Two trajectories of a group begin with different observations.
+        StoreError: The store cannot be read.
+    """
+    count = 0
+    with _new_file(out) as file:
+        for group in read_groups(store, corrupt=corrupt):
+            valid = group.valid
+            if valid is None:
+                continue
+            written = 0
+            for winner, loser in annotate(valid).pairs():
+                if written == pairs_per_group:
+                    break
+                written += _write_pair(file, valid[winner], valid[loser])
+            count += written
+    return count
+
+
+def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
+    chosen, rejected = _messages(winner), _messages(loser)
+    if chosen == rejected or not chosen or not rejected:
+        return 0
+    if chosen[0] != rejected[0]:
+        raise ExportError(
+            f"group of {winner.env_id}, seed {winner.seed}, task {winner.task_id!r}: expected trajectories that begin "
+            f"with the same observation, got {chosen[0]['content'][:60]!a} and {rejected[0]['content'][:60]!a}; "
+            "the environment does not reproduce its start (see turnwise check-env)"
+        )
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    # Messages alternate, the environment first: an odd number of them ends with the environment. Where one trajectory
+    # is the beginning of the other, its last action is given back so that both completions have one.
+    shared -= (shared + 1) % 2
+    row = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
+    scores = {"chosen_return": winner.total_reward, "rejected_return": loser.total_reward}
+    return _write_line(file, {**row, **_provenance(winner), **scores})
+
+
+def _provenance(trajectory: Trajectory) -> dict[str, Any]:
+    names = ("env_id", "seed", "task_id", "policy_version")
+    return {name: getattr(trajectory, name) for name in names}
+
+
+def _messages(trajectory: Trajectory) -> list[dict[str, str]]:
+    return [{role: _clean(text) for role, text in message.items()} for message in trajectory.messages()]
+
+
+def _row(trajectory: Trajectory) -> dict[str, Any]:
+    turns = [
+        {
+            "observation": _clean(turn.observation),
+            "action": _clean(turn.action),
+            "reward": turn.reward,
+            "context_ids": turn.context_ids,
+            "action_ids": turn.action_ids,
+            "logps": turn.logps,
+            "info": json.dumps(dict(turn.info)),
+        }
+        for turn in trajectory.turns
+    ]
+    row = {name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__}
+    row = {name: _clean(value) if isinstance(value, str) else value for name, value in row.items()}
+    json_text = {name: json.dumps(dict(row[name])) for name in ("env_options", "info")}
+    return row | json_text | {"turns": turns, "valid": trajectory.valid, "total_reward": trajectory.total_reward}
+
+
+def _clean(text: str) -> str:
+    """Text without lone surrogates, which UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+    return text
+
+
+def _write_line(file: IO[bytes], row: dict[str, Any]) -> int:
+    # ASCII escapes: some line-based readers split at U+2028 and its like.
+    file.write(json.dumps({k: _clean(v) if isinstance(v, str) else v for k, v in row.items()}).encode() + b"\n")
+    return 1
+
+
+@contextlib.contextmanager
+def _new_file(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    path = Path(out)
+    if path.exists():
+        raise FileExistsError(
+            errno.EEXIST, "will not replace an existing file; choose another name or remove it", str(path)
+        )
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+        partial.rename(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()

@@ -1,0 +1,129 @@
+"""Which environments there are, and making one by its id.
+
+Built-in environments are registered with Gymnasium under `turnwise/...` when `turnwise.envs` is imported; their code is
+imported when one is made. An installed package adds its own through an entry point in its pyproject.toml:
+
+    [project.entry-points."turnwise.envs"]
+    acme = "acme.environments"          # importing it calls gymnasium.register("acme/Haggle-v0", ...)
+
+The entry point's name is the namespace of its ids. It names a module, or a function without arguments
+(`module:function`) that registers them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
+
+from turnwise.envs.suggest import did_you_mean
+from turnwise.envs.text_env import TextEnv
+from turnwise.envs.wrappers import TurnLimit
+
+ENTRY_POINT_GROUP = "turnwise.envs"
+_BUILT_IN = {
+    "turnwise/Guess-v0": "turnwise.envs.guess:Guess",
+    "turnwise/ToolMath-v0": "turnwise.envs.tool_math:ToolMath",
+}
+_namespaces = {"turnwise"}
+
+
+class UnknownEnv(ValueError):
+    """No environment is registered under this id."""
+
+
+class EnvOptionError(ValueError):
+    """An environment was asked for with options it does not have, or without ones it needs."""
+
+
+def register_built_in() -> None:
+    """Registers the built-in environments and the plug-ins of installed packages; may be called again."""
+    for env_id, entry_point in _BUILT_IN.items():
+        if env_id not in registry:
+            # Wrappers that check every step and enforce its order cost more than a scripted environment itself, and
+            # lose their state at `restore`; `check_text_env` demands both once and for all.
+            gymnasium.register(env_id, entry_point, order_enforce=False, disable_env_checker=True)
+    for plugin in entry_points(group=ENTRY_POINT_GROUP):
+        if plugin.name in _namespaces:
+            continue
+        try:
+            loaded = plugin.load()
+            if callable(loaded):
+                loaded()
+        except Exception as error:  # somebody else's broken package must not take every environment away
+            warnings.warn(
+                f"environments of the plug-in {plugin.name} = {plugin.value!r} cannot be used: "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            _namespaces.add(plugin.name)
+
+
+def registered() -> list[str]:
+    """Ids of the built-in environments and of the plug-ins', sorted."""
+    return sorted(env_id for env_id, spec in registry.items() if spec.namespace in _namespaces)
+
+
+def env_spec(env_id: str) -> EnvSpec:
+    """Gymnasium's specification of an environment, `module:id` included.
+
+    Raises:
+        UnknownEnv: Nothing is registered under the id; the message suggests what was meant.
+    """
+    try:
+        return gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        hint = did_you_mean(env_id, [*registered(), *registry]) or f" Known: {', '.join(registered())}."
+        raise UnknownEnv(
+            f"expected the id of a registered environment, got {env_id!r}.{hint} "
+            "Your own need gymnasium.register, or the form module:id."
+        ) from error
+
+
+def make(env_id: str, **options: Any) -> TextEnv:
+    """Makes an environment for multi-turn use.
+
+    Like `gymnasium.make`, without the wrappers that check every step, and with a limit on turns (the registration's
+    `max_episode_steps`) that a snapshot includes.
+
+    Args:
+        env_id: The id.
+        **options: Keyword arguments of the environment.
+
+    Raises:
+        UnknownEnv: Nothing is registered under the id.
+        EnvOptionError: An option is unknown or missing.
+    """
+    spec = env_spec(env_id)
+    _check_options(spec, options)
+    bare = dataclasses.replace(spec, max_episode_steps=None, order_enforce=False, disable_env_checker=True)
+    env: gymnasium.Env[str, str] = gymnasium.make(bare, **options)
+    if spec.max_episode_steps is not None:
+        env = TurnLimit(env, spec.max_episode_steps)
+    # An environment that breaks the protocol is for `check_text_env` to report, with a remedy.
+    return cast(TextEnv, env)
+
+
+def creator(spec: EnvSpec) -> Any:
+    """The class or function that makes the environment, imported if need be."""
+    return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+
+
+def _check_options(spec: EnvSpec, options: dict[str, Any]) -> None:
+    signature = inspect.signature(creator(spec))
+    try:
+        signature.bind(**{**spec.kwargs, **options})
+    except TypeError as error:
+        names = [
+            name for name, parameter in signature.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        unknown = [name for name in options if name not in names]
+        hint = did_you_mean(unknown[0], names) if unknown else ""
+        raise EnvOptionError(f"{spec.id}: {error}.{hint} Its options: {', '.join(names) or 'none'}.") from error
