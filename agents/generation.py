@@ -224,8 +224,11 @@ class Engine:
         """Runs the model on `ids [R, C]` standing at `starts [R]` of the given cache rows; `[R, V]` last logits."""
         device = next(self.model.parameters()).device
         if self._cache is None:
-            self._cache = _SlotCache(self.slots + 1, self.capacity + self._chunk)
-        longest = int(max(starts.max() + ids.shape[1], self._lengths.max() + 1))
+            room = -(-(self.capacity + self._chunk) // _KEY_BLOCK) * _KEY_BLOCK
+            self._cache = _SlotCache(self.slots + 1, room)
+        # A product over keys may be summed in another order when their number changes. For one query a row it is not,
+        # as long as keys come in whole blocks; for a chunk of queries it is, so a prefill always reads all keys.
+        longest = self._cache.length if rows is not None else int(self._lengths.max()) + 1
         keys = min(-(-longest // _KEY_BLOCK) * _KEY_BLOCK, self._cache.length)
         position = torch.from_numpy(starts[:, None] + np.arange(ids.shape[1])).to(device)
         self._cache.place(
