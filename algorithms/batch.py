@@ -1,0 +1,213 @@
+"""Examples as padded tensors: rows are trajectories, comparisons are row indices.
+
+Everything here is deterministic; whatever is random was drawn before, when examples were made.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from turnwise.algorithms.estimators import mismatched_partners
+from turnwise.algorithms.pairing import Example
+from turnwise.envs.trajectory import Trajectory
+
+_Row = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.float32]]
+
+
+class TooLongWarning(UserWarning):
+    """Trajectories were left out because they do not fit the length limit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N trajectories, right padded to T tokens, and P comparisons between them.
+
+    Attributes:
+        ids: `[N, T]` int64 tokens, exactly as sampled.
+        mask: `[N, T]` bool, True on real tokens.
+        turn: `[N, T]` int16, the turn whose action wrote the token; -1 where the agent did not write it.
+        behaviour_logps: `[N, T]` float32, log-probability as sampled; nan where none was recorded, 0 outside actions.
+        pairs: `[P, 2]` int64 row indices (winner, loser).
+        probability: `[P]` float32, P(first beats second).
+        weight: `[P]` float32, how much each pair counts.
+        scores: `[N]` float32, nan where there are none.
+        desirable: `[N]` float32, 1 desirable, 0 undesirable, nan unknown.
+        group: `[N]` int64, which example the row came from. Rows of one group stay together.
+        mismatched: `[N]` bool, rows that join one example's prompt with another's continuation. They estimate how far
+            the policy is from the reference; nothing is learned from them.
+        shared: Means over a whole training step that couple its rows (set by `train`), scalars by name.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    turn: Tensor
+    behaviour_logps: Tensor
+    pairs: Tensor
+    probability: Tensor
+    weight: Tensor
+    scores: Tensor
+    desirable: Tensor
+    group: Tensor
+    mismatched: Tensor
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return int(self.mask.sum())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "shared"}
+        return Batch(**moved, shared={name: value.to(device) for name, value in self.shared.items()})
+
+    def select(self, rows: Tensor) -> Batch:
+        """The given rows in the given order, without the columns that only padding is left in.
+
+        Args:
+            rows: `[M]` row indices, or `[N]` bool. A pair stays where both its rows do.
+        """
+        rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        place = torch.full((len(self),), -1, dtype=torch.int64, device=self.ids.device)
+        place[rows] = torch.arange(len(rows), device=self.ids.device)
+        pairs = place[self.pairs]
+        kept = (pairs >= 0).all(1)
+        mask = self.mask[rows]
+        width = int(mask.sum(1).max()) if len(rows) else 0
+        per_token = {n: getattr(self, n)[rows][:, :width] for n in ("ids", "mask", "turn", "behaviour_logps")}
+        per_row = {n: getattr(self, n)[rows] for n in ("scores", "desirable", "group", "mismatched")}
+        per_pair = {"pairs": pairs[kept], "probability": self.probability[kept], "weight": self.weight[kept]}
+        return Batch(**per_token, **per_row, **per_pair, shared=self.shared)
+
+    def share(self, values: Mapping[str, Tensor]) -> Batch:
+        """The same batch with `shared` values added."""
+        return replace(self, shared={**self.shared, **values})
+
+    def save(self, stem: str | Path) -> None:
+        """Writes `stem.safetensors` and a readable `stem.json`."""
+        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self) if f.name != "shared"}
+        tensors |= {f"shared.{name}": value.cpu().contiguous() for name, value in self.shared.items()}
+        save_file(tensors, f"{stem}.safetensors")
+        text = {name: value.tolist() for name, value in tensors.items() if value.ndim < 2 or name == "pairs"}
+        text["lengths"] = self.mask.sum(1).tolist()
+        Path(f"{stem}.json").write_text(json.dumps(text, indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, stem: str | Path) -> Batch:
+        """Reads what `save` wrote."""
+        tensors = load_file(f"{stem}.safetensors")
+        shared = {name.removeprefix("shared."): tensors.pop(name) for name in list(tensors) if "." in name}
+        return cls(**tensors, shared=shared)
+
+
+def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: int = 0) -> Batch:
+    """Pads examples into one batch; rows in order, then the mismatched rows.
+
+    Args:
+        examples: At least one. Every trajectory enters whole.
+        mismatched: Add one row for each row, joining its prompt (the context of its first turn) with the continuation
+            of a row that starts from another state.
+        pad_id: Token to pad with. No result depends on it.
+
+    Raises:
+        ValueError: No examples; or `mismatched` with fewer than two different starts.
+    """
+    if not examples:
+        raise ValueError("collate: expected at least one example, got none")
+    sizes = [len(example.trajectories) for example in examples]
+    offset = np.concatenate([[0], np.cumsum(sizes)])
+    trajectories = [row for example in examples for row in example.trajectories]
+    group = np.repeat(np.arange(len(examples)), sizes)
+    rows = [_row(trajectory) for trajectory in trajectories]
+    if mismatched:
+        partners = mismatched_partners([trajectory.start for trajectory in trajectories])
+        rows += [_joined(trajectories[i], trajectories[j]) for i, j in enumerate(partners)]
+    width = max(len(ids) for ids, _, _ in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    turn = torch.full((len(rows), width), -1, dtype=torch.int16)
+    behaviour = torch.zeros((len(rows), width), dtype=torch.float32)
+    for index, (row_ids, row_turn, row_logps) in enumerate(rows):
+        size = len(row_ids)
+        ids[index, :size] = torch.from_numpy(row_ids.astype(np.int64))
+        mask[index, :size] = True
+        turn[index, :size] = torch.from_numpy(row_turn)
+        behaviour[index, :size] = torch.from_numpy(row_logps)
+    extra = len(rows) - len(trajectories)
+
+    def joined(name: str, fill: int = 0) -> Tensor:
+        parts = [np.asarray(getattr(example, name), np.float32) for example in examples]
+        return torch.from_numpy(np.concatenate([*parts, np.full(fill, np.nan, np.float32)]))
+
+    pairs = np.concatenate([example.pairs + start for example, start in zip(examples, offset, strict=False)])
+    return Batch(
+        ids=ids,
+        mask=mask,
+        turn=turn,
+        behaviour_logps=behaviour,
+        pairs=torch.from_numpy(pairs.astype(np.int64)),
+        probability=joined("probability"),
+        weight=joined("weight"),
+        scores=joined("scores", extra),
+        desirable=joined("desirable", extra),
+        group=torch.from_numpy(np.concatenate([group, group[:extra]]).astype(np.int64)),
+        mismatched=torch.arange(len(rows)) >= len(trajectories),
+    )
+
+
+def drop_long(examples: Sequence[Example], max_length: int) -> list[Example]:
+    """Leaves out trajectories of more than `max_length` tokens, and the comparisons they were in; never cuts one.
+
+    Rows that are in no comparison any more go with them. One warning says how many trajectories are gone.
+    """
+    fitting = [example.keep(example.lengths <= max_length) for example in examples]
+    kept = [example for example in fitting if example is not None]
+    before = sum(len(example.trajectories) for example in examples)
+    after = sum(len(example.trajectories) for example in kept)
+    if after < before:
+        warnings.warn(
+            f"left out {before - after} of {before} trajectories and {len(examples) - len(kept)} of {len(examples)} "
+            f"examples: longer than {max_length} tokens, or compared with one that is; raise max_length to keep them",
+            TooLongWarning,
+            stacklevel=2,
+        )
+    return kept
+
+
+def _row(trajectory: Trajectory) -> _Row:
+    ids, turn = trajectory.tokens
+    logps = [
+        np.concatenate(
+            [
+                np.zeros(len(step.context_ids), np.float32),
+                step.logps if len(step.logps) else np.full(len(step.action_ids), np.nan, np.float32),
+            ]
+        )
+        for step in trajectory.turns
+    ]
+    return ids, turn, np.concatenate(logps)
+
+
+def _joined(prompt: Trajectory, continuation: Trajectory) -> _Row:
+    head = prompt.turns[0].context_ids
+    skip = len(continuation.turns[0].context_ids)
+    ids, turn, logps = _row(continuation)
+    return (
+        np.concatenate([head, ids[skip:]]),
+        np.concatenate([np.full(len(head), -1, np.int16), turn[skip:]]),
+        # Nobody sampled this row, so nobody's log-probabilities belong to it.
+        np.concatenate([np.zeros(len(head), np.float32), np.full(len(logps) - skip, np.nan, np.float32)]),
+    )

@@ -1,0 +1,276 @@
+"""Checkpoints that are either whole or not there: safetensors and JSON, never pickle.
+
+A checkpoint is a folder `step-00000100` that holds the model as `save_pretrained` writes it (so it loads anywhere), the
+optimizer's tensors, and `state.json`: step, method, settings, position in the data. It is written under another name,
+flushed to disk, and renamed; a process killed at any moment leaves the previous checkpoints untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_FORMAT = 1
+_TEMPORARY = ".tmp-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or does not belong to this run."""
+
+
+class Saveable(Protocol):
+    """A policy that can be written to a folder and read back."""
+
+    model: Any
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the weights and whatever else the policy needs."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> Saveable:
+        """Reads them back."""
+        ...
+
+
+def name_of_step(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def checkpoints(out: str | Path) -> list[Path]:
+    """Whole checkpoints under `out`, oldest first."""
+    return sorted(path.parent for path in Path(out).glob("checkpoints/step-*/state.json"))
+
+
+def latest(out: str | Path) -> Path | None:
+    """The newest whole checkpoint under `out`, or None."""
+    found = checkpoints(out)
+    return found[-1] if found else None
+
+
+def prepare(out: Path, *, size: int, saves: int, keep: int) -> None:
+    """Makes sure, before any work, that `out` can be written and has room.
+
+    Args:
+        out: The run's folder; made if missing.
+        size: Bytes of one checkpoint.
+        saves: How many checkpoints the run will still write.
+        keep: How many stay.
+
+    Raises:
+        CheckpointError: It cannot be written, or the disk is too full.
+    """
+    folder = out / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(stale)
+        probe = folder / f"{_TEMPORARY}probe"
+        probe.mkdir()
+        with (probe / "probe").open("wb") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(probe)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise CheckpointError(
+            f"expected a folder to write checkpoints to, got {str(out)!r}: {error.strerror or error}; pass another out"
+        ) from error
+    # One more than are kept: an old checkpoint goes only after the new one is whole.
+    needed = size * max(0, min(keep + 1, len(checkpoints(out)) + saves) - len(checkpoints(out)))
+    if free < needed:
+        raise CheckpointError(
+            f"expected {_human(needed)} free in {str(out)!r} for its checkpoints ({_human(size)} each), got "
+            f"{_human(free)}; free some space, save less often, keep fewer, or pass another out"
+        )
+
+
+def save(
+    out: Path,
+    step: int,
+    *,
+    policy: Saveable,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Writes a whole checkpoint, then removes the oldest beyond `keep`.
+
+    Args:
+        out: The run's folder.
+        step: Training steps done.
+        policy: What was trained.
+        optimizer: Its optimizer.
+        state: JSON values that `load_state` gives back.
+        keep: How many checkpoints to leave.
+
+    Returns:
+        The checkpoint's folder; written already if it stood there.
+
+    Raises:
+        CheckpointError: It could not be written. Earlier checkpoints are intact.
+    """
+    folder = out / "checkpoints" / name_of_step(step)
+    if not (folder / "state.json").exists():
+        _write_whole(folder, lambda place: _fill(place, step, policy, optimizer, state))
+    for old in checkpoints(out)[:-keep]:
+        # Renamed first: a process killed here must not leave half a checkpoint under a checkpoint's name.
+        gone = old.with_name(_TEMPORARY + old.name)
+        old.rename(gone)
+        shutil.rmtree(gone)
+    return folder
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `save` was given as `state`, with "step" and "parameters" (name to shape).
+
+    Raises:
+        CheckpointError: Unreadable, or written by a newer version.
+    """
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"expected a checkpoint, got {str(folder)!r}: {error}") from error
+    if state.get("format") != _FORMAT:
+        raise CheckpointError(f"{str(folder)!r}: expected format {_FORMAT}, got {state.get('format')}; update turnwise")
+    return state
+
+
+def check_same_run(folder: Path, policy: Saveable, method: Mapping[str, Any]) -> None:
+    """Refuses to continue another architecture's or another method's run.
+
+    Raises:
+        CheckpointError: It names the first difference.
+    """
+    state = load_state(folder)
+    remedy = "pass another out, or resume with what the run was started with"
+    mine, theirs = parameters(policy.model), state["parameters"]
+    for name in [*theirs, *mine]:
+        if mine.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f"{str(folder)!r} is of another architecture: its parameter {name!r} is {_shape(theirs.get(name))}, "
+                f"this model's is {_shape(mine.get(name))}; {remedy}"
+            )
+    for name in [*state["method"], *method]:
+        if state["method"].get(name) != method.get(name):
+            raise CheckpointError(
+                f"{str(folder)!r} is of another method: its {name} is {state['method'].get(name)!r}, "
+                f"this one's is {method.get(name)!r}; {remedy}"
+            )
+
+
+def load_weights(folder: Path, policy: Saveable) -> None:
+    """Puts a checkpoint's weights into the policy's model, in place, bit for bit.
+
+    Raises:
+        CheckpointError: The files are damaged or do not fit.
+    """
+    try:
+        if hasattr(policy.model, "peft_config"):
+            from peft import set_peft_model_state_dict
+
+            set_peft_model_state_dict(policy.model, load_file(folder / "model" / "adapter_model.safetensors"))
+            return
+        loaded = type(policy).from_pretrained(folder / "model", device="cpu")
+        policy.model.load_state_dict(loaded.model.state_dict())
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{str(folder)!r}: the saved weights cannot be loaded: {error}") from error
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Puts a checkpoint's optimizer state into `optimizer`, whose parameters must be in the same order.
+
+    Raises:
+        CheckpointError: The files are damaged or of another optimizer.
+    """
+    try:
+        tensors = load_file(folder / "optimizer.safetensors")
+        description = json.loads((folder / "optimizer.json").read_text("utf-8"))
+        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in description["state"].items()}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        if description["class"] != type(optimizer).__name__:
+            raise ValueError(f"expected {type(optimizer).__name__}, got the state of {description['class']}")
+        optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{str(folder)!r}: the optimizer's state cannot be loaded: {error}") from error
+
+
+def parameters(model: nn.Module) -> dict[str, list[int]]:
+    """Shape of every parameter by name."""
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of a checkpoint of `model` with Adam's two moments."""
+    adapters = hasattr(model, "peft_config")
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    return (trained if adapters else whole) + 2 * trained
+
+
+def _fill(place: Path, step: int, policy: Saveable, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    policy.save_pretrained(place / "model")
+    tensors: dict[str, Tensor] = {}
+    plain: dict[int, dict[str, Any]] = {}
+    saved = optimizer.state_dict()
+    for index, values in saved["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                plain.setdefault(index, {})[name] = value
+    save_file(tensors, place / "optimizer.safetensors")
+    description = {"class": type(optimizer).__name__, "param_groups": saved["param_groups"], "state": plain}
+    (place / "optimizer.json").write_text(json.dumps(description, indent=1), "utf-8")
+    whole = {"format": _FORMAT, "step": step, "parameters": parameters(policy.model), **state}
+    (place / "state.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+
+
+def _write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
+    temporary = folder.with_name(_TEMPORARY + folder.name)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _flush(path)
+        temporary.rename(folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"could not write {str(folder)!r}: {error}; earlier checkpoints are intact, so make room and resume"
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "missing" if shape is None else str(shape)
+
+
+def _human(size: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

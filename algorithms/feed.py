@@ -1,0 +1,92 @@
+"""Where a training run's batches come from, step by step, and how a resumed run finds its place again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+
+from turnwise.algorithms.batch import Batch
+from turnwise.algorithms.pairing import Example
+
+Step = Batch | Sequence[Example]
+Source = Callable[[int], Step] | Iterable[Step]
+"""What `train` takes: a function of the step (counted from 0), or an iterable.
+
+A function resumes by itself. A sequence, or anything else that can be iterated again, starts over at its end. An
+iterator ends the training where it ends. An iterable with `state_dict` and `load_state_dict` (JSON values) is put back
+where it was; any other is moved on by leaving out what was seen.
+"""
+
+
+def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Callable[[int], list[Example]]:
+    """Batches of at most `size` examples; every epoch in a new order that only `seed` and the epoch decide.
+
+    No example is skipped or repeated in an epoch; where the numbers do not divide, batches differ by one in size
+    rather than leaving a last one too small to compare anything in.
+
+    Args:
+        examples: One for each group that can be learned from.
+        size: Examples a step.
+        seed: Decides the orders.
+
+    Raises:
+        ValueError: There are no examples.
+    """
+    if not examples or size < 1:
+        raise ValueError(f"minibatches: expected examples and a size of at least 1, got {len(examples)} and {size}")
+    steps = -(-len(examples) // size)
+
+    def at(step: int) -> list[Example]:
+        epoch, position = divmod(step, steps)
+        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+        return [examples[i] for i in np.array_split(order, steps)[position]]
+
+    return at
+
+
+class Feed:
+    """One step's examples after another.
+
+    Args:
+        source: See `Source`.
+        start: Steps that are done.
+        state: What `state` gave when they were.
+    """
+
+    def __init__(self, source: Source, *, start: int = 0, state: Any = None) -> None:
+        self._source = source
+        self._step = start
+        self._items: Iterator[Step] | None = None
+        if callable(source):
+            return
+        if hasattr(source, "load_state_dict") and state is not None:
+            source.load_state_dict(state)
+            self._items = iter(source)
+        elif isinstance(source, Sequence):
+            self._items = iter(source[start % len(source) :] if source else [])
+        else:
+            self._items = iter(source)
+            for _ in range(start):
+                self.next()
+
+    @property
+    def state(self) -> Any:
+        """Position of a source that knows its own, as JSON values; None for any other."""
+        own = getattr(self._source, "state_dict", None)
+        return None if own is None else own()
+
+    def next(self) -> Step | None:
+        """The next step's examples; None where an iterator has ended."""
+        if self._items is None:
+            item = cast("Callable[[int], Step]", self._source)(self._step)
+            self._step += 1
+            return item
+        source = cast("Iterable[Step]", self._source)
+        found = list(islice(self._items, 1))
+        if not found and iter(source) is not self._items:
+            self._items = iter(source)
+            found = list(islice(self._items, 1))
+        return found[0] if found else None

@@ -1,0 +1,284 @@
+"""One optimisation step: share the batch out, score it twice, call the method, sum gradients, normalise, update."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from turnwise.algorithms import methods
+from turnwise.algorithms.batch import Batch
+from turnwise.algorithms.methods import Loss, Method
+from turnwise.algorithms.metrics import Sums, add, merge
+from turnwise.algorithms.microbatch import shard, split
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""Makes an optimizer of parameter groups, each with "params", "lr" and "weight_decay"."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient was nan or infinite. Weights are as they were before the step; the batch is saved."""
+
+
+class Scorable(Protocol):
+    """What a policy must have to be scored and trained.
+
+    Attributes:
+        model: The network whose parameters are trained.
+        scorer: Module from `(ids [N, T], mask [N, T], where [N, T])` to log-probabilities `[N, T]`, around `model`.
+    """
+
+    model: Any
+    scorer: nn.Module
+
+
+class _Scoring(nn.Module):
+    """The scorer in the mode that scoring and training share.
+
+    Without dropout the policy scores as it samples, and a policy equal to its reference has a log-ratio of 0.
+    transformers checkpoints activations only in modules in training mode, so just those are put into it.
+    """
+
+    def __init__(self, scorer: nn.Module, *, dropout: bool = False) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self._dropout = dropout
+
+    def forward(self, ids: Tensor, mask: Tensor, where: Tensor) -> Tensor:
+        learning = torch.is_grad_enabled()
+        self.train(self._dropout and learning)
+        for module in self.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = learning
+        return cast("Tensor", self.scorer(ids, mask, where))
+
+
+class Learner:
+    """Holds policy, reference and optimizer on their devices; `step` learns from one batch.
+
+    Args:
+        method: See `turnwise.algorithms.methods`.
+        policy: What is trained, in place.
+        reference: What the log-ratio is taken to; None where the method needs none, or where the policy is a peft
+            model, whose base with the adapter off is the reference.
+        accelerator: Where and in which precision.
+        optimizer: Makes the optimizer.
+        lr: Learning rate before the schedule.
+        weight_decay: Of matrices; biases and norms have none.
+        clip: Largest norm of the gradient, or None.
+        accumulate: Micro-batches a step and process, of whole groups.
+        tokens: Largest padded size of a micro-batch, or None.
+        dropout: Leave dropout on.
+        gradient_checkpointing: Trade time for memory.
+        cache_reference: Keep reference log-probabilities of rows seen before.
+        sharded: Every process gets the whole batch and takes its part; otherwise each gets only its own.
+        seed: Of dropout.
+        failures: Folder for batches that made a nan.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        policy: Scorable,
+        reference: Scorable | None,
+        accelerator: Accelerator,
+        *,
+        optimizer: OptimizerFactory,
+        lr: float,
+        weight_decay: float,
+        clip: float | None,
+        accumulate: int,
+        tokens: int | None,
+        dropout: bool,
+        gradient_checkpointing: bool,
+        cache_reference: bool,
+        sharded: bool,
+        seed: int,
+        failures: Path,
+    ) -> None:
+        self._method, self._policy, self._accelerator = method, policy, accelerator
+        self._clip, self._accumulate, self._tokens = clip, accumulate, tokens
+        self._dropout, self._sharded, self._seed, self._failures = dropout, sharded, seed, failures
+        self._cache: dict[bytes, Tensor] | None = {} if cache_reference else None
+        self._checkpointing = gradient_checkpointing
+        if gradient_checkpointing:
+            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        scoring = _Scoring(policy.scorer, dropout=dropout)
+        # Some scorers look at the model on their first call; that must not fall into a step that checkpoints.
+        device = next(policy.model.parameters()).device
+        with torch.no_grad():
+            scoring(torch.zeros((1, 2), dtype=torch.int64, device=device), *[_ones(device)] * 2)
+        trained = [p for p in policy.model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
+        ]
+        made = optimizer([group for group in groups if group["params"]])
+        self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
+        self._plain = accelerator.unwrap_model(self._wrapped)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._reference: nn.Module | None = None
+        self._reference_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        if methods.needs_reference(method):
+            if reference is None:
+                self._reference = self._plain
+                self._reference_context = policy.model.disable_adapter
+            else:
+                self._reference = accelerator.prepare_model(_Scoring(reference.scorer), evaluation_mode=True)
+
+    @property
+    def plain_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer without Accelerate's wrapper, whose state is what gets saved."""
+        return cast("torch.optim.Optimizer", self.optimizer.optimizer)
+
+    def close(self) -> None:
+        """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
+        if self._checkpointing:
+            self._policy.model.gradient_checkpointing_disable()
+        self._policy.model.eval()
+
+    def step(self, batch: Batch, step: int, *, lr_factor: float = 1.0) -> dict[str, float]:
+        """One update.
+
+        Args:
+            batch: On the CPU; the whole step's, or this process's part.
+            step: Counted from 0; names what is saved if it fails, and seeds dropout.
+            lr_factor: Multiplies the learning rate.
+
+        Returns:
+            loss, grad_norm, lr, tokens, and the method's metrics, over all processes.
+
+        Raises:
+            NonFiniteError: The loss or the gradient was nan or infinite.
+            ValueError: The batch holds nothing to learn from.
+        """
+        world = self._accelerator.num_processes
+        mine = shard(batch, world)[self._accelerator.process_index] if self._sharded else batch
+        lesson = mine.select(~mine.mismatched).share(self._look_ahead(mine))
+        micros = split(lesson, pieces=self._accumulate, tokens=self._tokens)
+        own = len(micros)
+        micros = self._evened(micros, batch)
+        value = count = 0.0
+        sums: Sums = {}
+        for index, micro in enumerate(micros):
+            # Gradients are exchanged once, with the last micro-batch.
+            last = index == len(micros) - 1
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped):
+                loss = self._loss(micro.to(self._accelerator.device), self._stream(step, index), counts=index < own)
+                total = loss.values.sum()
+                self._accelerator.backward(total)
+            value += float(total.detach())
+            count += float(loss.values.numel() if loss.count is None else loss.count.sum()) if index < own else 0.0
+            add(sums, loss.metrics)
+        parts = self._gather((value, count, sums, lesson.tokens))
+        value, count = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        if not count:
+            raise ValueError("expected at least one comparison (or row) that counts in a training step, got none")
+        norm = self._normalise(world / count)
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            self.optimizer.zero_grad()
+            raise NonFiniteError(self._report(lesson, step, value / count, norm))
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * lr_factor
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "loss": value / count,
+            "grad_norm": norm,
+            "lr": self._rates[0] * lr_factor,
+            "tokens": float(sum(part[3] for part in parts)),
+            **merge(part[2] for part in parts),
+        }
+
+    def _loss(self, micro: Batch, stream: int, *, counts: bool) -> Loss:
+        where = methods.where(self._method, micro)
+        # The reference first, while no activations of the policy are alive.
+        reference = self._score_reference(micro, where)
+        with self._dropout_stream(stream):
+            logps = self._wrapped(micro.ids, micro.mask, where)
+        return self._method.loss(logps, reference, micro) if counts else Loss(logps.sum(1) * 0.0)
+
+    @torch.no_grad()
+    def _look_ahead(self, mine: Batch) -> dict[str, Tensor]:
+        """Means over all mismatched rows of the step: they need no gradient, and every micro-batch needs them."""
+        if not methods.wants_mismatched(self._method):
+            return {}
+        sums: Sums = {}
+        for micro in split(mine.select(mine.mismatched), pieces=self._accumulate, tokens=self._tokens):
+            rows = micro.to(self._accelerator.device)
+            where = methods.where(self._method, rows)
+            logps = self._plain(rows.ids, rows.mask, where)
+            add(sums, methods.shared(self._method, logps, self._score_reference(rows, where), rows))
+        return {name: torch.tensor(mean, dtype=torch.float32) for name, mean in merge(self._gather(sums)).items()}
+
+    @torch.no_grad()
+    def _score_reference(self, batch: Batch, where: Tensor) -> Tensor | None:
+        if self._reference is None:
+            return None
+        with self._reference_context():
+            if self._cache is None:
+                return cast("Tensor", self._reference(batch.ids, batch.mask, where))
+            result = torch.zeros(batch.ids.shape, dtype=torch.float32, device=batch.ids.device)
+            for row, length in enumerate(batch.mask.sum(1).tolist()):
+                # Scored one row at a time: what is kept must not depend on which rows it was batched with, or a
+                # resumed run, whose cache is empty, would differ in the last bits.
+                ids, mask, wanted = (x[row : row + 1, :length] for x in (batch.ids, batch.mask, where))
+                key = hashlib.blake2b(ids.cpu().numpy().tobytes() + wanted.cpu().numpy().tobytes()).digest()
+                if key not in self._cache:
+                    self._cache[key] = self._reference(ids, mask, wanted)[0].cpu()
+                result[row, :length] = self._cache[key].to(result.device)
+            return result
+
+    def _evened(self, micros: list[Batch], batch: Batch) -> list[Batch]:
+        """Processes must run backward equally often; those with fewer groups pass over one row that counts nothing."""
+        longest = max(self._gather(len(micros)))
+        return micros + [batch.select(torch.tensor([0]))] * (longest - len(micros))
+
+    def _normalise(self, scale: float) -> float:
+        """Turns the processes' mean of summed gradients into the mean over all that counts; returns its norm."""
+        trained = [p for p in self._wrapped.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        return float(self._accelerator.clip_grad_norm_(trained, math.inf if self._clip is None else self._clip))
+
+    def _report(self, lesson: Batch, step: int, loss: float, norm: float) -> str:
+        self._failures.mkdir(parents=True, exist_ok=True)
+        stem = self._failures / f"step-{step + 1:08d}-process-{self._accelerator.process_index}"
+        lesson.save(stem)
+        return (
+            f"step {step + 1}: expected finite numbers, got loss {loss} and gradient norm {norm}; the weights are as "
+            f"before this step, and its batch is in {stem}.safetensors and .json (Batch.load). "
+            "A smaller learning rate, a smaller clip, or float32 usually helps"
+        )
+
+    def _gather(self, value: Any) -> list[Any]:
+        """One value from every process, in order."""
+        return list(gather_object([value]))
+
+    def _stream(self, step: int, index: int) -> int:
+        """Seed of one micro-batch's dropout: nothing to remember in a checkpoint."""
+        key = repr((self._seed, step, index, self._accelerator.process_index)).encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+
+    @contextlib.contextmanager
+    def _dropout_stream(self, stream: int) -> Iterator[None]:
+        if not self._dropout:
+            yield
+            return
+        device = self._accelerator.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(stream)
+            yield
+
+
+def _ones(device: torch.device) -> Tensor:
+    return torch.ones((1, 2), dtype=torch.bool, device=device)

@@ -1,0 +1,205 @@
+"""Which trajectories of a group a method compares: random pairs by outcome, winners, and rows enough for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turnwise.envs.preference import Preference
+from turnwise.envs.trajectory import Group, Trajectory
+
+Pairs = NDArray[np.int64]
+
+
+class ExampleError(ValueError):
+    """An example that must not be learned from: an invalid or empty trajectory, or numbers that do not fit."""
+
+
+def _empty() -> NDArray[np.float32]:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One group's share of a batch: some of its trajectories, and what is said about them.
+
+    Attributes:
+        trajectories: The N rows, all from the identical start.
+        pairs: `[P, 2]` row indices (winner, loser); with soft labels (first, second).
+        probability: `[P]` P(first beats second); left empty: 1 for all, hard labels.
+        weight: `[P]` how much each pair counts; left empty: 1.
+        scores: `[N]` unary feedback, nan where there is none; left empty: nan.
+        desirable: `[N]` 1 desirable, 0 undesirable, nan unknown; left empty: nan.
+
+    Raises:
+        ExampleError: A trajectory is invalid or has no tokens, rows start differently, or shapes do not fit.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+    pairs: Pairs = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    probability: NDArray[np.float32] = field(default_factory=_empty)
+    weight: NDArray[np.float32] = field(default_factory=_empty)
+    scores: NDArray[np.float32] = field(default_factory=_empty)
+    desirable: NDArray[np.float32] = field(default_factory=_empty)
+
+    def __post_init__(self) -> None:
+        rows = tuple(self.trajectories)
+        pairs = np.asarray(self.pairs, np.int64).reshape(-1, 2)
+        if not rows:
+            raise ExampleError("Example: expected at least one trajectory, got none")
+        for index, row in enumerate(rows):
+            if not row.valid:
+                raise ExampleError(
+                    f"Example: trajectory {index} is invalid ({row.error or 'it never ended'}) and must not reach a "
+                    "loss; select from group.valid"
+                )
+            if not any(len(turn.action_ids) for turn in row.turns):
+                raise ExampleError(
+                    f"Example: trajectory {index} holds no action tokens; collect with an agent that works on tokens"
+                )
+            if row.start != rows[0].start:
+                raise ExampleError("Example: expected trajectories with identical starts; make one example per group")
+        if len(pairs) and (pairs.min() < 0 or pairs.max() >= len(rows) or bool(np.any(pairs[:, 0] == pairs[:, 1]))):
+            raise ExampleError(f"Example.pairs: expected two different rows below {len(rows)}, got {pairs.tolist()}")
+        object.__setattr__(self, "trajectories", rows)
+        object.__setattr__(self, "pairs", pairs)
+        for name, size, default in (
+            ("probability", len(pairs), 1.0),
+            ("weight", len(pairs), 1.0),
+            ("scores", len(rows), np.nan),
+            ("desirable", len(rows), np.nan),
+        ):
+            value = np.asarray(getattr(self, name), np.float32)
+            value = value if len(value) else np.full(size, default, np.float32)
+            if value.shape != (size,):
+                raise ExampleError(f"Example.{name}: expected [{size}], got shape {value.shape}")
+            object.__setattr__(self, name, value)
+        if bool(np.any(~((self.probability >= 0) & (self.probability <= 1)))):
+            raise ExampleError("Example.probability: expected numbers in [0, 1]; leave out pairs that nobody judged")
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """`[N]` tokens of each trajectory."""
+        return np.array([len(row.tokens[0]) for row in self.trajectories], np.int64)
+
+    def keep(self, rows: NDArray[np.bool_]) -> Example | None:
+        """The example of only the rows marked `[N]`; where there were pairs, of only those still in one."""
+        pairs = np.asarray(rows[self.pairs].all(1))
+        if len(self.pairs):
+            rows = np.isin(np.arange(len(rows)), self.pairs[pairs])
+        if not rows.any():
+            return None
+        return Example(
+            tuple(row for row, kept in zip(self.trajectories, rows, strict=True) if kept),
+            (np.cumsum(rows) - 1)[self.pairs[pairs]],
+            self.probability[pairs],
+            self.weight[pairs],
+            self.scores[rows],
+            self.desirable[rows],
+        )
+
+
+def pairs_by_outcome(
+    group: Group,
+    preference: Preference,
+    rng: np.random.Generator,
+    *,
+    pairs_per_group: int | None = 1,
+    drop_error_winners: bool = True,
+) -> Pairs:
+    """Random (winner, loser) pairs among the group's valid members; one a prompt in M-DPO (arXiv 2409.02392).
+
+    Args:
+        group: The trajectories that were compared.
+        preference: `[K, K]` over all members of `group`; ties and unasked pairs are never drawn.
+        rng: Where the choice comes from.
+        pairs_per_group: How many, without repetition; None for every pair.
+        drop_error_winners: Leave out winners whose last observation is a tool error: right answers that ignored it.
+
+    Returns:
+        `[P, 2]` member indices, in index order; P is 0 where nothing can be compared.
+
+    Raises:
+        ValueError: The preference is not over this group.
+    """
+    _check_size(group, preference)
+    allowed = [
+        (int(winner), int(loser))
+        for winner, loser in preference.pairs()
+        if group[winner].valid and group[loser].valid and not (drop_error_winners and ends_in_error(group[winner]))
+    ]
+    pairs = np.array(allowed, np.int64).reshape(-1, 2)
+    if pairs_per_group is None or len(pairs) <= pairs_per_group:
+        return pairs
+    chosen = rng.choice(len(pairs), size=pairs_per_group, replace=False)
+    return pairs[np.sort(chosen)]
+
+
+def winners(
+    group: Group, preference: Preference, rng: np.random.Generator, *, count: int | None, above: float | None
+) -> Pairs:
+    """Members worth imitating.
+
+    Args:
+        group: The trajectories that were compared.
+        preference: Over all members of `group`.
+        rng: Where the choice comes from.
+        count: How many at most, drawn without repetition; None for all.
+        above: Members whose score is greater than this win, so a group that is right throughout counts in full; with
+            None the members with the highest win rate do, if it is above 1/2.
+
+    Returns:
+        `[W]` member indices in order; empty where nobody won.
+
+    Raises:
+        ValueError: The preference is not over this group, or `above` is given and it has no scores.
+    """
+    _check_size(group, preference)
+    if above is not None and preference.scores is None:
+        raise ValueError("winners: expected a preference with scores to compare with `above`, got one without")
+    rate = preference.win_rate() if above is None else preference.scores
+    assert rate is not None
+    rate = np.where([member.valid for member in group], rate, np.nan)
+    if bool(np.all(np.isnan(rate))):
+        return np.zeros(0, np.int64)
+    best = rate > above if above is not None else (rate == np.nanmax(rate)) & (rate > 0.5)
+    members = np.flatnonzero(best).astype(np.int64)
+    if count is not None and len(members) > count:
+        members = np.sort(rng.choice(members, size=count, replace=False))
+    return members
+
+
+def ends_in_error(trajectory: Trajectory) -> bool:
+    """Whether the last thing the environment said, before or after the last action, was a tool error.
+
+    A turn's `info["tool_error"]` tells of what its action caused, which is the observation of the next turn.
+    """
+    return any(bool(turn.info.get("tool_error", False)) for turn in trajectory.turns[-2:])
+
+
+def compare(group: Group, preference: Preference, pairs: Pairs, *, soft: bool = False) -> Example | None:
+    """An example of exactly the members that `pairs` names; None without pairs.
+
+    Args:
+        group: The trajectories.
+        preference: Over all members of `group`.
+        pairs: `[P, 2]` member indices (winner, loser).
+        soft: Keep P(winner beats loser) of the preference; otherwise the label is hard.
+    """
+    if not len(pairs):
+        return None
+    members, rows = np.unique(pairs, return_inverse=True)
+    matrix = np.where(np.isnan(preference.matrix), 1.0 - preference.matrix.T, preference.matrix)
+    return Example(
+        tuple(group[int(member)] for member in members),
+        rows.reshape(-1, 2).astype(np.int64),
+        probability=matrix[pairs[:, 0], pairs[:, 1]].astype(np.float32) if soft else _empty(),
+        scores=_empty() if preference.scores is None else preference.scores[members].astype(np.float32),
+    )
+
+
+def _check_size(group: Group, preference: Preference) -> None:
+    if len(preference) != len(group):
+        raise ValueError(f"expected a preference over {len(group)} members, got one over {len(preference)}")
