@@ -88,21 +88,22 @@ def test_wrong_use_is_one_line_and_code_2(
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "said"),
     [
-        (ValueError("expected a folder,\n  got a file"), 2),
-        (SandboxLost("the container died"), 1),
-        (FileNotFoundError(2, "No such file or directory", "problems.jsonl"), 1),
-        (OSError(28, "No space left on device"), 1),
-        (ImportError("plots need matplotlib: pip install 'turnwise[plots]'"), 1),
+        (ValueError("expected a folder,\n  got a file"), 2, "expected a folder, got a file"),
+        (SandboxLost("the container died"), 1, "the container died"),
+        (FileNotFoundError(2, "No such file", "problems.jsonl"), 1, "problems.jsonl: No such file"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (ImportError("expected matplotlib: pip install"), 1, "expected matplotlib: pip install"),
+        (TimeoutError(), 1, "TimeoutError"),
     ],
 )
 def test_an_expected_error_is_one_line(
-    error: Exception, code: int, command: Callable[[Run], None], capsys: pytest.CaptureFixture[str]
+    error: Exception, code: int, said: str, command: Callable[[Run], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raises(error))
     assert cli.main(["train"]) == code
-    assert one_line(capsys) == f"turnwise: error: {' '.join(str(error).split())}\n"
+    assert one_line(capsys) == f"turnwise: error: {said}\n"
 
 
 def test_an_unknown_environment_is_wrong_use(

@@ -140,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: Exception, debug: bool) -> int:
     """Prints one line about an error and returns the exit code it deserves."""
     text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) or type(error).__module__ == "gymnasium.error":
         return _say(f"error: {text}", 2)
     ours = type(error).__module__.partition(".")[0] == "turnwise"
