@@ -11,12 +11,14 @@ import contextlib
 import json
 import math
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
+from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.env_match import check_environments_match
 
 from turnwise.envs.contract import RULES, Agent, ContractViolation, Episode, Player, canonical, shown
@@ -161,6 +163,7 @@ class _Checker:
                 )
             self._garbage(env)
             self._snapshots(plain)
+            self._gymnasium()
             self._close()
         finally:
             for made in self.made:
@@ -344,6 +347,17 @@ class _Checker:
             shown(state),
             "use dict with text keys, list, str, int, finite float, bool and None only",
         )
+
+    def _gymnasium(self) -> None:
+        # The environment itself, not what limits it: Gymnasium objects to wrappers. Its warnings are advice.
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                check_env(self.new().unwrapped, skip_render_check=True)
+        except Exception as error:
+            raise ContractViolation(
+                "gymnasium", "to pass gymnasium.utils.env_checker.check_env", shown(str(error), 400), "see its message"
+            ) from error
 
     def _close(self) -> None:
         for env in self.made:

@@ -14,7 +14,7 @@ Agent = Callable[[np.random.Generator, str], str]
 """Writes an action, given random numbers of its own and the observation."""
 
 RULES = {
-    "gymnasium": "it is a gymnasium.Env",
+    "gymnasium": "it is a gymnasium.Env that passes Gymnasium's own check_env",
     "spaces": "observation_space and action_space contain text, every observation returned among it",
     "reward-bounds": "reward_bounds = (low, high) is declared, finite, low < high; every episode's total lies within",
     "before-reset": "a step before the first reset raises",
