@@ -99,8 +99,9 @@ def gpo(
     1/4 for logistic, hinge, squared, exponential, truncated quadratic, Savage), so the same beta is not the same
     strength.
 
-    With stochastic environments M-DPO's target is biased, because the value of what the environment happened to say
-    does not cancel: `turnwise.algorithms.closed_forms.mdpo_bias` computes by how much.
+    M-DPO's target is exact only where the environment's replies are certain. Otherwise the optimal policy's margin lacks
+    sum over turns of (V(s_{h+1}) - E[V(s_{h+1}) | s_h, y_h]) to explain the labels, the luck in what the environment
+    said; M-DPO attributes it to the policy and is biased.
 
     Args:
         margin: `[...]` h in nats; positive where the policy favours the first more than the reference does.

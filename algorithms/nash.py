@@ -6,10 +6,12 @@ probability vectors `[A]`, everything in numpy float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from turnwise.algorithms.closed_forms import Vector, as_policy, as_preference, kl, log_of, logsumexp, softmax, tilt
+from turnwise.algorithms.closed_forms import Matrix, Vector, as_policy, as_preference, kl, log_of, logsumexp, tilt
 
 
 def nash_equilibrium(preference: ArrayLike) -> Vector:
@@ -54,15 +56,11 @@ def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float,
 
     It is unique, and what Nash-MD, Nash-EMA, self-play and online IPO converge to (arXiv 2312.00886, 2403.08635).
 
-    Solved as a root of log pi - log pi_ref - P pi / tau (up to a constant) by Newton steps, halved until the residual
-    falls. The Jacobian I - (P - 1/2) C / tau, C the policy's covariance, has eigenvalues 1 - ix because P - 1/2 is
-    skew-symmetric: it is never singular, so the steps cannot get stuck.
-
     Args:
         preference: `[A, A]`.
         reference: `[A]`; answers it excludes stay excluded.
         tau: Weight of the KL, positive.
-        tolerance: Largest residual in log pi.
+        tolerance: Largest error of the fixed-point equation in log pi.
 
     Returns:
         `[A]`.
@@ -76,47 +74,53 @@ def regularised_nash(preference: ArrayLike, reference: ArrayLike, *, tau: float,
         raise ValueError(f"regularised_nash: {len(payoff)} answers in the preference, {len(anchor)} in the reference")
     if not tau > 0:
         raise ValueError(f"regularised_nash: expected tau > 0, got {tau}; without a KL use nash_equilibrium")
-    inside = anchor > 0
-    payoff, base = payoff[np.ix_(inside, inside)], np.log(anchor[inside])
-    skew = (payoff - payoff.T) / 2.0
 
-    def residual(scores: Vector) -> Vector:
-        target = base + skew @ softmax(scores) / tau
-        gap = scores - logsumexp(scores) - (target - logsumexp(target))
-        return np.asarray(gap, np.float64)
+    def response(values: Vector) -> tuple[Vector, Matrix]:
+        policy = tilt(anchor, values / tau)
+        return policy, (np.diag(policy) - np.outer(policy, policy)) / tau
 
-    scores = base - logsumexp(base)
-    gap = residual(scores)
-    for _ in range(500):
-        if np.abs(gap).max() <= tolerance:
-            break
-        policy = softmax(scores)
-        covariance = np.diag(policy) - np.outer(policy, policy)
-        # gap lives modulo constants, and so does the Newton equation; softmax removes the constant again.
-        direction = np.linalg.solve(np.eye(len(base)) - skew @ covariance / tau, gap - gap.mean())
-        size, length = _spread(gap), 1.0
-        while length > 1e-12:
-            candidate = scores - length * direction
-            candidate_gap = residual(candidate)
-            if _spread(candidate_gap) < (1.0 - 0.1 * length) * size:
-                break
-            length /= 2.0
-        else:
-            break
-        scores, gap = candidate - logsumexp(candidate), candidate_gap
-    # Rounding of P pi / tau is the floor of what any method can reach.
-    floor = 64 * np.finfo(np.float64).eps * max(1.0, 1.0 / tau)
-    if np.abs(gap).max() > max(tolerance, floor):
-        raise RuntimeError(
-            f"regularised_nash: residual {np.abs(gap).max():.3g} after the last step, wanted {tolerance}"
-        )
-    policy = np.zeros_like(anchor)
-    policy[inside] = softmax(scores)
+    policy, _ = response(mutual_response_values(payoff, response, tolerance=tolerance * tau))
     return policy
 
 
-def _spread(gap: Vector) -> float:
-    return float(np.linalg.norm(gap - gap.mean()))
+def mutual_response_values(
+    preference: Matrix, response: Callable[[Vector], tuple[Vector, Matrix]], *, tolerance: float
+) -> Vector:
+    """Values v of the outcomes such that v = (P - 1/2) d(v): d responds to values that d itself brings about.
+
+    Newton steps, halved until the error falls. d is the gradient of a convex function (a regularised best response's
+    value), so its Jacobian D is positive semi-definite, and P - 1/2 is skew-symmetric: I - (P - 1/2) D has eigenvalues
+    1 - ix. It is never singular, so the steps cannot get stuck, however weak the regularisation.
+
+    Args:
+        preference: `[S, S]`, P + P^T = 1, over the outcomes.
+        response: Of values `[S]`: the distribution d over outcomes `[S]` and its Jacobian `[S, S]`.
+        tolerance: Largest error in v; rounding sets a floor of about 1e-15.
+
+    Raises:
+        RuntimeError: The tolerance was not reached.
+    """
+    skew = (preference - preference.T) / 2.0
+    values = np.zeros(len(skew))
+    outcome, jacobian = response(values)
+    error = values - skew @ outcome
+    tolerance = max(tolerance, 32 * float(np.finfo(np.float64).eps))
+    for _ in range(1000):
+        if np.abs(error).max() <= tolerance:
+            return values
+        direction = np.linalg.solve(np.eye(len(skew)) - skew @ jacobian, error)
+        length = 1.0
+        while length > 1e-10:
+            candidate = values - length * direction
+            outcome, jacobian = response(candidate)
+            left = candidate - skew @ outcome
+            if np.linalg.norm(left) < (1.0 - 0.1 * length) * np.linalg.norm(error):
+                break
+            length /= 2.0
+        values, error = candidate, left
+    raise RuntimeError(
+        f"regularised Nash: error {np.abs(error).max():.3g} after the last Newton step, wanted {tolerance:.3g}"
+    )
 
 
 def win_probability(preference: ArrayLike, policy: ArrayLike, opponent: ArrayLike) -> float:

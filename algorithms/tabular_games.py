@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from turnwise.algorithms.closed_forms import kl, log_of, logsumexp, mix_logs, softmax
+from turnwise.algorithms.closed_forms import kl, log_of, logsumexp, softmax
+from turnwise.algorithms.nash import mutual_response_values
 from turnwise.envs.tabular_games import Array, TabularGame
 
 TurnPolicy = tuple[Array, ...]
@@ -107,13 +108,7 @@ def regularised_best_response(
     Returns:
         The policy, reference * exp(Q / alpha) in every state, and the maximum.
     """
-    value = game.preference @ occupancy(game, opponent)[-1]
-    result: list[Array] = []
-    for layer, anchor in reversed(list(zip(game.transitions, reference, strict=True))):
-        scores = log_of(anchor) + layer @ value / alpha
-        result.append(softmax(scores))
-        value = alpha * logsumexp(scores)
-    return tuple(reversed(result)), float(value[0])
+    return _soft_backward(game, game.preference @ occupancy(game, opponent)[-1], reference, alpha=alpha)
 
 
 def regularised_exploitability(
@@ -125,24 +120,18 @@ def regularised_exploitability(
 
 
 def regularised_nash(
-    game: TabularGame,
-    reference: Sequence[Array],
-    *,
-    alpha: float,
-    tolerance: float = 1e-11,
-    max_steps: int = 1_000_000,
+    game: TabularGame, reference: Sequence[Array], *, alpha: float, tolerance: float = 1e-12
 ) -> TurnPolicy:
     """The unique policy that is its own regularised best response: pi prop. to reference * exp(Q / alpha) everywhere.
 
-    Found by the damped fixed-point map log pi <- (1 - s) log pi + s (log ref + Q / alpha), which contracts for small s:
-    s is halved whenever the residual rises.
+    The opponent matters only through the distribution of its final states, so the equation to solve is one in values
+    of final states (`turnwise.algorithms.nash.mutual_response_values`), however many turns there are.
 
     Args:
         game: The game.
         reference: One `[S_h, A]` array a turn; answers it excludes stay excluded.
         alpha: Weight of the KL, positive.
-        tolerance: Largest residual in log pi, over all states, reached or not.
-        max_steps: Limit on the number of steps.
+        tolerance: Largest error of the fixed-point equation, in Q / alpha.
 
     Raises:
         ValueError: alpha <= 0.
@@ -150,26 +139,33 @@ def regularised_nash(
     """
     if not alpha > 0:
         raise ValueError(f"regularised_nash: expected alpha > 0, got {alpha}")
-    policy = tuple(np.asarray(layer, np.float64) for layer in reference)
-    step, best = 1.0, np.inf
-    for _ in range(max_steps):
-        q = q_values(game, policy, policy, reference, alpha=alpha)
-        target = [_normalised(log_of(r) + own / alpha) for r, own in zip(reference, q, strict=True)]
-        residual = max(_distance(log_of(p), t) for p, t in zip(policy, target, strict=True))
-        if residual <= tolerance:
-            return policy
-        if residual > 1.5 * best:
-            step, best = step / 2.0, residual
-        best = min(best, residual)
-        policy = tuple(softmax(mix_logs(log_of(p), t, step)) for p, t in zip(policy, target, strict=True))
-    raise RuntimeError(f"regularised_nash: residual {residual:.3g} after {max_steps} steps, wanted {tolerance}")
+
+    def response(values: Array) -> tuple[Array, Array]:
+        """Final states under the soft best response to `values`, and their derivative, by backward induction."""
+        endings = len(values)
+        value, reached, jacobian = values, np.eye(endings), np.zeros((endings, endings, endings))
+        for layer, anchor in reversed(list(zip(game.transitions, reference, strict=True))):
+            scores = log_of(anchor) + layer @ value / alpha
+            answers = softmax(scores)
+            ahead = layer @ reached
+            mean = np.einsum("sa,sai->si", answers, ahead)
+            centred = ahead - mean[:, None]
+            jacobian = np.einsum("sa,sat,tij->sij", answers, layer, jacobian, optimize=True)
+            jacobian += np.einsum("sa,sai,saj->sij", answers, centred, centred, optimize=True) / alpha
+            value, reached = alpha * logsumexp(scores), mean
+        return reached[0], jacobian[0]
+
+    values = mutual_response_values(game.preference, response, tolerance=tolerance * alpha)
+    return _soft_backward(game, values, reference, alpha=alpha)[0]
 
 
-def _normalised(scores: Array) -> Array:
-    return np.asarray(scores - logsumexp(scores)[..., None], np.float64)
-
-
-def _distance(first: Array, second: Array) -> float:
-    """Largest difference of log-probabilities, over the answers that are not excluded."""
-    inside = np.isfinite(second)
-    return float(np.abs(first[inside] - second[inside]).max())
+def _soft_backward(
+    game: TabularGame, values: Array, reference: Sequence[Array], *, alpha: float
+) -> tuple[TurnPolicy, float]:
+    """argmax and maximum of E[values of the final state] - alpha KL(policy || reference)."""
+    result: list[Array] = []
+    for layer, anchor in reversed(list(zip(game.transitions, reference, strict=True))):
+        scores = log_of(anchor) + layer @ values / alpha
+        result.append(softmax(scores))
+        values = alpha * logsumexp(scores)
+    return tuple(reversed(result)), float(values[0])

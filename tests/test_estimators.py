@@ -41,7 +41,7 @@ def test_turn_sums_by_hand() -> None:
 
 def test_turns_is_checked() -> None:
     with pytest.raises(ValueError, match='"all" or "last"'):
-        estimators.sequence_sum(LOGPS, TURN, turns="first")  # type: ignore[arg-type]
+        estimators.sequence_sum(LOGPS, TURN, turns="first")
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
@@ -63,7 +63,7 @@ def test_what_the_agent_did_not_write_never_counts(poison: float) -> None:
 def test_a_row_the_agent_never_spoke_in_sums_to_zero() -> None:
     nobody = torch.full((1, 4), -1)
     for turns in ("all", "last"):
-        assert estimators.sequence_sum(torch.ones(1, 4), nobody, turns=turns).tolist() == [0.0]  # type: ignore[arg-type]
+        assert estimators.sequence_sum(torch.ones(1, 4), nobody, turns=turns).tolist() == [0.0]
     assert estimators.turn_sums(torch.ones(1, 4), nobody).shape == (1, 0)
 
 
@@ -79,8 +79,8 @@ def test_padding_and_row_order_change_nothing(left: int, right: int, seed: int) 
         torch.nn.functional.pad(x, pad, value=fill)[order] for x, fill in ((logps, 5.0), (reference, -5.0), (turn, -1))
     ]
     for turns in ("all", "last"):
-        plain = estimators.sequence_logratio(logps, reference, turn, turns=turns)  # type: ignore[arg-type]
-        torch.testing.assert_close(estimators.sequence_logratio(*padded, turns=turns), plain[order])  # type: ignore[arg-type]
+        plain = estimators.sequence_logratio(logps, reference, turn, turns=turns)
+        torch.testing.assert_close(estimators.sequence_logratio(*padded, turns=turns), plain[order])
     togo = estimators.log_ratio_to_go(logps, reference, turn)[order]
     torch.testing.assert_close(estimators.log_ratio_to_go(*padded)[:, left : left + 7], togo)
 
@@ -162,7 +162,7 @@ def test_chunked_logps_hold_one_chunk_of_logits() -> None:
 def test_chunked_logps_of_an_empty_mask() -> None:
     hidden, weight, _, ids, _ = small_head()
     logps = token_logps.token_logps_from_hidden(hidden, weight, ids, torch.zeros(3, 9, dtype=torch.bool))
-    logps.sum().backward()  # type: ignore[no-untyped-call]
+    logps.sum().backward()
     assert torch.equal(logps, torch.zeros(3, 9, dtype=torch.float64))
     assert weight.grad is not None
     assert not weight.grad.any()
