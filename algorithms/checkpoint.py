@@ -30,7 +30,10 @@ class CheckpointError(RuntimeError):
 class Saveable(Protocol):
     """A policy that can be written to a folder and read back."""
 
-    model: Any
+    @property
+    def model(self) -> Any:
+        """The network."""
+        ...
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the weights and whatever else the policy needs."""

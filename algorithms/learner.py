@@ -29,15 +29,17 @@ class NonFiniteError(ArithmeticError):
 
 
 class Scorable(Protocol):
-    """What a policy must have to be scored and trained.
+    """What a policy must have to be scored and trained."""
 
-    Attributes:
-        model: The network whose parameters are trained.
-        scorer: Module from `(ids [N, T], mask [N, T], where [N, T])` to log-probabilities `[N, T]`, around `model`.
-    """
+    @property
+    def model(self) -> Any:
+        """The network whose parameters are trained."""
+        ...
 
-    model: Any
-    scorer: nn.Module
+    @property
+    def scorer(self) -> nn.Module:
+        """Module around `model`, from `(ids, mask, where)`, all `[N, T]`, to log-probabilities `[N, T]`."""
+        ...
 
 
 class _Scoring(nn.Module):
@@ -110,7 +112,7 @@ class Learner:
         self._cache: dict[bytes, Tensor] | None = {} if cache_reference else None
         self._checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(policy.model)
         scoring = _Scoring(policy.scorer, dropout=dropout)
         # Some scorers look at the model on their first call; that must not fall into a step that checkpoints.
         device = next(policy.model.parameters()).device
@@ -142,7 +144,7 @@ class Learner:
     def close(self) -> None:
         """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
         if self._checkpointing:
-            self._policy.model.gradient_checkpointing_disable()
+            _keep_activations(self._policy.model)
         self._policy.model.eval()
 
     def step(self, batch: Batch, step: int, *, lr_factor: float = 1.0) -> dict[str, float]:
@@ -278,6 +280,21 @@ class Learner:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(stream)
             yield
+
+
+def _checkpoint_activations(model: Any) -> None:
+    # transformers 5.2x renamed these; older versions of the same major have only the old names.
+    if callable(enable := getattr(model, "activation_checkpointing_enable", None)):
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers also hooks the embeddings, for reentrant checkpointing; the hook would outlive the training.
+    if callable(unhook := getattr(model, "disable_input_require_grads", None)):
+        unhook()
+
+
+def _keep_activations(model: Any) -> None:
+    (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
 
 
 def _ones(device: torch.device) -> Tensor:
