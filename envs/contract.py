@@ -50,6 +50,11 @@ class ContractViolation(AssertionError):
         self.rule = rule
 
 
+def agent_rng(seed: int) -> np.random.Generator:
+    """The agent's random numbers; not the environment's own, which would make a guess at what it drew right."""
+    return np.random.default_rng([seed, 1])
+
+
 def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
@@ -86,7 +91,7 @@ class Player:
         self.episodes = self.turns = 0
 
     def play(self, env: Any, seed: int, agent: Agent, situation: str = "") -> Episode:
-        rng = np.random.default_rng(seed)
+        rng = agent_rng(seed)
         observation, info = self.reset(env, seed)
         infos = [info]
         episode = Episode([canonical([observation, info])], [])

@@ -13,6 +13,7 @@ The entry point's name is the namespace of its ids. It names a module, or a func
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import warnings
 from importlib.metadata import entry_points
@@ -77,10 +78,19 @@ def env_spec(env_id: str) -> EnvSpec:
     Raises:
         UnknownEnv: Nothing is registered under the id; the message suggests what was meant.
     """
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except (ModuleNotFoundError, TypeError, ValueError) as error:
+            raise UnknownEnv(
+                f"expected module:id with a module that can be imported, got {env_id!r}: {error}. Install the package, "
+                "or run from the folder that holds it."
+            ) from error
     try:
-        return gymnasium.spec(env_id)
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        hint = did_you_mean(env_id, [*registered(), *registry]) or f" Known: {', '.join(registered())}."
+        return gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        hint = did_you_mean(name, [*registered(), *registry]) or f" Known: {', '.join(registered())}."
         raise UnknownEnv(
             f"expected the id of a registered environment, got {env_id!r}.{hint} "
             "Your own need gymnasium.register, or the form module:id."

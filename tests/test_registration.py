@@ -73,10 +73,22 @@ def test_unknown_ids_suggest_what_was_meant(wrong: str) -> None:
         make(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["", "zzzzzzzz", "no.such.module:acme/X-v0", "turnwise/", "a b/c d"])
+@pytest.mark.parametrize("wrong", ["", "zzzzzzzz", "turnwise/", "a b/c d"])
 def test_ids_far_from_everything_list_what_there_is(wrong: str) -> None:
     with pytest.raises(UnknownEnv, match="turnwise/Guess-v0"):
         make(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["no.such.module:acme/X-v0", ":x", ".relative:x"])
+def test_a_module_that_cannot_be_imported_is_named(wrong: str) -> None:
+    with pytest.raises(UnknownEnv, match=f"got '{wrong}'"):
+        make(wrong)
+
+
+def test_module_and_id(plugins: Any, tmp_path: Path) -> None:
+    plugins("other", "other_plugin", "")
+    (tmp_path / "my_environments.py").write_text(PLUGIN + "\nregister()\n")
+    assert isinstance(make("my_environments:acme/Haggle-v0", high=3), TurnLimit)
 
 
 def test_unknown_options_suggest_what_was_meant() -> None:
