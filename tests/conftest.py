@@ -21,13 +21,18 @@ DOCKER_SKIPS = pytest.StashKey[int]()
 @lru_cache
 def docker_problem() -> str:
     """Why Docker tests cannot run here, or ""."""
-    import docker
-    from docker.errors import DockerException
+    from turnwise.sandbox.docker import connect
+    from turnwise.sandbox.image import require
+    from turnwise.sandbox.sandbox import SandboxError
 
     try:
-        docker.from_env(timeout=10).ping()
-    except DockerException as error:
-        return f"no Docker engine answers ({type(error).__name__})"
+        client = connect()
+        try:
+            require(client)
+        finally:
+            client.close()
+    except SandboxError as error:
+        return str(error)
     return ""
 
 
@@ -64,7 +69,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     docker = [report for report in skipped if _about_docker(report)]
     if docker:
-        terminalreporter.write_line(f"Docker: {len(docker)} tests skipped ({_reason(docker[0])})", yellow=True)
+        terminalreporter.write_line(f"Docker tests skipped: {len(docker)} ({_reason(docker[0])})", yellow=True)
 
 
 def _about_docker(report: Any, item: pytest.Item | None = None) -> bool:

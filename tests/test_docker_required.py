@@ -52,7 +52,7 @@ def test_a_skipped_docker_test_fails_where_docker_is_required(tmp_path: Path, op
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "workers"])
 def test_skipped_docker_tests_are_counted_where_it_is_not(tmp_path: Path, options: list[str]) -> None:
     said = outcome(tmp_path, TESTS, "0", *options)
-    assert "Docker: 2 tests skipped" in said
+    assert "Docker tests skipped: 2" in said
     assert "3 skipped, 1 xfailed" in said.splitlines()[-1]
 
 
