@@ -156,18 +156,18 @@ class _Checker:
             env = self.new()
             self._declarations(env)
             self._order(env)
-            self._hostile(env)
+            hostile = self._hostile(env)
             plain = self._transcripts()
             self._seeds(env, plain)
             if (random.getstate(), repr(np.random.get_state())) != before:  # noqa: NPY002
                 raise ContractViolation(
                     "global-rng",
                     "untouched global generators",
-                    "that their state has changed",
+                    "a changed state",
                     "draw from self.np_random",
                 )
             self._garbage(env)
-            self._snapshots(plain)
+            self._snapshots(plain, hostile)
             self._gymnasium()
             self._close()
         finally:
@@ -225,8 +225,9 @@ class _Checker:
             return True
         return False
 
-    def _hostile(self, env: Any) -> None:
-        """Each hostile text as the first action and after a plausible one."""
+    def _hostile(self, env: Any) -> list[Episode]:
+        """Each hostile text as the first action and after a plausible one; returns the episodes of the latter."""
+        episodes = []
         for name, text in HOSTILE.items():
             for turn in (0, 1):
                 pending = iter([None] * turn + [text])
@@ -235,7 +236,9 @@ class _Checker:
                     forced = next(pending, None)
                     return self.actions(rng, observation) if forced is None else forced
 
-                self.player.play(env, self.seeds[0], agent, f"after the hostile text {name!r}")
+                episode = self.player.play(env, self.seeds[0], agent, f"after the hostile text {name!r}")
+            episodes.append(episode)
+        return episodes
 
     def _transcripts(self) -> dict[int, Episode]:
         a, b = self.new(), self.new()
@@ -309,7 +312,7 @@ class _Checker:
                         "reward only what the agent did, not that the episode ended without complaint",
                     )
 
-    def _snapshots(self, plain: dict[int, Episode]) -> None:
+    def _snapshots(self, plain: dict[int, Episode], hostile: list[Episode]) -> None:
         longest = _longest(plain)
         episode, env = plain[longest[0]], self.new()
         taken: list[tuple[Any, str]] = []
@@ -330,8 +333,11 @@ class _Checker:
                 rest = [canonical(list(self.player.step(instance, action, ""))) for action in episode.actions[turn:]]
                 self._same("restore", episode.lines[turn + 1 :], rest, remedy, turn + 1)
         moving = _Moving(self.new)
-        for seed in longest[:3]:
-            self._same("restore", plain[seed].lines, self.player.play(moving, seed, plain[seed].again()).lines, remedy)
+        for seed, kept in [
+            *((seed, plain[seed]) for seed in longest[:3]),
+            *((self.seeds[0], each) for each in hostile),
+        ]:
+            self._same("restore", kept.lines, self.player.play(moving, seed, kept.again()).lines, remedy)
         try:
             check_environments_match(self.new(), moving, num_steps=8, seed=longest[0])
         except ContractViolation:
@@ -340,7 +346,12 @@ class _Checker:
             raise ContractViolation("restore", "what the original gives", shown(str(error), 400), remedy) from error
 
     def _snapshot(self, env: Any) -> tuple[Any, str]:
-        state = _part(env, "snapshot")()
+        try:
+            state = _part(env, "snapshot")()
+        except Exception as error:
+            raise ContractViolation(
+                "snapshot", "the state of a running episode", f"{error!r}", "see the exception above"
+            ) from error
         try:
             text = canonical(state)
             if json.loads(text) == state:

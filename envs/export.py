@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,14 @@ def export_parquet(
     count = 0
     with _new_file(out) as file, pq.ParquetWriter(file, schema) as writer:
         while batch := list(itertools.islice(rows, _ROWS)):
-            writer.write_table(pa.Table.from_pylist(batch, schema))
+            try:
+                table = pa.Table.from_pylist(batch, schema)
+            except (pa.ArrowInvalid, OverflowError) as error:
+                raise ExportError(
+                    f"rows {count + 1} to {count + len(batch)}: expected values that Parquet holds, got {error} "
+                    "(seeds are 64-bit integers there)"
+                ) from error
+            writer.write_table(table)
             count += len(batch)
     return count
 
@@ -109,7 +117,11 @@ def export_sft(
     with _new_file(out) as file:
         for trajectory in read(store, corrupt=corrupt):
             if trajectory.valid and (min_return is None or trajectory.total_reward >= min_return):
-                row = {"messages": _messages(trajectory), **_provenance(trajectory), "return": trajectory.total_reward}
+                row = {
+                    "messages": _messages(trajectory),
+                    **_provenance(trajectory),
+                    "return": _finite(trajectory.total_reward),
+                }
                 count += _write_line(file, row)
     return count
 
@@ -174,7 +186,7 @@ def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
     # is the beginning of the other, its last action is given back so that both completions have one.
     shared -= (shared + 1) % 2
     row = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
-    scores = {"chosen_return": winner.total_reward, "rejected_return": loser.total_reward}
+    scores = {"chosen_return": _finite(winner.total_reward), "rejected_return": _finite(loser.total_reward)}
     return _write_line(file, {**row, **_provenance(winner), **scores})
 
 
@@ -204,6 +216,11 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
     row = {name: _clean(value) if isinstance(value, str) else value for name, value in row.items()}
     json_text = {name: json.dumps(dict(row[name])) for name in ("env_options", "info")}
     return row | json_text | {"turns": turns, "valid": trajectory.valid, "total_reward": trajectory.total_reward}
+
+
+def _finite(number: float) -> float | None:
+    """JSON knows no nan and no infinities."""
+    return number if math.isfinite(number) else None
 
 
 def _clean(text: str) -> str:

@@ -265,8 +265,8 @@ def index(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterat
 def read_groups(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterator[Group]:
     """Reads groups of trajectories with identical starts, in order of first appearance.
 
-    Members may lie anywhere in the file. One pass collects their places (a few dozen bytes a record), then one group
-    at a time is held in memory.
+    Members may lie anywhere in the file. One pass collects their places (about 150 bytes a record), then one group at
+    a time is held in memory.
     """
     places: dict[tuple[str, int, str, str], list[tuple[int, int]]] = {}
     for entry in index(path, corrupt=corrupt):

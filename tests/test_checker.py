@@ -404,6 +404,35 @@ class RestoreNeedsReset(Declared):
         super().restore(snapshot)
 
 
+class MendsText(Declared):
+    """Says again what was said before, and its snapshot replaces lone surrogates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = ""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.said = ""
+        return super().reset(**kwargs)
+
+    def step(self, action: str) -> Any:
+        observation, *rest = super().step(action)
+        before, self.said = self.said, action[:50]
+        return (f"{observation} Before: {before}", *rest)
+
+    def snapshot(self) -> Any:
+        return super().snapshot() | {"said": self.said.encode(errors="replace").decode()}
+
+    def restore(self, snapshot: Any) -> None:
+        super().restore(snapshot)
+        self.said = snapshot["said"]
+
+
+class SnapshotRaises(Declared):
+    def snapshot(self) -> Any:
+        raise NotImplementedError("later")
+
+
 class ClosesOnce(Guess):
     closed = False
 
@@ -455,12 +484,14 @@ BROKEN: list[tuple[str, type]] = [
     ("snapshot", NoSnapshot),
     ("snapshot", TupleSnapshot),
     ("snapshot", ObjectSnapshot),
+    ("snapshot", SnapshotRaises),
     ("snapshot", LiveSnapshot),
     ("snapshot", CostlySnapshot),
     ("restore", NoRestore),
     ("restore", ForgetsTurns),
     ("restore", ForgetsInOthers),
     ("restore", RestoreNeedsReset),
+    ("restore", MendsText),
     ("close", ClosesOnce),
 ]
 

@@ -75,6 +75,14 @@ def test_text_that_breaks_readers_is_harmless(store: Path, tmp_path: Path) -> No
     assert row["task_id"] == "\ufffd"
 
 
+def test_a_return_that_json_cannot_hold_is_null(store: Path, tmp_path: Path) -> None:
+    write(store, episode(1, 0, ("q", "a", float("inf"))), episode(1, 1, ("q", "b", 0.0)))
+    export_sft(store, tmp_path / "sft")
+    export_dpo(store, tmp_path / "dpo")
+    assert lines(tmp_path / "sft")[0]["return"] is None
+    assert lines(tmp_path / "dpo")[0]["chosen_return"] is None
+
+
 # DPO
 
 
@@ -203,6 +211,12 @@ def test_chat_lines_load_in_datasets(store: Path, tmp_path: Path) -> None:
         )
         assert columns <= set(loaded.column_names)
         assert loaded[0]["prompt" if name == "dpo" else "messages"][0] == user("q\u2028")
+
+
+def test_a_seed_that_parquet_cannot_hold_is_named(store: Path, tmp_path: Path) -> None:
+    write(store, episode(2**70, 0, ("q", "a", 1.0)))
+    with pytest.raises(ExportError, match=r"rows 1 to 1: .*64-bit"):
+        export_parquet(store, tmp_path / "out")
 
 
 def test_a_missing_extra_is_named(store: Path, tmp_path: Path) -> None:
