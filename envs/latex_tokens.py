@@ -1,5 +1,7 @@
 """Cutting an answer, LaTeX or plain, into tokens."""
 
+# ruff: noqa: RUF001  (look-alike characters are what the table below is about)
+
 from __future__ import annotations
 
 import re
@@ -61,9 +63,8 @@ _TOKEN = re.compile(
 )
 _MARKS = {"p.m.": "pm", "a.m.": "am", "P.M.": "pm", "A.M.": "am"}
 
-FUNCTIONS = frozenset(
-    "sin cos tan sec csc cot arcsin arccos arctan asin acos atan sinh cosh tanh ln log exp sqrt".split()
-)
+_FUNCTIONS = "sin cos tan sec csc cot arcsin arccos arctan asin acos atan sinh cosh tanh ln log exp sqrt"
+FUNCTIONS = frozenset(_FUNCTIONS.split())
 _NAMES = FUNCTIONS | {"pi", "infinity", "inf", "infty", "oo", "lg", "theta", "alpha", "beta", "phi", "cbrt"}
 _PRODUCT = re.compile(r"[abcxyznmkpqr]{2,4}|[A-Z]{2}|[A-Za-z]{2}")
 
@@ -167,10 +168,12 @@ def _letters(run: str, tokens: list[Token], spaced: bool, plain_words: bool) -> 
     if plain_words:
         tokens.append(Token("word", run.lower(), spaced))
     elif run in _NAMES or (len(run) > 1 and run.lower() in ("pi", "infinity", "sqrt")):
-        tokens.append(Token("command", {"infinity": "infty", "inf": "infty", "oo": "infty"}.get(run.lower(), run.lower()), spaced))
+        tokens.append(
+            Token("command", {"infinity": "infty", "inf": "infty", "oo": "infty"}.get(run.lower(), run.lower()), spaced)
+        )
     elif len(run) == 1:
         tokens.append(Token("variable", run, spaced))
-    elif run.lower() in SHORT_UNITS and run != "in" or run.lower() in ("or", "is", "no", "to", "of", "in", "so"):
+    elif (run.lower() in SHORT_UNITS and run != "in") or run.lower() in ("or", "is", "no", "to", "of", "in", "so"):
         tokens.append(Token("word", run.lower(), spaced))
     elif _PRODUCT.fullmatch(run):
         tokens += [Token("variable", letter, spaced and index == 0) for index, letter in enumerate(run)]

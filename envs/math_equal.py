@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from turnwise.envs.latex_answers import INFINITY, Node
+from turnwise.envs.answer_tree import INFINITY, Node
 from turnwise.envs.math_values import Evaluator, TooHard, close, context, same
 from turnwise.envs.units import units_agree
 
@@ -16,7 +17,7 @@ def equal(answer: Node, gold: Node, evaluator: Evaluator) -> bool:
     """Whether an answer is the gold one; see `turnwise.envs.grading.grade` for what counts as the same."""
     try:
         return _equal(answer, gold, evaluator)
-    except TooHard:
+    except (TooHard, RecursionError):
         return _shape(answer) == _shape(gold)
 
 
@@ -126,17 +127,18 @@ def _scaled(node: Node) -> Node:
     """A number times a matrix as one matrix."""
     if node.kind == "neg" and (inner := _scaled(node.parts[0])).kind == "matrix":
         return _cells(inner, lambda cell: Node("neg", (cell,)))
-    if node.kind in ("mul", "div"):
-        left, right = (_scaled(part) for part in node.parts)
-        if left.kind == "matrix" and right.kind != "matrix":
-            return _cells(left, lambda cell: Node(node.kind, (cell, right)))
-        if right.kind == "matrix" and left.kind != "matrix" and node.kind == "mul":
-            return _cells(right, lambda cell: Node("mul", (left, cell)))
+    if node.kind == "div" and (inner := _scaled(node.parts[0])).kind == "matrix":
+        return _cells(inner, lambda cell: Node("div", (cell, node.parts[1])))
+    if node.kind == "mul":
+        factors = [_scaled(part) for part in node.parts]
+        matrices = [part for part in factors if part.kind == "matrix"]
+        if len(matrices) == 1:
+            scalars = tuple(part for part in factors if part.kind != "matrix")
+            return _cells(matrices[0], lambda cell: Node("mul", (*scalars, cell)))
     return node
 
 
-def _cells(matrix: Node, change: object) -> Node:
-    assert callable(change)
+def _cells(matrix: Node, change: Callable[[Node], Node]) -> Node:
     return Node("matrix", tuple(Node("row", tuple(change(cell) for cell in row.parts)) for row in matrix.parts))
 
 
@@ -200,8 +202,8 @@ def _label(node: Node) -> str | None:
     if node.kind == "const" and node.name in ("e", "i"):
         return node.name
     if node.kind == "mul":
-        left, right = (_label(part) for part in node.parts)
-        return left + right if left is not None and right is not None else None
+        letters = [_label(part) for part in node.parts]
+        return "".join(str(letter) for letter in letters) if None not in letters else None
     if node.kind == "tuple":
         names = [_label(part) for part in node.parts]
         return ",".join(str(name) for name in names) if None not in names else None
@@ -212,9 +214,7 @@ def _proportional(answer: Node, gold: Node, ev: Evaluator) -> bool:
     """Whether two equations differ by a constant factor only."""
     if len(answer.parts) != 2 or len(gold.parts) != 2:
         return False
-    left, right = (
-        ev.values(Node("add", (node.parts[0], Node("neg", (node.parts[1],))))) for node in (answer, gold)
-    )
+    left, right = (ev.values(Node("add", (node.parts[0], Node("neg", (node.parts[1],))))) for node in (answer, gold))
     if not _variables(answer) or _variables(answer) != _variables(gold):
         return False
     ratios = [
@@ -269,8 +269,7 @@ def _ratios(answer: Node, gold: Node, ev: Evaluator) -> bool:
             return _ordered(answer.parts, gold.parts, ev)
         scale = Node("div", (answer.parts[0], gold.parts[0]))
         return all(
-            _equal(one, Node("mul", (scale, other)), ev)
-            for one, other in zip(answer.parts, gold.parts, strict=True)
+            _equal(one, Node("mul", (scale, other)), ev) for one, other in zip(answer.parts, gold.parts, strict=True)
         )
     ratio, other = (answer, gold) if answer.kind == "ratio" else (gold, answer)
     return len(ratio.parts) == 2 and not _clock(ratio) and _equal(Node("div", ratio.parts), other, ev)
@@ -316,7 +315,7 @@ def _numbers(answer: Node, gold: Node, ev: Evaluator) -> bool:
     exact_answer, exact_gold = ev.exact(answer), ev.exact(gold)
     if exact_answer is not None and exact_gold is not None:
         return numbers_agree(exact_answer, _places(answer), exact_gold, _places(gold))
-    if exact_answer is None and exact_gold is None or _places(answer) < 0 and _places(gold) < 0:
+    if (exact_answer is None and exact_gold is None) or (_places(answer) < 0 and _places(gold) < 0):
         return same(ev.values(answer), ev.values(gold))
     if _variables(answer) or _variables(gold):
         return False
@@ -339,8 +338,8 @@ def numbers_agree(one: Fraction, one_places: int, other: Fraction, other_places:
         other_places: Likewise.
 
     Returns:
-        Whether they are equal, or differ by floating-point noise (1e-9 relative, decimals only), or one is the
-        decimal expansion of the other, which has no finite one, as `rounds_to` says.
+        Whether they are equal, or differ by floating-point noise (1e-9 relative, decimals only), or one is a decimal
+        and the other a fraction that takes more decimals to write and rounds to it, as `rounds_to` says.
     """
     if one == other:
         return True
@@ -348,9 +347,11 @@ def numbers_agree(one: Fraction, one_places: int, other: Fraction, other_places:
         return False
     if abs(one - other) <= Fraction(1, 10**9) * max(abs(one), abs(other), Fraction(1, 1000)):
         return True
-    if one_places >= 0 and other_places < 0 and not _finite(other):
-        return rounds_to(one, one_places, other)
-    return other_places >= 0 and one_places < 0 and not _finite(one) and rounds_to(other, other_places, one)
+    if one_places >= 0 and other_places < 0:
+        return _decimals(other) > one_places and rounds_to(one, one_places, other)
+    return (
+        other_places >= 0 and one_places < 0 and _decimals(one) > other_places and rounds_to(other, other_places, one)
+    )
 
 
 def rounds_to(decimal: Fraction, places: int, value: Fraction) -> bool:
@@ -359,19 +360,21 @@ def rounds_to(decimal: Fraction, places: int, value: Fraction) -> bool:
     return error <= Fraction(1, 10**places) and error <= Fraction(1, 10**4) * max(abs(value), abs(decimal))
 
 
-def _finite(value: Fraction) -> bool:
-    bottom = value.denominator
-    for prime in (2, 5):
+def _decimals(value: Fraction) -> float:
+    """How many decimals it takes to write a number out, infinity if there is no end to them."""
+    bottom, counts = value.denominator, [0, 0]
+    for index, prime in enumerate((2, 5)):
         while bottom % prime == 0:
             bottom //= prime
-    return bottom == 1
+            counts[index] += 1
+    return max(counts) if bottom == 1 else math.inf
 
 
 def _places(node: Node) -> int:
     """Decimals of a number written as one, signed or in scientific notation; -1 for anything else."""
     if node.kind == "neg":
         return _places(node.parts[0])
-    if node.kind == "mul" and node.parts[0].kind == "num" and node.parts[1].kind == "pow":
+    if node.kind == "mul" and [part.kind for part in node.parts] == ["num", "pow"]:
         base, power = node.parts[1].parts
         exponent = power.parts[0] if power.kind == "neg" else power
         if base.kind == exponent.kind == "num" and base.value == 10 and exponent.places < 0 and exponent.value < 400:

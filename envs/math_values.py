@@ -14,9 +14,9 @@ import time
 from fractions import Fraction
 from typing import Any
 
-from mpmath import MPContext
+from mpmath import MPContext  # type: ignore[import-untyped]  # it ships no types
 
-from turnwise.envs.latex_answers import Node
+from turnwise.envs.answer_tree import Node
 
 DIGITS = 80
 AGREE = 50
@@ -36,6 +36,8 @@ class TooHard(ArithmeticError):
 
 
 _local = threading.local()
+_library = threading.Lock()
+"""mpmath keeps constants and series in module-level caches that two threads must not fill at once."""
 
 
 def context() -> Any:
@@ -82,9 +84,13 @@ class Evaluator:
         first = numbers[0]
         match node.kind:
             case "add":
-                result = first + numbers[1]
+                result = sum(numbers, start=Fraction(0))
             case "mul":
-                result = first * numbers[1]
+                result = Fraction(1)
+                for number in numbers:
+                    if _bits(result) + _bits(number) > 2 * _MAX_BITS:
+                        return None
+                    result *= number
             case "div":
                 result = first / numbers[1]
             case "neg":
@@ -123,34 +129,42 @@ class Evaluator:
             case "const":
                 if node.name == "inf":
                     raise TooHard("infinity is no number")
-                return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[node.name]
+                with _library:
+                    return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[node.name]
             case "variable":
                 return _at(node.name, point, mp)
             case "degrees":
                 inner = self._value(node.parts[0], point, angle=angle)
-                return inner * mp.pi / 180 if angle else inner
+                with _library:
+                    return inner * mp.pi / 180 if angle else inner
             case "func":
                 turned = angle or node.name in ("sin", "cos", "tan", "sec", "csc", "cot")
                 arguments = [self._value(part, point, angle=turned) for part in node.parts]
-                return self._sized(_function(node.name, arguments, mp))
+                with _library:
+                    return self._sized(_function(node.name, arguments, mp))
         if node.kind not in ("add", "mul", "div", "neg", "pow", "fact"):
             raise TooHard(f"a {node.kind} is no number")
         parts = [self._value(part, point, angle=angle) for part in node.parts]
         match node.kind:
             case "add":
-                return parts[0] + parts[1]
+                return mp.fsum(parts)
             case "mul":
-                return self._sized(parts[0] * parts[1])
+                product = parts[0]
+                for factor in parts[1:]:
+                    product = self._sized(product * factor)
+                return product
             case "div":
                 return self._sized(parts[0] / parts[1])
             case "neg":
                 return -parts[0]
             case "pow":
-                return self._sized(_power(parts[0], parts[1], mp))
+                with _library:
+                    return self._sized(_power(parts[0], parts[1], mp))
             case _:
                 if not mp.isint(parts[0]) or not 0 <= mp.re(parts[0]) <= 10**6:
                     raise TooHard("a factorial of no small whole number")
-                return self._sized(mp.gamma(parts[0] + 1))
+                with _library:
+                    return self._sized(mp.gamma(parts[0] + 1))
 
     def _sized(self, value: Any) -> Any:
         mp = context()
@@ -199,9 +213,9 @@ def _exact_function(name: str, numbers: list[Fraction]) -> Fraction | None:
         case "root":
             inside, index = numbers
             if index == 2 and inside >= 0:
-                top, bottom = math.isqrt(inside.numerator), math.isqrt(inside.denominator)
-                if top * top == inside.numerator and bottom * bottom == inside.denominator:
-                    return Fraction(top, bottom)
+                over, under = math.isqrt(inside.numerator), math.isqrt(inside.denominator)
+                if over * over == inside.numerator and under * under == inside.denominator:
+                    return Fraction(over, under)
     return None
 
 
@@ -223,7 +237,11 @@ def _power(base: Any, exponent: Any, mp: Any) -> Any:
     if mp.im(base) == 0 and mp.re(base) < 0 and mp.im(exponent) == 0:
         # Odd roots of negative numbers are real at school.
         ratio = Fraction(str(mp.nstr(mp.re(exponent), 30))).limit_denominator(99)
-        if ratio.denominator % 2 and ratio.denominator > 1 and close(exponent, mp.mpf(ratio.numerator) / ratio.denominator):
+        if (
+            ratio.denominator % 2
+            and ratio.denominator > 1
+            and close(exponent, mp.mpf(ratio.numerator) / ratio.denominator)
+        ):
             root = mp.power(-mp.re(base), exponent)
             return -root if ratio.numerator % 2 else root
     return mp.power(base, exponent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -50,8 +51,9 @@ def _parse_line(place: str, line: bytes, *, first: bool) -> Row:
         ) from error
     except (ValueError, RecursionError) as error:
         shown = line[:60].decode("utf-8", "replace").rstrip()
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
         raise ProblemFileError(
-            f"{place}: expected one JSON object a line, got {shown!r} ({error}); repair or delete the line"
+            f"{place}: expected one JSON object a line, got {shown!r} ({why}); repair or delete the line"
         ) from error
     if not isinstance(row, dict):
         raise ProblemFileError(
@@ -124,9 +126,7 @@ def _read(
     reader: Reader | None = None
     if mapping is not None:
         reader = _mapped(place, mapping)
-    for where, row in rows:
-        if limit is not None and len(problems) >= limit:
-            break
+    for where, row in itertools.islice(rows, limit):
         try:
             reader = reader or _recognise(row)
             fields = {"id": f"{prefix}/{len(problems)}"} | reader(row)
@@ -135,7 +135,7 @@ def _read(
         except _RowError as error:
             raise ProblemFileError(f"{place}, {where}: {error}") from None
         seen[fields["id"]] = where
-        problems.append(Problem(**fields, source=source))
+        problems.append(Problem(source=source, info={}, **fields))
     if not problems and limit != 0:
         raise ProblemFileError(f"{place}: expected at least one problem, got none")
     return Problems(problems, name=prefix)

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class ProblemFileError(ValueError):
-    """A source of problems cannot be read; the message names the place, what was expected, what stands there, and a remedy."""
+    """A source of problems cannot be read; the message names the place, what was expected and got, and a remedy."""
 
 
 @dataclass(frozen=True)

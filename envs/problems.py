@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from turnwise.envs.problem_files import read_dataset, read_jsonl
 from turnwise.envs.problem_set import Problem, ProblemFileError, Problems
@@ -75,8 +76,9 @@ def _generated(source: str, split: str, limit: int | None) -> Problems:
             f"levels are {', '.join(map(str, LEVELS))}"
         )
     level, size, seed = (*map(int, parts), *(1024, 0)[len(parts) - 1 :])
-    if level not in LEVELS or split not in ("train", "test"):
-        raise ProblemFileError(
-            f"{source!r}, split {split!r}: expected a level among {', '.join(map(str, LEVELS))} and a split among train, test"
-        )
-    return word_problems(level, split=split, seed=seed, size=size if limit is None else min(size, limit))
+    if level not in LEVELS:
+        raise ProblemFileError(f"{source!r}: expected a level among {', '.join(map(str, LEVELS))}, got {level}")
+    if split not in ("train", "test"):
+        raise ProblemFileError(f"{source!r}: expected split train or test, got {split!r}")
+    side: Literal["train", "test"] = "train" if split == "train" else "test"
+    return word_problems(level, split=side, seed=seed, size=size if limit is None else min(size, limit))

@@ -49,17 +49,20 @@ LETTER_UNITS = "mgslLh"
 
 MULTIPLIERS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
-LEADING = frozenset(
-    "the final answer result is are equals equal to therefore thus so hence total value of approximately about "
-    "approx exactly roughly solution solutions option choice only a an".split()
-)
-"""Words that may stand before an answer without changing it. Anything else (not, minus, at least) is kept."""
+_LEADING = """
+the final answer result is are equals equal to therefore thus so hence total value of approximately about approx exactly
+roughly solution solutions option choice only a an
+"""
+_MEANINGFUL = """
+not no non nor or more less least most than over under squared cubed factorial half minus plus times negative remainder
+modulo mod divided multiplied except without greater fewer double twice triple dozen base if when tenths hundredths
+thousandths
+"""
 
-MEANINGFUL = frozenset(
-    "not no non or more less least most than over under squared cubed factorial half minus plus times negative "
-    "remainder modulo mod divided multiplied except without greater fewer double twice triple dozen base if when "
-    "hundredths tenths thousandths nor".split()
-)
+LEADING = frozenset(_LEADING.split())
+"""Words that may stand before an answer without changing it. Behind any other (not, minus, at least) it is not read."""
+
+MEANINGFUL = frozenset(_MEANINGFUL.split())
 """Words that are no unit: behind a number they change it, so the answer is not read as that number."""
 
 

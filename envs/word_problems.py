@@ -72,7 +72,7 @@ _TEST_SHARE = 5
 
 
 def word_problems(level: int, *, split: Literal["train", "test"], seed: int = 0, size: int) -> Problems:
-    """Draws problems; number i depends on (seed, split, level, i) only, so a longer collection begins with a shorter one.
+    """Draws problems; number i depends on (seed, split, level, i) only, never on how many are drawn.
 
     Every running number and every answer is a positive integer, and every division is exact.
 

@@ -1,0 +1,79 @@
+"""The tree an answer is read into, and a cursor over its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from turnwise.envs.latex_tokens import NotAnAnswer, Token
+
+MAX_DEPTH = 24
+MAX_CHAIN = 12
+"""Divisions, plus-minus signs or factorials in a row: these nest in the tree, sums and products do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A tree.
+
+    Attributes:
+        kind: num, const (pi, e, i, inf), variable, word, based (digits in a base), add, mul, div, pow, neg, pm, func,
+            fact, degrees, tuple (name: its brackets), set, list, union, matrix (of row), row, rel (name: the
+            relations, space separated), ratio, unit (name: the words).
+        parts: The children.
+        name: What the kind says.
+        value: The value of a num, else 0.
+        places: Decimals a num was written with, -1 for a whole number.
+    """
+
+    kind: str
+    parts: tuple[Node, ...] = ()
+    name: str = ""
+    value: Fraction = Fraction(0)
+    places: int = -1
+
+
+INFINITY = Node("const", name="inf")
+
+
+class Cursor:
+    """Where a reader stands in a list of tokens, and how deep in brackets."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.at = 0
+        self.depth = 0
+        self.bars = 0
+
+    def peek(self, ahead: int = 0) -> Token:
+        index = self.at + ahead
+        return self.tokens[index] if index < len(self.tokens) else Token("end", "", False)
+
+    def sees(self, *texts: str) -> bool:
+        token = self.peek()
+        return token.kind in ("symbol", "command") and token.text in texts
+
+    def symbol(self, text: str) -> bool:
+        return self.peek()[:2] == ("symbol", text)
+
+    def command(self, text: str) -> bool:
+        return self.peek()[:2] == ("command", text)
+
+    def take(self) -> Token:
+        self.at += 1
+        return self.tokens[self.at - 1]
+
+    def expect(self, *texts: str) -> Token:
+        if not self.sees(*texts):
+            raise NotAnAnswer(f"expected {' or '.join(texts)}")
+        return self.take()
+
+    def down(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise NotAnAnswer(f"nested deeper than {MAX_DEPTH}")
+
+    def longer(self, chain: int) -> int:
+        if chain >= MAX_CHAIN:
+            raise NotAnAnswer(f"more than {MAX_CHAIN} operations nested in a row")
+        return chain + 1
