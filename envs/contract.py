@@ -56,10 +56,12 @@ def agent_rng(seed: int) -> np.random.Generator:
 
 
 def canonical(value: Any) -> str:
+    """JSON text that is equal for equal values; ValueError or TypeError for what is no JSON value."""
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
 
 def shown(value: object, length: int = 160) -> str:
+    """A value for an error message: ASCII only, its middle cut out if it is long."""
     text = ascii(value)
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
@@ -91,6 +93,7 @@ class Player:
         self.episodes = self.turns = 0
 
     def play(self, env: Any, seed: int, agent: Agent, situation: str = "") -> Episode:
+        """Plays one episode to its end and judges it as a whole; `situation` explains an exception."""
         rng = agent_rng(seed)
         observation, info = self.reset(env, seed)
         infos = [info]
@@ -127,6 +130,7 @@ class Player:
         return episode
 
     def reset(self, env: Any, seed: int) -> tuple[str, dict[str, Any]]:
+        """Starts an episode and judges the answer."""
         self.episodes += 1
         remedy = "return (observation, info)"
         try:
@@ -147,6 +151,7 @@ class Player:
         return observation, info
 
     def step(self, env: Any, action: str, situation: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Takes a turn and judges the answer."""
         self.turns += 1
         remedy = "return (observation, reward, terminated, truncated, info)"
         try:

@@ -177,7 +177,7 @@ class Store:
                 warnings.warn(
                     f"{self.path}: removed {size - whole} bytes at its end: a trajectory whose writer was killed",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
             return whole
         except OSError as error:

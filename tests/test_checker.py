@@ -98,7 +98,7 @@ class WarpedReset(Declared):
 class NoTextSpace(Guess):
     def __init__(self) -> None:
         super().__init__()
-        self.action_space = gymnasium.spaces.Text(20)  # type: ignore[assignment]  # letters and digits only
+        self.action_space = gymnasium.spaces.Text(20)
 
 
 class ObservationOutside(Guess):
@@ -108,7 +108,7 @@ class ObservationOutside(Guess):
 
 
 class NoBounds(Guess):
-    reward_bounds = None  # type: ignore[assignment]
+    reward_bounds = None
 
 
 class OneBound(Guess):
@@ -345,11 +345,11 @@ class RewardsGarbage(Declared):
 
 
 class NoSnapshot(Guess):
-    snapshot = None  # type: ignore[assignment]
+    snapshot = None
 
 
 class NoRestore(Guess):
-    restore = None  # type: ignore[assignment]
+    restore = None
 
 
 class TupleSnapshot(Declared):

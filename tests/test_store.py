@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +189,7 @@ from turnwise.envs.store import Store
 from turnwise.envs.trajectory import Trajectory, Turn
 store = Store(sys.argv[1])
 for seed in range(10**6):
-    store.append(Trajectory("e", seed, (Turn("x" * 200_000, "y"),), terminated=True))
+    store.append(Trajectory("e", seed, (Turn("x" * (3_000_000 if seed % 3 else 9), "y"),), terminated=True))
     print(seed, flush=True)
 """
 
@@ -207,8 +208,9 @@ def test_kill_9_loses_nothing_that_append_returned_from(path: Path) -> None:
         seeds = [item.seed for item in read(path)]
         assert seeds == list(range(len(seeds)))
         assert len(seeds) >= returned + 1
-        with Store(path) as store:  # the dead writer's lock is gone, and its half record if there is one
-            store.append(trajectory(-1))
+        with warnings.catch_warnings():  # whether the kill left half a record is chance
+            warnings.simplefilter("ignore")
+            write(path, trajectory(-1))  # the dead writer's lock is gone
         assert [item.seed for item in read(path)] == [*seeds, -1]
 
 
@@ -251,7 +253,7 @@ def test_a_record_with_a_right_checksum_but_other_fields_is_corrupt(path: Path) 
 
 def test_an_unknown_way_to_treat_damage_is_refused(path: Path) -> None:
     with pytest.raises(ValueError, match="raise or skip"):
-        next(read(write(path), corrupt="ignore"))  # type: ignore[arg-type]
+        next(read(write(path), corrupt="ignore"))
 
 
 # Files that are something else
@@ -373,7 +375,7 @@ def test_fsync_policy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for policy, expected in (("never", [0, 0, 0]), ("close", [2, 2, 3]), ("always", [2, 4, 5])):
         path.unlink(missing_ok=True)
         calls.clear()
-        store = Store(path, fsync=policy)  # type: ignore[arg-type]
+        store = Store(path, fsync=policy)
         counts = [len(calls)]
         store.append(trajectory(1))
         store.append(trajectory(2))
@@ -381,7 +383,7 @@ def test_fsync_policy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         store.close()
         assert [*counts, len(calls)] == expected, policy
     with pytest.raises(ValueError, match="never, close or always"):
-        Store(path, fsync="sometimes")  # type: ignore[arg-type]
+        Store(path, fsync="sometimes")
 
 
 # What cannot be written

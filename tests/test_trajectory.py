@@ -62,7 +62,7 @@ def test_arrays_that_would_change_silently_are_refused(fields: dict[str, Any], m
 @pytest.mark.parametrize("name", ["observation", "action"])
 def test_text_must_be_text(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected text"):
-        Turn(**{"observation": "o", "action": "a"} | {name: b"bytes"})  # type: ignore[arg-type]
+        Turn(**{"observation": "o", "action": "a"} | {name: b"bytes"})
 
 
 def test_a_numpy_reward_becomes_a_plain_float() -> None:
@@ -184,11 +184,11 @@ def test_trajectories_are_equal_only_if_every_field_is(change: dict[str, Any]) -
 
 
 def test_numpy_scalars_become_plain() -> None:
-    made = trajectory(np.int64(5), terminated=np.bool_(True), member=np.int32(1))  # type: ignore[arg-type]
+    made = trajectory(np.int64(5), terminated=np.bool_(True), member=np.int32(1))
     assert json.loads(json.dumps(made.to_json()))["seed"] == 5
     assert made.terminated is True
     with pytest.raises(TypeError):
-        trajectory(1.5)  # type: ignore[arg-type]
+        trajectory(1.5)
 
 
 def test_start_does_not_depend_on_the_order_of_options() -> None:
