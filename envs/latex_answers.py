@@ -14,7 +14,7 @@ from functools import lru_cache
 from turnwise.envs.answer_tree import Node
 from turnwise.envs.latex_arithmetic import Arithmetic
 from turnwise.envs.latex_tokens import NotAnAnswer, tokenize
-from turnwise.envs.units import LEADING, MEANINGFUL, MULTIPLIERS
+from turnwise.envs.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
 
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=",
@@ -74,7 +74,8 @@ class _Reader(Arithmetic):
         start = self.at
         words = self.words()
         if words and (self.at == len(self.tokens) or self.separator()):
-            return Node("word", name=" ".join(words))
+            number = NUMBER_WORDS.get(words[0]) if len(words) == 1 else None
+            return Node("word", name=" ".join(words)) if number is None else Node("num", value=Fraction(number))
         if words and not set(words) <= LEADING:
             raise NotAnAnswer("words before an answer")
         negative = self.symbol("-") and self.peek(1)[:2] == ("command", "dollar")
@@ -93,6 +94,9 @@ class _Reader(Arithmetic):
                 self.take()
                 parts.append(self.sum())
             node = Node("ratio", tuple(parts))
+        elif self.peek()[:2] == ("word", "to") and self.peek(1).kind == "number":
+            self.take()
+            node = Node("ratio", (node, self.sum()))
         node = Node("neg", (node,)) if negative else node
         return self.unit(node, unit)
 
@@ -128,9 +132,12 @@ class _Reader(Arithmetic):
             words.append(f"^{power.value}")
         if words and self.symbol("/"):  # miles/hour
             self.take()
-            words += ["per", *self.words()]
+            words += ["per", *(self.words() or [self.variable().name])]
         if words:
             unit = " ".join(words)
+        if self.sees("pmod", "bmod"):
+            self.take()
+            unit = f"mod {self.argument().value}"
         return Node("unit", (node,), unit) if unit else node
 
     def brackets(self) -> Node:

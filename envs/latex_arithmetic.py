@@ -15,7 +15,7 @@ alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lam
 varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell
 """
 _GREEK = frozenset(_LETTERS.split())
-_DECORATIONS = frozenset({"angle", "triangle", "boxed", "fbox", "therefore"})
+_DECORATIONS = frozenset({"triangle", "boxed", "fbox", "therefore"})
 
 
 class Arithmetic(Cursor):
@@ -163,6 +163,17 @@ class Arithmetic(Cursor):
         self.expect("}")
         return node
 
+    def braces(self) -> Node:
+        """Braces that no command asked for: a group, or, with a comma in them, a set as plain text writes it."""
+        level = 0
+        for _, text, _ in self.tokens[self.at :]:
+            level += (text in ("{", "(", "[")) - (text in ("}", ")", "]"))
+            if level == 0:
+                break
+            if level == 1 and text in (",", ";"):
+                return self.brackets()
+        return self.group()
+
     def atom(self) -> Node:
         kind, text, _ = self.peek()
         if kind == "number":
@@ -171,7 +182,7 @@ class Arithmetic(Cursor):
             return self.variable()
         if kind == "symbol":
             if text == "{":
-                return self.group()
+                return self.braces()
             if text in ("(", "["):
                 return self.brackets()
             if text == "|":
@@ -184,7 +195,7 @@ class Arithmetic(Cursor):
         digits = self.take().text
         node = _number(digits)
         whole = node.places < 0
-        if self.command("overline") and not whole:
+        if self.sees("overline", "bar") and not whole:
             self.take()
             return _repeating(digits, self.raw_digits())
         if self.symbol("_"):
@@ -294,7 +305,7 @@ class Arithmetic(Cursor):
             return self.matrix()
         if name in ("emptyset", "varnothing"):
             return Node("set")
-        if name == "overline":
+        if name in ("overline", "bar"):
             return Node("variable", name="overline " + self.letters())
         if name == "mathbb":
             letter = self.letters()

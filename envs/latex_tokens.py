@@ -54,7 +54,7 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d.])")
 _TEXT = re.compile(
     r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|textnormal|operatorname\*?|bm"
-    r"|boldsymbol|vec|hat|bar|mathcal|emph|underline)"
+    r"|boldsymbol|vec|hat|mathcal|emph|underline)"
 )
 _TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d{1,4}(?![\dA-Za-z]))?|\.\d+(?:[eE][+-]?\d{1,4})?)"
@@ -100,6 +100,8 @@ def _clean(text: str) -> str:
     text = re.sub(r"\\\$|(?<![\w)}])\$(?=\s*-?[\d.])", r"\\dollar ", text).replace("$", " ")
     text = re.sub(r"(?<=[\])])\s*U\s*(?=[\[(])", r"\\cup ", text)
     text = re.sub(rf"(?<=\d)\s+([{LETTER_UNITS}])((?:\^\{{?[23]\}}?)?)$", r"\\text{\1}\2", text)
+    text = re.sub(r"(?<=\d)\s*\b((?:k|c|m)?m|ft|mi)/(s|sec|h|hr|min)(\^\{?2\}?)?$", r"\\text{ \1 per \2}\3", text)
+    text = re.sub(r"\bm?\s*\\angle\s*([A-Za-z]{1,3})", r"\\text{angle \1}", text)
     text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
     return text.rstrip(". \n")
 
@@ -129,7 +131,7 @@ def _cut(text: str, tokens: list[Token], *, plain_words: bool, join_thousands: b
             name = piece[1:]
             if _TEXT.fullmatch(name):
                 inner, position = _braced(text, position)
-                wordy = name not in ("bm", "boldsymbol", "vec", "hat", "bar") and len(inner.strip()) > 1
+                wordy = name not in ("bm", "boldsymbol", "vec", "hat") and len(inner.strip()) > 1
                 wordy = wordy or name.startswith(("text", "mbox", "hbox", "emph"))
                 if inner.strip() in FUNCTIONS:
                     tokens.append(Token("command", inner.strip(), spaced))
@@ -165,7 +167,7 @@ def _braced(text: str, position: int) -> tuple[str, int]:
 
 def _letters(run: str, tokens: list[Token], spaced: bool, plain_words: bool) -> None:
     """A run of letters is a word, a known name, or a product of variables."""
-    if plain_words:
+    if plain_words and run.lower() != "infinity":
         tokens.append(Token("word", run.lower(), spaced))
     elif run in _NAMES or (len(run) > 1 and run.lower() in ("pi", "infinity", "sqrt")):
         tokens.append(

@@ -11,6 +11,8 @@ from turnwise.envs.math_values import Evaluator, TooHard, close, context, same
 from turnwise.envs.units import units_agree
 
 _MAX_ELEMENTS = 64
+_REAL_LINE = Node("tuple", (Node("neg", (INFINITY,)), INFINITY), "()")
+_ALL_REAL = frozenset({"all real numbers", "all reals", "all real", "real numbers", "all x", "the real numbers"})
 
 
 def equal(answer: Node, gold: Node, evaluator: Evaluator) -> bool:
@@ -77,6 +79,8 @@ def _expand(node: Node) -> Node:
         return Node(node.kind, tuple(parts))
     if node.kind == "rel":
         return _interval(node) or node
+    if node.kind == "word" and node.name in _ALL_REAL:
+        return _REAL_LINE
     if node.kind == "list" and node.parts:
         intervals = [_interval(part) or part for part in node.parts]
         if all(part.kind == "tuple" and part not in node.parts for part in intervals):
@@ -97,8 +101,11 @@ def _signed(node: Node, sign: int) -> Node:
 
 
 def _interval(node: Node) -> Node | None:
-    """`a < x <= b` as (a, b], `x > a` as (a, infinity); None for any other relation."""
+    """`a < x <= b` as (a, b], `x > a` as (a, infinity), `x != a` as both sides of a; None for any other relation."""
     signs = node.name.split() if node.kind == "rel" else []
+    if signs == ["!="] and node.parts[0].kind == "variable" and not _variables(node.parts[1]):
+        left = Node("tuple", (Node("neg", (INFINITY,)), node.parts[1]), "()")
+        return Node("union", (left, Node("tuple", (node.parts[1], INFINITY), "()")))
     if not signs or not (set(signs) <= {"<", "<="} or set(signs) <= {">", ">="}):
         return None
     parts = list(node.parts)
@@ -196,14 +203,18 @@ def _agreed(parts: Sequence[Node], ev: Evaluator) -> Node | None:
 
 
 def _label(node: Node) -> str | None:
-    """The name on the left of an equation: x, x_1, AB, f(x), (x, y), or words."""
+    """The name on the left of an equation: x, x_1, AB, f(x), f(2), dy/dx, a + b, (x, y), or words."""
     if node.kind in ("variable", "word"):
         return node.name
     if node.kind == "const" and node.name in ("e", "i"):
         return node.name
-    if node.kind == "mul":
+    if node.kind == "mul" and node.parts[0].kind == "variable" and all(part.kind == "num" for part in node.parts[1:]):
+        return node.parts[0].name + "".join(f"({part.value})" for part in node.parts[1:])
+    if node.kind in ("mul", "div", "add"):
         letters = [_label(part) for part in node.parts]
-        return "".join(str(letter) for letter in letters) if None not in letters else None
+        return {"mul": "", "div": "/", "add": "+"}[node.kind].join(map(str, letters)) if None not in letters else None
+    if node.kind == "pow" and node.parts[1] == Node("neg", (Node("num", name="1", value=Fraction(1)),)):
+        return _label(node.parts[0])
     if node.kind == "tuple":
         names = [_label(part) for part in node.parts]
         return ",".join(str(name) for name in names) if None not in names else None
@@ -229,6 +240,8 @@ def _collections(answer: Node, gold: Node, ev: Evaluator) -> bool:
     kinds = {answer.kind, gold.kind}
     if "tuple" in kinds and "list" in kinds:
         tuple_, list_ = (answer, gold) if answer.kind == "tuple" else (gold, answer)
+        if tuple_.name == "[]" and len(tuple_.parts) > 2:  # too long for an interval: a list as Python prints it
+            return _unordered(list_.parts, tuple_.parts, ev)
         return tuple_.name == "()" and _ordered(list_.parts, tuple_.parts, ev)
     ours, theirs = (node.parts if node.kind in ("list", "set") else (node,) for node in (answer, gold))
     if "set" in kinds:

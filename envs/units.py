@@ -59,6 +59,11 @@ modulo mod divided multiplied except without greater fewer double twice triple d
 thousandths
 """
 
+NUMBER_WORDS = {
+    word: number
+    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())  # noqa: SIM905
+}
+
 LEADING = frozenset(_LEADING.split())
 """Words that may stand before an answer without changing it. Behind any other (not, minus, at least) it is not read."""
 

@@ -251,6 +251,37 @@ even. <> \text{even}
 \overline{CD} <> \overline{CD}
 VW <> \text{VW}
 \text{ellipse} <> ellipse
+# other ways of writing
+{1, 2, 3} <> \{3,2,1\}
+[3, 1, 2] <> 1,2,3
+0.5\sqrt3 <> \frac{\sqrt{3}}{2}
+sqrt(3)/2 <> \frac{3}{2\sqrt3}
+x**2 + 2*x + 1 <> (x+1)^2
++\infty <> \infty
+\text{infinity} <> \infty
+x \ne 3 <> (-\infty,3)\cup(3,\infty)
+\text{all real numbers} <> (-\infty,\infty)
+three <> 3
+3 to 4 <> 3:4
+f^{-1}(x) = x+3 <> x+3
+f(2) = 5 <> 5
+\frac{dy}{dx} = 2x <> 2x
+a + b = 5 <> 5
+P(A) = \frac12 <> 0.5
+m\angle ABC = 30^\circ <> 30
+5 \pmod{7} <> 5
+x \equiv 5 \pmod 7 <> 5
+0.\bar{3} <> \frac13
+5 m/s <> 5
+5 m/s <> 5\text{ m/s}
+60\text{ km/h} <> 60 km/h
+2^\frac{3}{4} <> \sqrt[4]{8}
+\log_3 2 <> \frac{\ln 2}{\ln 3}
+e^{i\pi} <> -1
+x = \pm 2 <> x=2 \text{ or } x=-2
+(-1,0) \text{ and } (1,0) <> (1,0),(-1,0)
+y-3=2(x-1) <> y=2x+1
+7.0711 <> \sqrt{50}
 """)
 
 WRONG = _pairs(r"""
@@ -356,6 +387,15 @@ x=y <> x=5
 18 = 19 <> 19
 1=1 <> x=x
 -x <> x
+2x = 5 <> 5
+x^2 = 4 <> 4
+[1, 2] <> 1,2
+60 km/h <> 60 mph
+f(2) = 5 <> f(3) = 5
+{1, 2} <> \{1,3\}
+9.42 <> 3\pi
+x \ne 3 <> 3
+4 to 3 <> 3:4
 """)
 
 
