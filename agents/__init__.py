@@ -1,1 +1,68 @@
-"""Floor 2: who acts, and how trajectories are collected."""
+"""Floor 2: who acts, and how trajectories are collected.
+
+The names below are loaded when first used, so that importing this package does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnwise.agents.agent import Action, Agent, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
+    from turnwise.agents.collecting import CollectError, collect
+    from turnwise.agents.demonstrator import Demonstrator, Habits
+    from turnwise.agents.generation import Sampling
+    from turnwise.agents.gold import GoldAgent
+    from turnwise.agents.policy import Policy, PolicyLoadError
+    from turnwise.agents.tiny import tiny_policy
+    from turnwise.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
+    from turnwise.agents.transformer import TransformerAgent
+
+_HOME = {
+    "agent": ("Action", "Agent", "ContextFull", "Episode", "HumanAgent", "RandomAgent", "ScriptedAgent"),
+    "collecting": ("CollectError", "collect"),
+    "demonstrator": ("Demonstrator", "Habits"),
+    "generation": ("Sampling",),
+    "gold": ("GoldAgent",),
+    "policy": ("Policy", "PolicyLoadError"),
+    "tiny": ("tiny_policy",),
+    "tokens": ("ChatFormat", "ChatTemplateError", "HistoryRewrittenWarning"),
+    "transformer": ("TransformerAgent",),
+}
+
+__all__ = [
+    "Action",
+    "Agent",
+    "ChatFormat",
+    "ChatTemplateError",
+    "CollectError",
+    "ContextFull",
+    "Demonstrator",
+    "Episode",
+    "GoldAgent",
+    "Habits",
+    "HistoryRewrittenWarning",
+    "HumanAgent",
+    "Policy",
+    "PolicyLoadError",
+    "RandomAgent",
+    "Sampling",
+    "ScriptedAgent",
+    "TransformerAgent",
+    "collect",
+    "tiny_policy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

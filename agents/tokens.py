@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from turnwise.envs.trajectory import TokenIds
+from turnwise.envs.trajectory import TokenIds, Trajectory, Turn
 
 # Private-use characters: no template trims or escapes them, and no tokenizer gives them meaning.
 _OBSERVATIONS = ("\ue000A\ue001", "\ue000B\ue001", "\ue000C\ue001")
@@ -35,6 +36,7 @@ class ChatFormat:
     Attributes:
         system: System prompt, or None.
         stop_ids: Tokens that end an action.
+        end_id: The one that the template itself puts after an assistant's turn.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -86,6 +88,9 @@ class ChatFormat:
             )
         closing = frozenset(self._next[:1].tolist()) & frozenset(tokenizer.all_special_ids)
         eos = tokenizer.eos_token_id
+        self.end_id: int = next(iter(closing), -1)
+        if self.end_id < 0:
+            self.end_id = eos if isinstance(eos, int) else next(iter(stop_ids), -1)
         self.stop_ids: frozenset[int] = stop_ids | closing | (frozenset([eos]) if isinstance(eos, int) else frozenset())
         if not self.stop_ids:
             raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
@@ -108,6 +113,22 @@ class ChatFormat:
         else:
             opening = self._next
         return np.concatenate([opening, self.plain(observation), self._header])
+
+    def written(self, trajectory: Trajectory) -> Trajectory:
+        """The same trajectory with tokens, for text that was written by somebody else and never sampled.
+
+        Raises:
+            ValueError: A turn has tokens already: what was sampled is never tokenized again.
+        """
+        turns: list[Turn] = []
+        previous: TokenIds | None = None
+        for turn in trajectory.turns:
+            if len(turn.action_ids):
+                raise ValueError("ChatFormat.written: expected turns without tokens, got one that was sampled")
+            context = self.context(turn.observation, previous)
+            previous = np.append(self.plain(turn.action), np.int32(self.end_id)).astype(np.int32)
+            turns.append(replace(turn, context_ids=context, action_ids=previous))
+        return replace(trajectory, turns=tuple(turns))
 
     def plain(self, text: str) -> TokenIds:
         """Tokens of text from outside: never a special token, whatever it spells."""

@@ -110,7 +110,7 @@ def _check_env(args: argparse.Namespace) -> int:
     from turnwise.envs.checker import check_text_env
     from turnwise.envs.contract import RULES, ContractViolation
 
-    options = dict(_option(text) for text in args.option)
+    options = dict(parse_option(text) for text in args.option)
     # Options are bound first, so that none of them can pass for an argument of the check.
     if reserved := {"env", "actions", "seeds", "max_turns"} & set(options):
         raise ValueError(
@@ -128,7 +128,8 @@ def _check_env(args: argparse.Namespace) -> int:
     return 0
 
 
-def _option(text: str) -> tuple[str, Any]:
+def parse_option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE of the command line; VALUE is JSON, or else text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"--option: expected NAME=VALUE, got {text!r}")

@@ -23,6 +23,7 @@ from turnwise.agents.agent import Action, Agent, ContextFull, Episode, Reply
 from turnwise.envs.registration import make
 from turnwise.envs.store import Store, read
 from turnwise.envs.trajectory import Group, Trajectory, Turn
+from turnwise.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 TextEnvironment = gymnasium.Env[str, str]
 EnvironmentSource = str | Callable[[], TextEnvironment]
@@ -82,6 +83,7 @@ def collect(
 
     Raises:
         CollectError: Many episodes in a row failed and none succeeded between.
+        SandboxUnavailable: The environment's sandbox cannot run here.
         ValueError: Arguments that do not fit together.
     """
     if group_size < 1 or concurrency < 1:
@@ -95,15 +97,16 @@ def collect(
     options = dict(env_options or {})
     factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))
     env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env
+    recorded = {name: _plain(value) for name, value in options.items()}
 
     jobs = [
         _Job(group, member, group_seed(seed, group), None if tasks is None else int(tasks[group]))
         for group in range(count)
         for member in range(group_size)
     ]
-    done = _already_there(store, env_id, options, jobs)
+    done = _already_there(store, env_id, recorded, jobs)
     todo = [job for job in jobs if (job.group, job.member) not in done]
-    runner = _Runner(members, factory, env_id, options, seed, store)
+    runner = _Runner(members, factory, env_id, recorded, seed, store)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
     width = min([concurrency, len(todo) or 1, *(getattr(a, "max_concurrency", concurrency) for a in members)])
     with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=not progress, leave=False) as bar:
@@ -121,17 +124,25 @@ def episode_rng(seed: int, group: int, member: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, group, member + 1])))
 
 
+def _plain(value: Any) -> Any:
+    """An option as a JSON value: itself where it is one, else its name."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return str(getattr(value, "name", type(value).__name__))
+
+
 def _already_there(
     store: Store | None, env_id: str, options: Mapping[str, Any], jobs: Iterable[_Job]
 ) -> dict[tuple[int, int], Trajectory]:
     if store is None:
         return {}
     wanted = {(job.seed, job.member): (job.group, job.member) for job in jobs}
-    plain = json.dumps(dict(options), sort_keys=True, default=str)
+    plain = json.dumps(dict(options), sort_keys=True)
     found: dict[tuple[int, int], Trajectory] = {}
     for trajectory in read(store.path):
         place = wanted.get((trajectory.seed, trajectory.member))
-        same = json.dumps(dict(trajectory.env_options), sort_keys=True, default=str) == plain
+        same = json.dumps(dict(trajectory.env_options), sort_keys=True) == plain
         if place is not None and trajectory.env_id == env_id and same and trajectory.error is None:
             found[place] = trajectory
     return found
@@ -228,6 +239,8 @@ class _Runner:
                 episode.observation = observation
             if turns:
                 info |= turns[-1].info
+        except (SandboxUnavailable, ImageMissing):
+            raise  # no episode can go on without it; what is finished is in the store
         except Exception as failure:  # infrastructure: recorded on the trajectory, never turned into a reward
             error = f"{type(failure).__name__}: {failure}".strip()
         finally:

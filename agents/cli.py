@@ -1,0 +1,182 @@
+"""The command of this floor: `turnwise rollout`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+ROLLOUT_HELP = """\
+examples:
+  turnwise rollout turnwise/ToolMath-v0 --agent gold --problems gsm8k_test.jsonl --out gold.jsonl
+  turnwise rollout turnwise/ToolMath-v0 --agent my/model --groups 64 --group-size 8 --seed 0 --out runs.jsonl
+  turnwise rollout turnwise/Guess-v0 --agent random --groups 100
+  turnwise rollout turnwise/ToolMath-v0 --agent human -o sandbox=local
+
+An interrupted command goes on where it stopped: run it again with the same --out.
+"""
+
+ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may be repeated)"
+
+
+def add_commands(subparsers: Any) -> None:
+    """Adds this floor's command to the parser of `turnwise`."""
+    rollout = subparsers.add_parser(
+        "rollout",
+        help="collect trajectories of an agent in an environment",
+        epilog=ROLLOUT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_env_arguments(rollout, positional=True)
+    rollout.add_argument(
+        "--agent", required=True, help="gold, demonstrator, random, human, or a model's folder or Hub id"
+    )
+    rollout.add_argument("--groups", type=int, help="how many starts (default: every problem, or 1)")
+    rollout.add_argument("--group-size", type=int, default=1, help="episodes per start (default 1)")
+    add_sampling_arguments(rollout)
+    rollout.add_argument("--concurrency", type=int, default=64, help="episodes at once (default 64)")
+    rollout.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    rollout.add_argument("--out", type=Path, help="store to append to; what is in it already is not run again")
+    rollout.add_argument("--misses", type=int, default=0, metavar="N", help="print the first N episodes without reward")
+    rollout.add_argument("--quiet", action="store_true", help="no progress bar")
+    rollout.set_defaults(run=_rollout)
+
+
+def add_env_arguments(parser: argparse.ArgumentParser, *, positional: bool) -> None:
+    """Arguments that choose and configure an environment; shared with training and evaluation."""
+    if positional:
+        parser.add_argument("env", metavar="ENV_ID", help="id of the environment (see turnwise envs)")
+    else:
+        parser.add_argument("--env", default="turnwise/ToolMath-v0", help="id (default turnwise/ToolMath-v0)")
+    parser.add_argument("--problems", help="problems of ToolMath: JSONL file, data set, or generated:LEVEL:SIZE")
+    parser.add_argument("-o", "--option", action="append", default=[], metavar="NAME=VALUE", help=ENV_OPTIONS_HELP)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how a model samples; shared with training and evaluation."""
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default 1: off)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens of a turn (default 512)")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an episode (default 2048)")
+    parser.add_argument("--slots", type=int, default=64, help="episodes the model holds at once (default 64)")
+
+
+def env_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of the environment from the command line.
+
+    Problems are loaded once here and shared by all instances.
+    """
+    from turnwise.envs.cli import parse_option
+    from turnwise.envs.problems import load_problems
+    from turnwise.envs.registration import env_spec
+
+    options = dict(parse_option(text) for text in args.option)
+    if args.problems is not None:
+        options["problems"] = args.problems
+    env_spec(args.env)
+    if isinstance(options.get("problems"), str):
+        options["problems"] = load_problems(options["problems"], split=options.get("split", "train"))
+    return options
+
+
+def sampling(args: argparse.Namespace) -> Any:
+    """The `Sampling` of `add_sampling_arguments`."""
+    from turnwise.agents.generation import Sampling
+
+    return Sampling(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
+
+
+def make_agent(args: argparse.Namespace, options: dict[str, Any]) -> Any:
+    """The agent named on the command line.
+
+    Raises:
+        ValueError: A scripted solver was asked for in an environment without problems.
+    """
+    from turnwise.agents.agent import HumanAgent, RandomAgent
+    from turnwise.agents.demonstrator import Demonstrator
+    from turnwise.agents.gold import GoldAgent
+    from turnwise.agents.transformer import TransformerAgent
+
+    if args.agent == "random":
+        return RandomAgent()
+    if args.agent == "human":
+        return HumanAgent()
+    if args.agent in ("gold", "demonstrator"):
+        problems = problems_of(args.env, options)
+        return GoldAgent(problems) if args.agent == "gold" else Demonstrator(problems)
+    return TransformerAgent.from_pretrained(
+        args.agent, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
+    )
+
+
+def problems_of(env_id: str, options: dict[str, Any]) -> Any:
+    """The problems an environment made with these options draws from.
+
+    Raises:
+        ValueError: It has none.
+    """
+    from turnwise.envs.registration import make
+
+    env = make(env_id, **options)
+    try:
+        found = getattr(getattr(env, "unwrapped", env), "problems", None)
+    finally:
+        env.close()
+    if found is None:
+        raise ValueError(f"expected an environment with problems, such as turnwise/ToolMath-v0, got {env_id}")
+    return found
+
+
+def _rollout(args: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
+    from turnwise.agents.collecting import collect
+    from turnwise.envs.store import Store
+
+    options = env_options(args)
+    agent = make_agent(args, options)
+    tasks = None
+    if "problems" in options:
+        count = len(options["problems"]) if args.groups is None else args.groups
+        tasks = [group % len(options["problems"]) for group in range(count)]
+    try:
+        with Store(args.out) if args.out else nullcontext() as store:
+            groups = collect(
+                agent,
+                args.env,
+                groups=args.groups if tasks is None else len(tasks),
+                group_size=args.group_size,
+                seed=args.seed,
+                tasks=tasks,
+                env_options=options,
+                concurrency=args.concurrency,
+                store=store,
+                progress=not args.quiet,
+                label="rollout",
+            )
+    except KeyboardInterrupt:
+        how = f"run the same command again to go on with {args.out}" if args.out else "--out keeps what is finished"
+        raise KeyboardInterrupt(how) from None
+    return _summarise(args, groups)
+
+
+def _summarise(args: argparse.Namespace, groups: Any) -> int:
+    from turnwise.envs.cli import printable
+
+    episodes = [member for group in groups for member in group]
+    valid = [member for member in episodes if member.valid]
+    missed = [member for member in valid if member.total_reward <= 0]
+    for member in missed[: args.misses]:
+        print(f"--- {member.task_id or member.seed}: {printable(str(dict(member.info)))}")
+        for message in member.messages():
+            print(f"[{message['role']}] {printable(message['content'])}")
+    print(f"episodes     {len(episodes)}" + (f" in {args.out}" if args.out else ""))
+    if len(valid) < len(episodes):
+        errors = sorted({member.error or "never ended" for member in episodes if not member.valid})
+        print(f"invalid      {len(episodes) - len(valid)}: {printable('; '.join(errors[:3]))}")
+    if not valid:
+        return 1
+    turns = sum(len(member.turns) for member in valid) / len(valid)
+    mean = sum(member.total_reward for member in valid) / len(valid)
+    print(f"mean return  {mean:.4f}  ({len(missed)} of {len(valid)} without reward)\nturns        {turns:.2f}")
+    return 0

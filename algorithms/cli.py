@@ -1,0 +1,201 @@
+"""Commands of this floor: `turnwise train` and `turnwise eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.cli import add_env_arguments, add_sampling_arguments, env_options, sampling
+
+TRAIN_HELP = """\
+examples:
+  turnwise train sft  --model my/base --data gold.jsonl --out runs/sft --epochs 3
+  turnwise train mdpo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/mdpo --group-size 8
+  turnwise train mkto --model runs/sft/policy --problems generated:2:2000 --out runs/mkto -m beta=0.2
+  turnwise train raft --model runs/sft/policy --problems generated:2:2000 --out runs/raft
+
+sft imitates stored trajectories; every other method runs the iterative protocol: collect from the current and the
+previous policy, compare by outcome, train, take the new policy as reference. An interrupted command goes on where it
+stopped: run it again with the same --out.
+"""
+EVAL_HELP = """\
+examples:
+  turnwise eval --model runs/mdpo/iteration-3/policy --problems gsm8k_test.jsonl
+  turnwise eval --model my/model --problems generated:2:200 -o split=test --samples 8 --json scores.json
+"""
+
+
+def add_commands(subparsers: Any) -> None:
+    """Adds this floor's commands to the parser of `turnwise`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    train = subparsers.add_parser(
+        "train", help="train a policy with a preference method", epilog=TRAIN_HELP, formatter_class=raw
+    )
+    train.add_argument("method", help="sft, mdpo, mkto or raft")
+    train.add_argument("--model", required=True, help="folder or Hub id of the starting policy")
+    train.add_argument("--out", type=Path, required=True, help="folder of the run")
+    train.add_argument("-m", "--method-option", action="append", default=[], metavar="NAME=VALUE")
+    train.add_argument("--data", type=Path, help="sft: store of trajectories to imitate")
+    add_env_arguments(train, positional=False)
+    add_sampling_arguments(train)
+    train.add_argument("--iterations", type=int, default=3, help="of the protocol (default 3)")
+    train.add_argument("--groups", type=int, default=64, help="starts per iteration (default 64)")
+    train.add_argument("--group-size", type=int, default=8, help="episodes per start (default 8)")
+    train.add_argument("--from-previous", type=int, default=0, help="of these, by the previous policy (default 0)")
+    train.add_argument("--reference", choices=["previous", "first"], default="previous", help="default previous")
+    train.add_argument("--epochs", type=float, default=1.0, help="passes over the data (default 1)")
+    train.add_argument("--batch-size", type=int, default=32, help="examples an update (default 32)")
+    train.add_argument("--lr", type=float, default=5e-7, help="learning rate (default 5e-7)")
+    train.add_argument("--warmup", type=int, default=0, help="steps over which the rate rises (default 0)")
+    train.add_argument("--schedule", choices=["constant", "linear", "cosine"], default="constant")
+    train.add_argument("--tokens-per-micro-batch", type=int, default=16384, help="memory bound (default 16384)")
+    train.add_argument("--mixed-precision", choices=["no", "bf16"], help="default: what accelerate is configured to")
+    train.add_argument("--gradient-checkpointing", action="store_true", help="trade time for memory")
+    train.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank (needs peft)")
+    train.add_argument("--tracker", action="append", default=[], help="tensorboard, wandb, ... (may be repeated)")
+    train.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    train.add_argument("--quiet", action="store_true", help="no progress bars")
+    train.set_defaults(run=_train)
+
+    evaluate = subparsers.add_parser(
+        "eval", help="measure a policy: pass@k, turns, tool errors, intervals", epilog=EVAL_HELP, formatter_class=raw
+    )
+    evaluate.add_argument("--model", required=True, help="folder or Hub id")
+    add_env_arguments(evaluate, positional=False)
+    add_sampling_arguments(evaluate)
+    evaluate.add_argument("--limit", type=int, help="only the first problems (default: all; without problems 100)")
+    evaluate.add_argument("--samples", type=int, default=1, help="episodes per problem (default 1)")
+    evaluate.add_argument("--out", type=Path, help="store to append the trajectories to; also resumes")
+    evaluate.add_argument("--json", type=Path, help="write the figures to this file")
+    evaluate.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.set_defaults(run=_eval)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from turnwise.agents.policy import Policy
+    from turnwise.algorithms import methods
+    from turnwise.envs.cli import parse_option
+
+    method = methods.make(args.method, **dict(parse_option(text) for text in args.method_option))
+    if args.method == "sft" and args.data is None:
+        raise ValueError("train sft: expected --data STORE to imitate, got none (make one with turnwise rollout)")
+    options = None if args.method == "sft" else env_options(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    policy = Policy.from_pretrained(args.model)
+    if args.lora is not None:
+        policy = _with_adapters(policy, args.lora)
+    common = {
+        "lr": args.lr,
+        "warmup": args.warmup,
+        "schedule": args.schedule,
+        "tokens_per_micro_batch": args.tokens_per_micro_batch,
+        "mixed_precision": args.mixed_precision,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "trackers": args.tracker,
+        "progress": not args.quiet,
+        "seed": args.seed,
+    }
+    try:
+        return _imitate(args, policy, common) if options is None else _iterate(args, method, policy, options, common)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(str(interrupt) or f"run the same command again to go on with {args.out}") from None
+
+
+def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> int:
+    from turnwise.algorithms.warmup import warm_start
+    from turnwise.envs.store import read
+
+    result = warm_start(
+        policy,
+        read(args.data),
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        out=args.out,
+        resume=True,
+        **common,
+    )
+    policy.save_pretrained(args.out / "policy")
+    print(f"{result.steps} steps, loss {result.history[-1]['loss']:.4f}; the policy is in {args.out / 'policy'}")
+    return 0
+
+
+def _iterate(
+    args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], common: dict[str, Any]
+) -> int:
+    from turnwise.algorithms.iterate import iterate
+
+    tasks = range(len(options["problems"])) if "problems" in options else None
+    records = iterate(
+        method,
+        policy,
+        args.env,
+        out=args.out,
+        iterations=args.iterations,
+        groups=args.groups,
+        group_size=args.group_size,
+        from_previous=args.from_previous,
+        tasks=tasks,
+        env_options=options,
+        reference=args.reference,
+        sampling=sampling(args),
+        max_tokens=args.max_tokens,
+        slots=args.slots,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        **common,
+    )
+    print("iteration  episodes  invalid  mean return of what was sampled  examples")
+    for record in records[1:]:
+        print(
+            f"{record.number:9d}  {record.episodes:8d}  {record.invalid:7d}  {record.mean_return:31.3f}  "
+            f"{record.examples:8d}"
+        )
+    print(f"the policies are in {args.out}/iteration-*/policy")
+    return 0
+
+
+def _with_adapters(policy: Any, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError('--lora needs the extra "peft": pip install "turnwise[peft]"') from error
+    from turnwise.agents.policy import Policy
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return Policy(get_peft_model(policy.model, config), policy.tokenizer, version=policy.version)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from contextlib import nullcontext
+
+    from turnwise.agents.transformer import TransformerAgent
+    from turnwise.algorithms.evaluate import evaluate
+    from turnwise.envs.store import Store
+
+    options = env_options(args)
+    agent = TransformerAgent.from_pretrained(
+        args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
+    )
+    tasks = None
+    if "problems" in options:
+        tasks = range(min(len(options["problems"]), args.limit or len(options["problems"])))
+    with Store(args.out) if args.out else nullcontext() as store:
+        result = evaluate(
+            agent,
+            args.env,
+            tasks=tasks,
+            problems=(args.limit or 100) if tasks is None else None,
+            samples=args.samples,
+            seed=args.seed,
+            env_options=options,
+            concurrency=args.slots,
+            store=store,
+            progress=not args.quiet,
+        )
+    print(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8")
+    return 0

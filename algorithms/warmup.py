@@ -1,0 +1,81 @@
+"""Supervised warm start: a policy imitates recorded conversations before any preference is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.policy import Policy
+from turnwise.algorithms.feed import minibatches
+from turnwise.algorithms.methods import SFT
+from turnwise.algorithms.pairing import Example
+from turnwise.algorithms.training import TrainResult, train
+from turnwise.envs.trajectory import Trajectory
+
+
+def demonstrations(policy: Policy, trajectories: Iterable[Trajectory]) -> list[Example]:
+    """One example for each valid trajectory; text that has no tokens yet gets the policy's own.
+
+    Raises:
+        ValueError: No trajectory is valid.
+    """
+    examples = [
+        Example((trajectory if any(len(t.action_ids) for t in trajectory.turns) else policy.chat.written(trajectory),))
+        for trajectory in trajectories
+        if trajectory.valid and trajectory.turns
+    ]
+    if not examples:
+        raise ValueError("demonstrations: expected valid trajectories with turns, got none")
+    return examples
+
+
+def warm_start(
+    policy: Policy,
+    trajectories: Iterable[Trajectory],
+    *,
+    steps: int | None = None,
+    epochs: float = 1.0,
+    batch_size: int = 32,
+    lr: float = 2e-5,
+    schedule: Any = "cosine",
+    warmup: int | None = None,
+    version: str = "sft",
+    out: str | Path | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> TrainResult:
+    """Trains the policy in place on conversations, on the tokens of the agent's turns alone.
+
+    Args:
+        policy: What is trained.
+        trajectories: Demonstrations; invalid ones are left out.
+        steps: Updates; default `epochs` passes over the data.
+        epochs: Passes, where `steps` is not given.
+        batch_size: Conversations an update.
+        lr: Highest learning rate.
+        schedule: As in `train`.
+        warmup: Steps over which the rate rises; default a tenth of the steps, at most 40.
+        version: Name of the resulting weights.
+        out: Folder for checkpoints and metrics.
+        seed: Order of the data.
+        options: Further arguments of `train`.
+
+    Raises:
+        ValueError: No trajectory is valid.
+    """
+    examples = demonstrations(policy, trajectories)
+    total = max(1, round(epochs * len(examples) / batch_size)) if steps is None else steps
+    policy.version = version
+    return train(
+        SFT(),
+        policy,
+        None,
+        minibatches(examples, batch_size, seed=seed),
+        steps=total,
+        lr=lr,
+        schedule=schedule,
+        warmup=min(40, max(1, total // 10)) if warmup is None else warmup,
+        out=out,
+        **options,
+    )
