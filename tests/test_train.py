@@ -189,20 +189,29 @@ def distributed_main(folder: str) -> None:
 
 
 def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
-    plain, _ = run(MDPO(), optimizer=SGD)
-    start = policy()
-    calls = 0
+    """Three steps: each runs the policy's layers once more, in the backward pass."""
 
-    def count(*_: Any) -> None:
-        nonlocal calls
-        calls += 1
+    def counted(**options: Any) -> tuple[Policy, int]:
+        start, calls = policy(), []
+        start.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+        learner, _ = run(MDPO(), optimizer=SGD, start=start, reference=policy().copy(), **options)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in learner.model.modules())
+        return learner, len(calls)
 
-    start.model.model.layers[0].mlp.register_forward_hook(count)
-    lean, _ = run(MDPO(), optimizer=SGD, start=start, reference=policy().copy(), gradient_checkpointing=True)
+    (plain, once), (lean, twice) = counted(), counted(gradient_checkpointing=True)
     assert_same(plain, lean, atol=1e-6)
-    # Two passes a step (forward, and again in backward), and some to look at the model first.
-    assert calls >= 2 * 3
-    assert not any(getattr(m, "gradient_checkpointing", False) for m in start.model.modules())
+    assert twice == once + 3
+
+
+def test_a_cached_reference_scores_every_row_once() -> None:
+    """Six pairs, twelve rows; three epochs of one step."""
+    reference, rows = policy().copy(), []
+    reference.scorer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    run(MDPO(), reference=reference)
+    assert sum(rows) == 36
+    rows.clear()
+    run(MDPO(), reference=reference, cache_reference=True)
+    assert sum(rows) == 12
 
 
 def test_dropout_is_off_unless_asked_for_and_then_follows_the_seed() -> None:
@@ -256,12 +265,13 @@ def test_adapters_learn_with_their_own_base_as_the_reference() -> None:
         assert torch.equal(found, value)
 
 
-def test_clipping_bounds_the_update() -> None:
-    """SGD with lr 1: the weights move by exactly the clipped gradient, of norm 0.01."""
+@pytest.mark.parametrize(("warmup", "expected"), [(0, 0.01), (2, 0.005)])
+def test_an_update_is_as_long_as_clipping_and_schedule_allow(warmup: int, expected: float) -> None:
+    """SGD with lr 1 moves by the clipped gradient, of norm 0.01; by half of it in the first of two warmup steps."""
     before = weights(policy())
-    learner, result = run(MDPO(), steps=1, lr=1.0, clip=0.01, optimizer=SGD)
+    learner, result = run(MDPO(), steps=1, lr=1.0, clip=0.01, warmup=warmup, optimizer=SGD)
     moved = math.sqrt(sum(float((weights(learner)[n] - v).square().sum()) for n, v in before.items()))
-    assert moved == pytest.approx(0.01, rel=1e-3)
+    assert moved == pytest.approx(expected, rel=1e-3)
     assert result.history[0]["grad_norm"] > 0.01
 
 
