@@ -99,7 +99,7 @@ def gpo(
     1/4 for logistic, hinge, squared, exponential, truncated quadratic, Savage), so the same beta is not the same
     strength.
 
-    M-DPO's target is exact only where the environment's replies are certain. Otherwise the optimal policy's margin lacks
+    M-DPO's target is exact only where the environment's replies are certain. Otherwise the optimal margin lacks the
     sum over turns of (V(s_{h+1}) - E[V(s_{h+1}) | s_h, y_h]) to explain the labels, the luck in what the environment
     said; M-DPO attributes it to the policy and is biased.
 

@@ -28,7 +28,13 @@ from turnwise.envs.wrappers import TurnLimit
 
 ENTRY_POINT_GROUP = "turnwise.envs"
 _BUILT_IN = {
+    "turnwise/Bandit-v0": "turnwise.envs.bandits:Bandit",
     "turnwise/Guess-v0": "turnwise.envs.guess:Guess",
+    "turnwise/MatrixGame-v0": "turnwise.envs.matrix_games:MatrixGame",
+    "turnwise/PairedBandit-v0": "turnwise.envs.paired_bandit:PairedBandit",
+    "turnwise/TabularGame-v0": "turnwise.envs.tabular_env:TabularGameEnv",
+    "turnwise/TokenBandit-v0": "turnwise.envs.token_tasks:TokenBandit",
+    "turnwise/TokenLength-v0": "turnwise.envs.token_tasks:TokenLength",
     "turnwise/ToolMath-v0": "turnwise.envs.tool_math:ToolMath",
 }
 _namespaces = {"turnwise"}
