@@ -34,12 +34,14 @@ class CheckReport:
         name: The environment.
         episodes: Episodes played.
         turns: Turns played.
+        longest: Turns of the longest episode of plausible actions; with 1, hardly anything of snapshots was checked.
         rules: The rules that hold.
     """
 
     name: str
     episodes: int
     turns: int
+    longest: int
     rules: tuple[str, ...]
 
 
@@ -174,7 +176,8 @@ class _Checker:
             for made in self.made:
                 with contextlib.suppress(Exception):  # whether closing works is a rule of its own
                     made.close()
-        return CheckReport(self.name, self.player.episodes, self.player.turns, tuple(RULES))
+        longest = max(len(episode.actions) for episode in plain.values())
+        return CheckReport(self.name, self.player.episodes, self.player.turns, longest, tuple(RULES))
 
     def _declarations(self, env: Any) -> None:
         if not isinstance(env, gymnasium.Env):

@@ -17,6 +17,7 @@ CHECK_HELP = """\
 examples:
   turnwise check-env turnwise/Guess-v0
   turnwise check-env turnwise/Guess-v0 -o high=10 -o turns=3
+  turnwise check-env turnwise/ToolMath-v0 -o sandbox=local -a $'```python\\nprint(1)\\n```' -a '\\boxed{1}'
   turnwise check-env acme.haggle:acme/Haggle-v0      imports acme.haggle first
 
 exit code 0: every rule holds; 1: a rule is broken, and the output says which and what to do.
@@ -60,6 +61,14 @@ def add_commands(subparsers: Any) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="option of the environment; VALUE is JSON, or else text (may be repeated)",
+    )
+    check.add_argument(
+        "-a",
+        "--action",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="plausible actions, drawn at random, so that episodes get far (may be repeated)",
     )
     check.add_argument(
         "--max-turns", type=int, default=100, help="turns within which an episode must end (default 100)"
@@ -108,7 +117,7 @@ def _envs(args: argparse.Namespace) -> int:
 
 def _check_env(args: argparse.Namespace) -> int:
     from turnwise.envs.checker import check_text_env
-    from turnwise.envs.contract import RULES, ContractViolation
+    from turnwise.envs.contract import RULES, Agent, ContractViolation
 
     options = dict(parse_option(text) for text in args.option)
     # Options are bound first, so that none of them can pass for an argument of the check.
@@ -117,14 +126,21 @@ def _check_env(args: argparse.Namespace) -> int:
             f"check-env: cannot pass the option {min(reserved)!r} from the command line; call check_text_env with a "
             "function that makes the environment"
         )
+    texts: list[str] = args.action
+    actions: Agent | None = (lambda rng, _: texts[int(rng.integers(len(texts)))]) if texts else None
     try:
-        report = check_text_env(args.env_id, max_turns=args.max_turns, **options)
+        report = check_text_env(args.env_id, actions=actions, max_turns=args.max_turns, **options)
     except ContractViolation as violation:
         _print(f"{args.env_id} breaks the rule {printable(str(violation))}")
         return 1
     for rule in report.rules:
         _print(f"ok  {rule:<14} {RULES[rule]}")
-    _print(f"{report.name} holds all {len(report.rules)} rules ({report.episodes} episodes, {report.turns} turns)")
+    _print(
+        f"{report.name} holds all {len(report.rules)} rules "
+        f"({report.episodes} episodes, {report.turns} turns, the longest episode {report.longest})"
+    )
+    if report.longest == 1:
+        _print("note: every episode ended after one turn; give plausible actions (--action) to check later ones")
     return 0
 
 

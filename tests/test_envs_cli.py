@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def run(capsys: pytest.CaptureFixture[str], *argv: Any) -> tuple[int, str, str]:
 def test_envs_lists_ids_and_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "envs")
     assert code == 0
-    assert 'turnwise/Guess-v0     Find a hidden whole number; every guess is answered with "higher" or "lower".' in out
+    assert re.search(
+        r'^turnwise/Guess-v0 +Find a hidden whole number; every guess is answered with "higher"', out, re.M
+    )
 
 
 def test_check_env_lists_the_rules_it_held(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +48,13 @@ def test_check_env_lists_the_rules_it_held(capsys: pytest.CaptureFixture[str]) -
     assert code == 0
     assert "ok  restore " in out
     assert "turnwise/Guess-v0 holds all " in out
+    assert "the longest episode 3)" in out
+    assert "note:" not in out
+
+
+def test_check_env_takes_plausible_actions_and_says_if_they_got_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "check-env", "turnwise/Guess-v0", "-o", "turns=1", "-o", "high=9", "-a", "5", "-a", "no")
+    assert "note: every episode ended after one turn" in out
 
 
 def test_check_env_says_which_rule_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
