@@ -39,7 +39,8 @@ def gsm8k_calculation(problem: Problem) -> list[str]:
     solution says a letter equals ("so x = 65"), in this order.
 
     Returns:
-        The lines, or an empty list where the solution does not calculate its answer.
+        The lines, or an empty list where the solution does not calculate its answer: 74 of the 8,133 rows of the
+        training and half the test split (arithmetic in words only, wrong equations, answers that are a count of steps).
     """
     gold = _gold(problem.answer)
     if gold is None:

@@ -154,6 +154,8 @@ class _Reader(Arithmetic):
         self.depth -= 1
         if opening in ("{", "lbrace"):
             return Node("set", tuple(items))
+        if len(items) == 1 and self.symbol("_") and items[0].kind == "num":
+            return self.in_base(items[0].name)
         if len(items) == 1 and (opening, closing) in (("(", ")"), ("[", "]")):
             inner = items[0]
             return Node("tuple", (inner,), "[]") if opening == "[" and inner.kind == "tuple" else inner

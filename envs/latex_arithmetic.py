@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from turnwise.envs.answer_tree import INFINITY, Cursor, Node
 from turnwise.envs.latex_tokens import FUNCTIONS, NotAnAnswer, Token
+from turnwise.envs.units import NUMBER_WORDS
 
 _TIMES = frozenset({"*", "times", "cdot", "ast"})
 _FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac"})
@@ -194,44 +195,40 @@ class Arithmetic(Cursor):
     def number(self) -> Node:
         digits = self.take().text
         node = _number(digits)
-        whole = node.places < 0
-        if self.sees("overline", "bar") and not whole:
-            self.take()
-            return _repeating(digits, self.raw_digits())
-        if self.symbol("_"):
-            self.take()
-            bracketed = self.symbol("{")
-            if bracketed:
+        if node.places >= 0:
+            if self.sees("overline", "bar"):
                 self.take()
-            base = self.take().text if self.peek().kind in ("number", "word") else ""
-            base = str(
-                {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9}.get(
-                    base, base
-                )
-            )
-            if bracketed:
-                self.expect("}")
-            return self.based(digits, base)
-        if whole and self.peek().kind == "command" and self.peek().text in _FRACTIONS:
+                return _repeating(digits, self.raw_digits())
+            return self.in_base(digits) if self.symbol("_") else node
+        if self.symbol("_"):
+            return self.in_base(digits)
+        return self.mixed(node)
+
+    def in_base(self, digits: str) -> Node:
+        self.expect("_")
+        bracketed = self.symbol("{")
+        if bracketed:
+            self.take()
+        base = self.take().text if self.peek().kind in ("number", "word") else ""
+        if bracketed:
+            self.expect("}")
+        return self.based(digits, str(NUMBER_WORDS.get(base, base)))
+
+    def mixed(self, whole: Node) -> Node:
+        """A whole number, with the proper fraction behind it if there is one: 1\\frac12, 1 1/2."""
+        if self.peek().kind == "command" and self.peek().text in _FRACTIONS:
             part = self.special(self.peek().text)
             if part.kind == "div" and all(p.kind == "num" and p.places < 0 for p in part.parts):
                 top, bottom = (p.value for p in part.parts)
                 if 0 < top < bottom:
-                    return Node("num", value=node.value + top / bottom)
-            return Node("mul", (node, self.power_of(part)))
-        ahead = [self.peek(i) for i in range(3)]
-        if (
-            whole
-            and ahead[0].kind == "number"
-            and ahead[0].spaced
-            and ahead[1].text == "/"
-            and ahead[2].kind == "number"
-        ):
-            over, under = ahead[0].text, ahead[2].text
-            if over.isdigit() and under.isdigit() and 0 < int(over) < int(under):
-                self.at += 3
-                return Node("num", value=node.value + Fraction(int(over), int(under)))
-        return node
+                    return Node("num", value=whole.value + top / bottom)
+            return Node("mul", (whole, self.power_of(part)))
+        over, slash, under = (self.peek(ahead) for ahead in range(3))
+        proper = over.text.isdigit() and under.text.isdigit() and 0 < int(over.text) < int(under.text)
+        if proper and over.spaced and slash.text == "/":
+            self.at += 3
+            return Node("num", value=whole.value + Fraction(int(over.text), int(under.text)))
+        return whole
 
     def power_of(self, node: Node) -> Node:
         if self.symbol("^"):

@@ -50,6 +50,7 @@ _INK = re.compile(
 )
 _SPACE = re.compile(r"(?<!\\)\\(?:[,;:> ]|(?:quad|qquad|enspace|thinspace|hfill|newline)(?![A-Za-z]))|~")
 _ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
+_SET_BUILDER = re.compile(r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)([^|{}:]*)\\\}$")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d.])")
 _TEXT = re.compile(
@@ -101,6 +102,8 @@ def _clean(text: str) -> str:
     text = re.sub(r"(?<=[\])])\s*U\s*(?=[\[(])", r"\\cup ", text)
     text = re.sub(rf"(?<=\d)\s+([{LETTER_UNITS}])((?:\^\{{?[23]\}}?)?)$", r"\\text{\1}\2", text)
     text = re.sub(r"(?<=\d)\s*\b((?:k|c|m)?m|ft|mi)/(s|sec|h|hr|min)(\^\{?2\}?)?$", r"\\text{ \1 per \2}\3", text)
+    text = re.sub(r"(\\circ\s*\}?|\\degree)\s*[CF]$", r"\1", text)
+    text = _SET_BUILDER.sub(r"\1", text)
     text = re.sub(r"\bm?\s*\\angle\s*([A-Za-z]{1,3})", r"\\text{angle \1}", text)
     text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
     return text.rstrip(". \n")

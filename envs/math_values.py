@@ -161,8 +161,8 @@ class Evaluator:
                 with _library:
                     return self._sized(_power(parts[0], parts[1], mp))
             case _:
-                if not mp.isint(parts[0]) or not 0 <= mp.re(parts[0]) <= 10**6:
-                    raise TooHard("a factorial of no small whole number")
+                if mp.im(parts[0]) != 0 or abs(parts[0]) > 10**6:
+                    raise TooHard("a factorial of no small real number")
                 with _library:
                     return self._sized(mp.gamma(parts[0] + 1))
 

@@ -56,7 +56,7 @@ def load_problems(
         return problems if limit is None else problems[:limit]
     if isinstance(source, str) and source.startswith("generated"):
         return _generated(source, split, limit)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
         return read_dataset(str(path), split=split, limit=limit, mapping=mapping, local=True)
     if path.exists():

@@ -282,6 +282,120 @@ x = \pm 2 <> x=2 \text{ or } x=-2
 (-1,0) \text{ and } (1,0) <> (1,0),(-1,0)
 y-3=2(x-1) <> y=2x+1
 7.0711 <> \sqrt{50}
+\dfrac{3}{4}\text{ cups} <> 0.75
+\frac{3}{4}\,\text{cm} <> 3/4 cm
+$3,\!000$ <> 3000
+\$3{,}000.00 <> 3000
+3000.00 dollars <> \$3,000
+\frac{\pi}{6} \text{ radians} <> \frac{\pi}{6}
+x=-\frac{b}{2a} <> -b/(2a)
+(x,y) = (2, -3) <> (2,-3)
+x \in \{1, 2\} <> 1,2
+x\in[0,\infty) <> x\ge0
+0 \le x < 1 <> [0,1)
+(2, 5] \cup [7, \infty) <> [7,\infty)\cup(2,5]
+\left( \dfrac{1}{2}, -\dfrac{3}{2} \right) <> (0.5, -1.5)
+\frac{1}{4} <> 25 / 100
+25\% <> 25 percent
+\text{Monday} <> monday
+\textbf{Monday} <> Monday
+\mathrm{(C)} <> C
+C. <> (C)
+(C) <> C
+10:30 \text{ a.m.} <> 10:30 AM
+1{,}234{,}567 <> 1234567
+2.5 \times 10^{-3} <> 0.0025
+2.5\cdot10^{-3} <> 0.0025
+-5 <> - 5
+\!-5 <> -5
+3 + 4i <> 4i + 3
+\sqrt{-4} <> 2i
+\frac{1}{1-i} <> \frac{1+i}{2}
+2x^2-3 <> -3+2x^2
+(2x+1)(x-3) <> 2x^2-5x-3
+\frac{(x+1)(x-1)}{x-1} <> x+1
+x^{-1} <> 1/x
+\sqrt{x^3} <> x\sqrt{x}
+a^2 - b^2 <> (a-b)(a+b)
+\tan x <> \frac{\sin x}{\cos x}
+\cos 2x <> 2\cos^2 x-1
+\begin{pmatrix}1&2\\3&4\end{pmatrix} <> \begin{pmatrix} 1.0 & 2 \\ 3 & 8/2 \end{pmatrix}
+\left[\begin{array}{cc} 1 & 2 \\ 3 & 4 \end{array}\right] <> \begin{pmatrix}1&2\\3&4\end{pmatrix}
+\begin{vmatrix}1&2\\3&4\end{vmatrix} <> \begin{vmatrix}1&2\\3&4\end{vmatrix}
+\left(\begin{array}{c} 1 \\ 2 \end{array}\right) <> \begin{pmatrix}1\\2\end{pmatrix}
+11001_2 <> 11001_{2}
+(11001)_2 <> 11001_2
+1A3_{16} <> 1A3_{16}
+A5_{12} <> A5_{12}
+ABC_{16} <> ABC_{16}
+5\frac{1}{2}\% <> 5.5\%
+$\frac{1}{2}$ <> \frac12
+\frac{1}{2}. <> \frac12
+The answer is $\frac{1}{2}$. <> \frac12
+so the final answer is 42 <> 42
+42 is the answer <> 42
+\approx 3.1416 <> \pi
+45^\circ\text{C} <> 45
+98.6^\circ F <> 98.6
+2 \text{ hours } <> 2 hours
+x = 3 \text{ and } y = 4 <> (3,4)
+\frac{2+\sqrt{3}}{1} <> 2+\sqrt 3
+3\sqrt{2}+2\sqrt{3} <> 2\sqrt3+3\sqrt2
+\sqrt{2}\sqrt{3} <> \sqrt 6
+(\sqrt{2}) <> \sqrt2
+5\sqrt{2}/2 <> \frac{5}{\sqrt 2}
+\frac{\ln 8}{\ln 2} <> 3
+\log_{10}{1000} <> 3
+e <> 2.71828
+\{x | x>3\} <> (3,\infty)
+(-\infty, 2) \cup (2, \infty) <> x\neq 2
+y = x^2 <> y=x\cdot x
+3x+2y=6 <> y = -\frac32x+3
+x=2y+1 <> 2y+1
+-4/3 <> -1\frac13
+-1.3333 <> -\frac43
+\frac{-4}{3} <> -\dfrac{4}{3}
+\frac{4}{-3} <> -4/3
+7 \text{ or } 8 <> 8, 7
+1, 2, 3, \text{ and } 6 <> 6,3,2,1
+\text{(2, 3)} <> (2,3)
+\text{5} <> 5
+\mathbf{5} <> 5
+{5} <> 5
+((5)) <> 5
+1/2 \pi <> \frac{\pi}{2}
+\pi/2 <> \frac12 \pi
+2\pi r <> 2 \pi r
+\dfrac{x}{y} <> x/y
+\frac{a}{b}\cdot\frac{c}{d} <> \frac{ac}{bd}
+n(n+1)/2 <> \frac{n^2+n}{2}
+2^{n+1} <> 2\cdot 2^n
+\frac{n!}{(n-1)!} <> n
+n^2 <> n\times n
+\lvert x\rvert <> |x|
+\left| -3 \right| <> 3
+\lceil 2.1\rceil <> 3
+1\text{ : }2 <> 1:2
+12\text{ in}^3 <> 12 in^3
+12 cubic inches <> 12\text{ in}^3
+12 in. <> 12
+\text{east} <> \text{ East }
+$-\frac{1}{2}$ <> -1/2
+-.5 <> -\frac12
+00123 <> 123
+\text{none} <> none
+\infty <> infinity
+5 \text{ and } -5 <> \pm 5
+10\,000 <> 10,000
+10 000 <> 10000
+\$10,\!000 <> 10000
+10^4 <> 10000
+i\sqrt{2} <> \sqrt{2}i
+\sqrt{2}\,i <> i\sqrt2
+-i <> -1i
+\operatorname{arctan} 1 <> \pi/4
+\sin^{-1} 1 <> \frac{\pi}{2}
+\arcsin(1) <> 90^\circ/180^\circ \cdot \pi
 """)
 
 WRONG = _pairs(r"""
@@ -396,6 +510,24 @@ f(2) = 5 <> f(3) = 5
 9.42 <> 3\pi
 x \ne 3 <> 3
 4 to 3 <> 3:4
+(2, 5) \cup [7, \infty) <> [7,\infty)\cup(2,5]
+11001_3 <> 11001_2
+1A4_{16} <> 1A3_{16}
+CBA_{16} <> ABC_{16}
+6 feet <> 6 inches
+12 in^2 <> 12 in^3
+45 is not the answer <> 45
+e <> 2.72
+\{x | x<3\} <> (3,\infty)
+3x+2y=6 <> y = \frac32x+3
+n! <> n
+2^{n+1} <> 2^n+1
+10\,000 <> 1000
+\tan x <> \frac{\cos x}{\sin x}
+1.3333 <> -\frac43
+7, 8 <> 7, 9
+(1,2),(3,4) <> (1,2),(4,3)
+x=3, y=4 <> (4,3)
 """)
 
 
