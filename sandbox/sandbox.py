@@ -52,12 +52,16 @@ class Limits:
     Attributes:
         wall_s: Seconds of wall clock per run.
         cpu_s: Seconds of CPU per run; None means as `wall_s`.
-        memory_mb: Address space of the session, MiB.
-        processes: Processes and threads the session may have at once.
+        memory_mb: Memory the program may map, MiB, above what the interpreter has at the start; for all its
+            processes together.
+        processes: Processes and threads the session may have at once. Processes end with the run that started
+            them; threads live on from run to run.
+        branches: Sessions forked from this one (or from its branches) that may live at once.
+        programs: Whether it may execute other programs (a shell, a compiler); by default only Python runs.
         output_bytes: Bytes kept of each stream (half head, half tail); the program is stopped at
             `output_stop_bytes`.
         output_stop_bytes: Bytes written after which the program is interrupted.
-        disk_mb: Size of files the session may write, MiB.
+        disk_mb: Size of the files the session may hold, MiB.
         files: Files it may have open.
         source_bytes: Largest program accepted.
     """
@@ -66,6 +70,8 @@ class Limits:
     cpu_s: float | None = None
     memory_mb: int = 512
     processes: int = 16
+    branches: int = 16
+    programs: bool = False
     output_bytes: int = 16 * 1024
     output_stop_bytes: int = 4 * 1024 * 1024
     disk_mb: int = 16

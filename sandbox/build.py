@@ -1,0 +1,115 @@
+"""Builds the sandbox image: from a registry by Dockerfile, or without one from Debian packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turnwise.sandbox import image
+from turnwise.sandbox.sandbox import SandboxUnavailable
+
+if TYPE_CHECKING:
+    import docker
+
+METHODS = ("auto", "registry", "debootstrap")
+_UNNEEDED = (
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+)
+
+
+def build(
+    client: docker.DockerClient,
+    *,
+    method: str = "auto",
+    packages: Sequence[str] = (),
+    mirror: str = "http://deb.debian.org/debian",
+    say: Callable[[str], None] = print,
+) -> str:
+    """Builds the image and checks it.
+
+    Args:
+        client: The engine that shall have it.
+        method: "registry" (the Dockerfile; needs Docker Hub), "debootstrap" (a root file system of Debian packages;
+            needs root and a Debian mirror), or "auto": debootstrap where it can run, else the registry.
+        packages: Further Debian packages, for example "python3-scipy". They make another image with a name of its
+            own, for `open_sandbox("docker", image=...)`.
+        mirror: The Debian mirror for debootstrap.
+        say: Takes one line of progress at a time.
+
+    Returns:
+        The image's name.
+
+    Raises:
+        SandboxUnavailable: It could not be built; the message holds the reason.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+    name = image.default_name(packages)
+    labels = {image.CONTENT_LABEL: image.content(packages)}
+    if method == "auto":
+        method = "debootstrap" if os.geteuid() == 0 and shutil.which("debootstrap") else "registry"
+    say(f"building {name} by {method}")
+    if method == "registry":
+        _from_registry(client, name, packages, labels)
+    else:
+        _from_packages(client, name, packages, labels, mirror, say)
+    found = image.require(client, name)
+    say(f"built {name} ({found[7:19]})")
+    return name
+
+
+def _from_registry(client: docker.DockerClient, name: str, packages: Sequence[str], labels: dict[str, str]) -> None:
+    from docker.errors import BuildError, DockerException
+
+    folder = Path(__file__).parent / "image"
+    arguments = {"PACKAGES": " ".join(packages)}
+    try:
+        client.images.build(path=str(folder), tag=name, buildargs=arguments, labels=labels, rm=True)
+    except (BuildError, DockerException) as error:
+        raise SandboxUnavailable(
+            f"the image could not be built from the registry: {error}; without one, install debootstrap and run "
+            "`turnwise sandbox build --method debootstrap` as root"
+        ) from None
+
+
+def _from_packages(
+    client: docker.DockerClient, name: str, packages: Sequence[str], labels: dict[str, str], mirror: str,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        raise SandboxUnavailable("debootstrap needs root and the debootstrap package (`apt install debootstrap`)")
+    with tempfile.TemporaryDirectory(prefix="turnwise-image-") as folder:
+        root = os.path.join(folder, "root")
+        include = ",".join([*image.DEBIAN_PACKAGES, *packages])
+        command = ["debootstrap", "--variant=minbase", f"--include={include}", image.DEBIAN_RELEASE, root, mirror]
+        _run(command, "debootstrap")
+        for unneeded in _UNNEEDED:
+            path = os.path.join(root, unneeded)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+                os.mkdir(path)
+        archive = os.path.join(folder, "root.tar")
+        _run(["tar", "-C", root, "--numeric-owner", "-cf", archive, "."], "tar")
+        say(f"importing {os.path.getsize(archive) >> 20} MB")
+        repository, _, tag = name.partition(":")
+        changes = [f"LABEL {key}={value}" for key, value in labels.items()]
+        answer = client.api.import_image_from_file(archive, repository=repository, tag=tag, changes=changes)
+        if '"error"' in str(answer):
+            raise SandboxUnavailable(f"the Docker engine refused the image: {answer}")
+
+
+def _run(command: list[str], what: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+        raise SandboxUnavailable(f"{what} failed with code {done.returncode}: {last[0]}")

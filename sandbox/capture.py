@@ -1,0 +1,42 @@
+"""What is kept of one output stream: its beginning and its end. Runs inside the sandbox."""
+
+from __future__ import annotations
+
+
+class Capture:
+    """Keeps the first and the last half of `limit` bytes of whatever is added."""
+
+    def __init__(self, limit: int) -> None:
+        self.half = max(1, limit // 2)
+        self.limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Starts anew."""
+        self.head = b""
+        self.tail = bytearray()
+        self.total = 0
+
+    def add(self, data: bytes) -> None:
+        """Takes bytes in; memory stays bounded."""
+        if not data:
+            return
+        self.total += len(data)
+        room = self.half - len(self.head)
+        if room > 0:
+            self.head += data[:room]
+            data = data[room:]
+        self.tail += data[-self.half :]
+        if len(self.tail) > 4 * self.half:
+            del self.tail[: -self.half]
+
+    @property
+    def cut(self) -> bool:
+        """Whether something was dropped."""
+        return self.total > len(self.head) + self.half
+
+    def text(self) -> bytes:
+        """Beginning and end, with a note between them of how much is missing."""
+        tail = bytes(self.tail[-self.half :])
+        missing = self.total - len(self.head) - len(tail)
+        return self.head + (b"\n... %d bytes cut ...\n" % missing if missing > 0 else b"") + tail

@@ -1,0 +1,158 @@
+"""`turnwise sandbox build | check | run | clean`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+_EXAMPLES = """examples:
+  turnwise sandbox build                          build the image (no registry needed on Debian as root)
+  turnwise sandbox build --packages python3-scipy an image of your own with more Debian packages
+  turnwise sandbox check                          what works here, and what each kind protects
+  turnwise sandbox run program.py                 run a file in the sandbox; - or nothing reads standard input
+  turnwise sandbox clean                          remove containers that crashed programs left behind
+"""
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the `sandbox` command; each subcommand sets `run`, from arguments to exit code."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = subparsers.add_parser(
+        "sandbox", help="build, check, use and clean the code sandbox", epilog=_EXAMPLES, formatter_class=raw,
+        description="The sandbox runs model-written Python: in Docker, or in a weaker local one.",
+    )  # fmt: skip
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    build = commands.add_parser(
+        "build", help="build the container image", formatter_class=raw,
+        epilog="example:\n  sudo turnwise sandbox build --method debootstrap",
+    )  # fmt: skip
+    build.add_argument("--method", choices=("auto", "registry", "debootstrap"), default="auto", help="default: auto")
+    build.add_argument("--packages", nargs="+", default=[], metavar="DEBIAN_PACKAGE", help="more packages")
+    build.add_argument("--mirror", default="http://deb.debian.org/debian", help="Debian mirror for debootstrap")
+    build.add_argument("--force", action="store_true", help="build even if the right image is there")
+    build.set_defaults(run=_build)
+
+    check = commands.add_parser(
+        "check", help="try every kind of sandbox and say what it protects", formatter_class=raw,
+        epilog="example:\n  turnwise sandbox check --sandbox docker    (exit code 1 if it cannot run)",
+    )  # fmt: skip
+    check.add_argument("--sandbox", choices=("docker", "local"), default=None, help="only this kind")
+    check.set_defaults(run=_check)
+
+    run = commands.add_parser(
+        "run", help="run a Python file in the sandbox", formatter_class=raw,
+        epilog="example:\n  echo 'print(6 * 7)' | turnwise sandbox run --sandbox docker",
+    )  # fmt: skip
+    run.add_argument("file", nargs="?", default="-", help="a Python file; - is standard input")
+    run.add_argument("--sandbox", default="auto", metavar="KIND", help="auto (default), docker or local")
+    run.add_argument("--time", type=float, default=5.0, metavar="SECONDS", help="wall clock limit (default: 5)")
+    run.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory limit (default: 512)")
+    run.set_defaults(run=_run)
+
+    clean = commands.add_parser(
+        "clean", help="remove containers whose program is gone", formatter_class=raw,
+        epilog="example:\n  turnwise sandbox clean --all    (also those of running programs)",
+    )  # fmt: skip
+    clean.add_argument("--all", action="store_true", help="also containers of programs that still run")
+    clean.set_defaults(run=_clean)
+
+
+def _fail(error: Exception) -> int:
+    print(f"turnwise sandbox: {error}", file=sys.stderr)
+    return 1
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from turnwise.sandbox import image
+    from turnwise.sandbox.build import build
+    from turnwise.sandbox.docker import connect
+    from turnwise.sandbox.sandbox import ImageMissing, SandboxError
+
+    try:
+        client = connect()
+        if not arguments.force:
+            try:
+                image.require(client, image.default_name(arguments.packages))
+                print(f"{image.default_name(arguments.packages)} is there already (--force builds it again)")
+                return 0
+            except ImageMissing:
+                pass
+        build(client, method=arguments.method, packages=arguments.packages, mirror=arguments.mirror)
+    except SandboxError as error:
+        return _fail(error)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    import warnings
+    from dataclasses import asdict
+
+    from turnwise.sandbox import SandboxError, open_sandbox
+
+    worked = 0
+    for kind in [arguments.sandbox] if arguments.sandbox else ["docker", "local"]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                start = time.perf_counter()
+                with open_sandbox(kind, spares=0) as sandbox:
+                    started = time.perf_counter() - start
+                    session = sandbox.open()
+                    result = session.run("import sympy\nx = sympy.Symbol('x')\nsympy.solve(x**2 - 5*x + 6)")
+                    if result.value != "[2, 3]":
+                        raise SandboxError(f"the trial program failed: {result.error or result}")
+                    capabilities = asdict(sandbox.capabilities)
+        except SandboxError as error:
+            print(f"{kind}: does not work here: {error}")
+            continue
+        worked += 1
+        print(f"{capabilities.pop('name')}: works (started in {started:.2f} s)")
+        warning = capabilities.pop("warning")
+        for name, there in capabilities.items():
+            print(f"  {'yes' if there else 'NO '}  {name.replace('_', ' ')}")
+        if warning:
+            print(f"  {warning}")
+    return 0 if worked else 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from turnwise.sandbox import Limits, SandboxError, open_sandbox
+
+    try:
+        if arguments.file == "-":
+            code = sys.stdin.read()
+        else:
+            with open(arguments.file, encoding="utf-8") as file:
+                code = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        return _fail(error)
+    try:
+        with open_sandbox(arguments.sandbox) as sandbox:
+            session = sandbox.open(Limits(wall_s=arguments.time, memory_mb=arguments.memory))
+            result = session.run(code)
+    except (SandboxError, ValueError) as error:
+        _fail(error)
+        return 2 if isinstance(error, ValueError) else 1
+    print(result.stdout, end="" if result.stdout.endswith("\n") or not result.stdout else "\n")
+    if result.value is not None:
+        print(result.value)
+    for text in (result.stderr, result.error):
+        if text:
+            print(text.rstrip("\n"), file=sys.stderr)
+    if not result.ok:
+        print(f"[{result.status}{', output cut' if result.truncated else ''}]", file=sys.stderr)
+    return 0 if result.ok else 1
+
+
+def _clean(arguments: argparse.Namespace) -> int:
+    from turnwise.sandbox.docker import connect, remove_orphans
+    from turnwise.sandbox.sandbox import SandboxError
+
+    try:
+        removed = remove_orphans(connect(), every=arguments.all)
+    except SandboxError as error:
+        return _fail(error)
+    print(f"removed {len(removed)} container{'s' if len(removed) != 1 else ''}" + "".join(f"\n  {n}" for n in removed))
+    return 0

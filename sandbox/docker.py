@@ -1,0 +1,433 @@
+"""Episodes in Docker containers: one hardened container serves many, spoken to over a socket or its own stdio.
+
+Liveness is the attached stream: when the host program ends, however it ends, the engine closes the container's
+standard input, the supervisor exits and the engine removes the container. Labels and the sweep at the next start are
+the second line.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import platform
+import random
+import secrets
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turnwise.sandbox import image as images
+from turnwise.sandbox.link import Link, SocketLink, StreamLink
+from turnwise.sandbox.pool import Pool
+from turnwise.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable
+from turnwise.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
+
+if TYPE_CHECKING:
+    import docker
+
+LABEL = "turnwise.sandbox"
+RUN = uuid.uuid4().hex[:12]
+START_TIMEOUT_S = 120.0
+READABLE = ["/usr", "/lib", "/lib64", "/bin", "/opt", "/etc", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
+
+STANDARD = Capabilities(
+    name="docker/standard",
+    network_denied=True,
+    filesystem_private=True,
+    users_separate=True,
+    syscalls_filtered=True,
+    memory_limited=True,
+    processes_limited=True,
+    fork=True,
+)
+
+
+def connect(url: str | None = None) -> docker.DockerClient:
+    """A client of an engine that answers: `url`, else DOCKER_HOST, else the local one.
+
+    Raises:
+        SandboxUnavailable: None answers.
+    """
+    import docker  # here, because it takes 150 ms that a local sandbox need not pay
+
+    where = url or os.environ.get("DOCKER_HOST") or "the local Docker engine"
+    try:
+        client = docker.DockerClient(base_url=url, timeout=120) if url else docker.from_env(timeout=120)
+        client.ping()
+    except Exception as error:  # the SDK raises its own, requests' and the system's errors alike
+        reason = str(error).rsplit("\n", 1)[-1][:200]
+        raise SandboxUnavailable(
+            f"no Docker engine answers at {where} ({reason}): start it (e.g. `systemctl start docker`), set "
+            'DOCKER_HOST, or ask for sandbox="local"'
+        ) from None
+    return client
+
+
+def process_start(pid: int) -> str:
+    """When a process of this host started, as an opaque text; "" when there is none. Guards against reused ids."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        except (OSError, IndexError):
+            return ""
+    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
+
+
+def host_id() -> str:
+    """This machine since its last start."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def own_labels() -> dict[str, str]:
+    """What marks a container as belonging to this very process."""
+    pid = os.getpid()
+    return {
+        LABEL: "1",
+        f"{LABEL}.run": RUN,
+        f"{LABEL}.host": host_id(),
+        f"{LABEL}.pid": str(pid),
+        f"{LABEL}.started": process_start(pid),
+    }
+
+
+def remove_orphans(client: docker.DockerClient, *, every: bool = False) -> list[str]:
+    """Removes the containers of host programs that no longer run.
+
+    Args:
+        client: The engine.
+        every: Remove other programs' living ones and other hosts' ones as well.
+
+    Returns:
+        Names of what was removed.
+    """
+    removed = []
+    for entry in client.api.containers(all=True, filters={"label": f"{LABEL}=1"}):
+        labels = entry.get("Labels") or {}
+        if not every:
+            if labels.get(f"{LABEL}.host") != host_id():
+                continue
+            pid = labels.get(f"{LABEL}.pid", "")
+            if pid.isdigit() and process_start(int(pid)) == labels.get(f"{LABEL}.started"):
+                continue
+        if remove_container(client, entry["Id"]):
+            removed.append(entry["Names"][0].lstrip("/") if entry.get("Names") else entry["Id"][:12])
+    for folder in Path(tempfile.gettempdir()).glob("turnwise-sandbox-*"):
+        pid = folder.name.split("-")[2]
+        if pid.isdigit() and not process_start(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return removed
+
+
+def remove_container(client: docker.DockerClient, name: str, wait_s: float = 10.0) -> bool:
+    """Kills and removes a container and waits until it is gone; False when it was gone already."""
+    from docker.errors import APIError, NotFound
+
+    deadline = time.monotonic() + wait_s
+    found = False
+    while time.monotonic() < deadline:
+        try:
+            client.api.remove_container(name, force=True, v=True)
+            return True
+        except NotFound:
+            return found
+        except APIError:  # its removal is in progress: it exited by itself
+            found = True
+            time.sleep(0.02)
+    return found
+
+
+class AttachedStream:
+    """A container's stdio as the engine's attach call gives it: output comes in packets with an 8-byte head."""
+
+    def __init__(self, client: docker.DockerClient, container: str) -> None:
+        parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        self._holder = client.api.attach_socket(container, params=parameters)
+        self._socket: Any = getattr(self._holder, "_sock", self._holder)
+        self._left = 0
+        self._kind = 1
+        self._head = b""
+        self.said = b""
+
+    def recv(self, size: int, /) -> bytes:
+        """Bytes of standard output; standard error is kept in `said`."""
+        while True:
+            if self._left == 0:
+                part = self._socket.recv(8 - len(self._head))
+                if not part:
+                    return b""
+                self._head += part
+                if len(self._head) < 8:
+                    continue
+                self._kind, self._left = struct.unpack(">BxxxI", self._head)
+                self._head = b""
+                continue
+            data: bytes = self._socket.recv(min(size, self._left))
+            if not data:
+                return b""
+            self._left -= len(data)
+            if self._kind == 1:
+                return data
+            self.said = (self.said + data)[-8192:]
+
+    def sendall(self, data: bytes, /) -> None:
+        """Writes to the container's standard input."""
+        self._socket.sendall(data)
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """Bounds the next operation."""
+        self._socket.settimeout(seconds)
+
+    def fileno(self) -> int:
+        """For a forked copy of the host program, which closes it."""
+        number: int = self._socket.fileno()
+        return number
+
+    def close(self) -> None:
+        """Ends the container's standard input."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        with contextlib.suppress(Exception):
+            self._holder.close()
+
+
+class DockerEngine:
+    """Starts servers on one engine.
+
+    Args:
+        url: The engine; None means DOCKER_HOST or the local one.
+        image: Image name; None means the project's own, whose content label is checked.
+        runtime: Container runtime by name, for example "runsc" (gVisor); None means the engine's default.
+        transport: "unix" (a socket in a bind-mounted folder), "attach" (the container's stdio), "auto" (the first
+            where it works).
+        sessions: Sessions one container holds.
+        memory_mb: Memory of one container, MiB; None means half the engine's machine, 8 GiB at most.
+        cpus: Processors one container may use; None means all.
+        spares: Interpreters kept ready in each container.
+        preload: Modules imported once and shared by every session.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        image: str | None = None,
+        runtime: str | None = None,
+        transport: str = "auto",
+        sessions: int = 512,
+        memory_mb: int | None = None,
+        cpus: float | None = None,
+        spares: int = 2,
+        preload: Sequence[str] = ("numpy", "sympy"),
+    ) -> None:
+        if transport not in ("auto", "unix", "attach"):
+            raise ValueError(f"transport is one of 'auto', 'unix', 'attach', not {transport!r}")
+        self.client = connect(url)
+        self.image = images.require(self.client, image)
+        self.runtime, self.transport = runtime, transport
+        self.sessions, self.cpus, self.spares, self.preload = sessions, cpus, spares, list(preload)
+        info = self.client.info()
+        if runtime is not None and runtime not in info.get("Runtimes", {}):
+            known = ", ".join(sorted(info.get("Runtimes", {})))
+            raise SandboxUnavailable(f"the Docker engine has no runtime {runtime!r}; it has: {known}")
+        total = int(info.get("MemTotal", 0)) >> 20
+        self.memory_mb = memory_mb or max(1024, min(8192, total // 2))
+        self._swept = False
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Server:
+        """Starts a server.
+
+        Raises:
+            SandboxUnavailable: The engine refused; the message holds its reason.
+            SandboxLost: The container died before it was ready.
+        """
+        with self._lock:
+            if not self._swept:
+                remove_orphans(self.client)
+                self._swept = True
+        local = sys.platform == "linux" and str(self.client.api.base_url).startswith("http+docker://")
+        if self.transport == "unix" or (self.transport == "auto" and local):
+            folder = tempfile.mkdtemp(prefix=f"turnwise-sandbox-{os.getpid()}-")
+            try:
+                return self._start(folder)
+            except SandboxError:
+                shutil.rmtree(folder, ignore_errors=True)
+                if self.transport == "unix":
+                    raise
+        return self._start(None)
+
+    def _start(self, folder: str | None) -> Server:
+        import docker
+        import requests
+
+        name = f"turnwise-sandbox-{os.getpid()}-{secrets.token_hex(4)}"
+        mounts = []
+        if folder is not None:
+            inner = os.path.join(folder, "s")
+            os.mkdir(inner)
+            # The container's root cannot override permissions and may not be the folder's owner; the folder above
+            # is closed to everybody else.
+            os.chmod(inner, 0o777)
+            mounts.append({"Type": "bind", "Source": inner, "Target": "/run/turnwise", "ReadOnly": False})
+        try:
+            container = self._create(name, mounts)
+            try:
+                stream = AttachedStream(self.client, container)
+                self.client.api.start(container)
+            except BaseException:
+                remove_container(self.client, container)
+                raise
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            reason = getattr(error, "explanation", None) or str(error)
+            raise SandboxUnavailable(f"the Docker engine refused to start a sandbox: {reason}") from None
+        main = StreamLink(stream)
+        try:
+            stream.settimeout(START_TIMEOUT_S)
+            stream.sendall(boot_frame(self._config(folder is not None)))
+            main.first(START_TIMEOUT_S)
+            link: Link = main if folder is None else SocketLink(os.path.join(folder, "s", "socket"))
+        except (SandboxLost, OSError) as error:
+            stream.close()
+            remove_container(self.client, container)
+            said = stream.said.decode("utf-8", "replace").strip().splitlines()
+            raise SandboxLost(f"the sandbox did not start: {said[-1] if said else error}") from None
+
+        def stop() -> None:
+            main.close()
+            # Where the engine is gone, the container ends by itself without its standard input.
+            with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException, OSError):
+                remove_container(self.client, container)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return Server(name, link, stop, self.sessions)
+
+    def _create(self, name: str, mounts: list[dict[str, Any]]) -> str:
+        api = self.client.api
+        host = api.create_host_config(
+            network_mode="none",
+            ipc_mode="none",
+            read_only=True,
+            privileged=False,
+            cap_drop=["ALL"],
+            cap_add=["SETUID", "SETGID", "KILL"],
+            security_opt=["no-new-privileges:true"],
+            pids_limit=1024 + 4 * self.sessions,
+            mem_limit=self.memory_mb << 20,
+            memswap_limit=self.memory_mb << 20,
+            nano_cpus=int(self.cpus * 1e9) if self.cpus else None,
+            tmpfs={
+                "/work": f"rw,noexec,nosuid,nodev,size={max(64, self.memory_mb // 4)}m,"
+                f"nr_inodes={max(65536, 256 * self.sessions)},mode=0731"
+            },
+            ulimits=[{"Name": "core", "Soft": 0, "Hard": 0}],
+            log_config={"Type": "none", "Config": {}},
+            auto_remove=True,
+            runtime=self.runtime,
+        )
+        host["Mounts"] = mounts
+        created = api.create_container(
+            self.image,
+            command=["python3", *PYTHON_FLAGS, BOOT],
+            name=name,
+            user="0:0",
+            hostname="sandbox",
+            working_dir="/",
+            environment={
+                "PATH": "/usr/local/bin:/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "PYTHONHASHSEED": "0",
+                "OPENBLAS_NUM_THREADS": "1",
+                "OMP_NUM_THREADS": "1",
+                "MALLOC_ARENA_MAX": "2",
+            },
+            entrypoint=[],
+            stdin_open=True,
+            network_disabled=True,
+            stop_signal="SIGKILL",
+            labels=own_labels(),
+            host_config=host,
+        )
+        container: str = created["Id"]
+        return container
+
+    def _config(self, unix: bool) -> dict[str, Any]:
+        # Process limits count per user id over the whole machine, so containers take blocks of their own.
+        count = max(4096, 4 * self.sessions)
+        block = random.SystemRandom().randrange((1 << 31) // count - 200)
+        return {
+            "users": True,
+            "siblings": True,
+            "filter": True,
+            "forks": True,
+            "watch_disk": True,
+            "own_pids": True,
+            "uid_base": 1_000_000 + block * count,
+            "uid_count": count,
+            "work": "/work",
+            "sessions": self.sessions,
+            "spares": self.spares,
+            "preload": self.preload,
+            "paths": ["/usr/local/lib/python3/dist-packages", "/usr/lib/python3/dist-packages"],
+            "readable": READABLE,
+            "socket": "/run/turnwise/socket" if unix else "",
+        }
+
+
+class DockerSandbox(Pool):
+    """A sandbox on one or several Docker engines.
+
+    Args:
+        engines: Engine addresses (as in DOCKER_HOST); None means DOCKER_HOST or the local one.
+        containers: Containers that may run at once, over all engines.
+        level: "standard" (many sessions a container) or "strict" (one session a container; with `runtime="runsc"`
+            also a kernel of its own).
+        options: See `DockerEngine`.
+
+    Raises:
+        SandboxUnavailable: No engine answers, or it cannot start the container.
+        ImageMissing: The image is not there or is another version's.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[str] | None = None,
+        *,
+        containers: int | None = None,
+        level: str = "standard",
+        wait_s: float = 600.0,
+        **options: Any,
+    ) -> None:
+        if level not in ("standard", "strict"):
+            raise ValueError(f"level is 'standard' or 'strict' for Docker, not {level!r}")
+        if level == "strict":
+            options = {"memory_mb": 1024, "spares": 0, **options, "sessions": 1}
+        addresses: Sequence[str | None] = engines or [None]
+        starters = [DockerEngine(url, **options) for url in addresses]
+        runtime = options.get("runtime")
+        name = f"docker/{level}" + (f"/{runtime}" if runtime else "")
+        capabilities = Capabilities(**{**STANDARD.__dict__, "name": name, "fork": level == "standard"})
+        most = containers or (32 if level == "strict" else 2 * len(starters))
+        super().__init__(starters, capabilities, servers=most, wait_s=wait_s)
+        atexit.register(self.close)
+        self.start()
+
+    def close(self) -> None:
+        """Removes every container; safe to call twice."""
+        super().close()
+        atexit.unregister(self.close)

@@ -1,0 +1,289 @@
+"""One episode's interpreter: receives programs, runs them in one namespace, says what they printed. Runs inside.
+
+Nothing here is trusted. The supervisor holds the clock, the limits and the exit status; what this process sends is
+text. It shares its address space with the model's program, so it guards against accidents, not against attack: a
+program that breaks it breaks only its own episode.
+"""
+
+from __future__ import annotations
+
+import array
+import ast
+import contextlib
+import io
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+CONTROL = 3  # the descriptor of the channel to the supervisor
+REPLY = ">I8sBIIII"  # length of the rest, token, kind, sizes of stdout, stderr, value, error
+OK, ERROR, MEMORY, PROCESS, CUT = 0, 1, 2, 3, 0x80
+HELLO = b"\0" * 8
+_FRAMES_SHOWN, _MESSAGE_SHOWN = 8, 2000
+
+
+class _Stream(io.RawIOBase):
+    """What is written goes to the pipe while a program runs; the rest at its end travels with the answer."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.kept: list[bytes] | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        if self.kept is not None:
+            self.kept.append(bytes(view))
+            return len(view)
+        done = 0
+        while done < len(view):
+            done += os.write(self.fd, view[done:])
+        return len(view)
+
+
+class _Text(io.TextIOWrapper):
+    """Standard output or error, told apart from whatever a program puts in its place."""
+
+    def __init__(self, fd: int) -> None:
+        self.stream = _Stream(fd)
+        super().__init__(cast(Any, self.stream), encoding="utf-8", errors="backslashreplace", newline="\n")
+
+    def take(self) -> bytes:
+        """What is still in memory, at the end of a run."""
+        self.stream.kept = []
+        with contextlib.suppress(BaseException):  # a program may have closed or broken its own stream
+            self.flush()
+        kept, self.stream.kept = b"".join(self.stream.kept), None
+        return kept
+
+
+def _short_path(path: str) -> str:
+    """A library's file without the folders above it."""
+    for root in sorted((p for p in sys.path if p), key=len, reverse=True):
+        if path.startswith(root + "/"):
+            return path[len(root) + 1 :]
+    return path.rsplit("/", 1)[-1]
+
+
+def explain(error: BaseException, sources: dict[str, list[str]]) -> str:
+    """A short traceback: the program's own lines, the innermost library line, the message."""
+    lines: list[str] = []
+    here = explain.__code__.co_filename
+    frames = [pair for pair in traceback.walk_tb(error.__traceback__) if pair[0].f_code.co_filename != here]
+    own = [(frame.f_code, line) for frame, line in frames if frame.f_code.co_filename in sources]
+    if own:
+        lines.append("Traceback (most recent call last):")
+        cut = len(own) - _FRAMES_SHOWN
+        for index, (code, line) in enumerate(own):
+            if cut > 0 and 3 <= index < 3 + cut:
+                if index == 3:
+                    lines.append(f"  ... {cut} more calls ...")
+                continue
+            lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_name}')
+            text = sources[code.co_filename]
+            if 0 < line <= len(text):
+                lines.append(f"    {text[line - 1].strip()[:200]}")
+        last, line = frames[-1]
+        if last.f_code.co_filename not in sources:
+            lines.append(f'  File "{_short_path(last.f_code.co_filename)}", line {line}, in {last.f_code.co_name}')
+    kind = type(error)
+    try:
+        if issubclass(kind, SyntaxError) and error.filename in sources:  # type: ignore[attr-defined]
+            lines.extend(part.rstrip("\n")[:400] for part in traceback.format_exception_only(kind, error))
+        else:
+            message = str(error)[:_MESSAGE_SHOWN]
+            lines.append(f"{kind.__name__}: {message}" if message else kind.__name__)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a program's own __str__ may do anything
+        lines.append(f"{kind.__name__}: <message could not be shown>")
+    return "\n".join(lines)
+
+
+def classify(error: BaseException) -> int:
+    """Which limit an exception stands for, by its real class."""
+    kind = type(error)
+    if issubclass(kind, MemoryError):
+        return MEMORY
+    if kind is BlockingIOError and error.errno == 11 and error.filename is None:  # type: ignore[attr-defined]
+        return PROCESS  # fork refused
+    if kind is RuntimeError and error.args[:1] == ("can't start new thread",):
+        return PROCESS
+    return ERROR
+
+
+class Episode:
+    """The loop of one interpreter."""
+
+    def __init__(
+        self, control: socket.socket, folder: str, limit: int, confine: Callable[[str], None], fork: Callable[[], int]
+    ) -> None:
+        self.control, self.folder, self.limit, self.confine, self.fork = control, folder, limit, confine, fork
+        self.pid = os.getpid()
+        self.running = False
+        self.turn = 0
+        self.sources: dict[str, list[str]] = {}
+        self.module = types.ModuleType("__main__")
+        self.names = self.module.__dict__
+        self.names.update(__builtins__=__builtins__, exit=sys.exit, quit=sys.exit)
+        self.out, self.err = _Text(1), _Text(2)
+        sys.stdout, sys.stderr, sys.stdin = self.out, self.err, io.TextIOWrapper(io.FileIO(0), encoding="utf-8")
+        vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr, __stdin__=sys.stdin)
+        sys.modules["__main__"] = self.module
+        signal.signal(signal.SIGINT, self.interrupted)
+
+    def interrupted(self, number: int, frame: object) -> None:
+        """SIGINT ends a program, never the loop round it."""
+        if self.running:
+            raise KeyboardInterrupt
+
+    def read(self, size: int) -> bytes:
+        """Exactly `size` bytes of the control channel; the process ends where it ends."""
+        parts = []
+        while size:
+            part = self.control.recv(min(size, 1 << 20))
+            if not part:
+                os._exit(0)
+            parts.append(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def serve(self) -> None:
+        """Answers until the channel closes."""
+        while True:
+            (size,) = struct.unpack(">I", self.read(4))
+            body = self.read(size)
+            kind, token, payload = body[:1], body[1:9], body[9:]
+            if kind == b"R":
+                self.answer(token, payload)
+            elif kind == b"S":
+                random.seed(int(payload))
+                if (numpy := sys.modules.get("numpy")) is not None:
+                    numpy.random.seed(int(payload) & 0xFFFFFFFF)
+            elif kind == b"F":
+                self.branch(token)
+
+    def send(
+        self, token: bytes, kind: int, out: bytes = b"", err: bytes = b"", value: str = "", error: str = ""
+    ) -> None:
+        """Sends one answer; texts longer than the limit are cut and the answer is marked as cut."""
+        texts = [out, err, value.encode("utf-8", "backslashreplace"), error.encode("utf-8", "backslashreplace")]
+        if max(map(len, texts)) > self.limit:
+            kind |= CUT
+            texts = [text[: self.limit] for text in texts]
+        sizes = [len(text) for text in texts]
+        head = struct.pack(REPLY, 25 + sum(sizes), token, kind, *sizes)
+        self.control.sendall(b"".join((head, *texts)))
+
+    def answer(self, token: bytes, code: bytes) -> None:
+        """Runs one program and sends what came of it."""
+        kind, value, error = ERROR, "", ""
+        if self.out.closed or self.err.closed:
+            self.out, self.err = _Text(1), _Text(2)
+            sys.stdout, sys.stderr = self.out, self.err
+        try:
+            self.running = True
+            try:
+                value = self.execute(code.decode("utf-8", "surrogatepass"))
+                kind = OK
+            except SystemExit as stop:
+                if stop.code is None or stop.code == 0:
+                    kind = OK
+                else:
+                    error = explain(stop, self.sources)
+            except BaseException as failure:
+                kind = classify(failure)
+                error = explain(failure, self.sources)
+            finally:
+                self.running = False
+        except BaseException as failure:  # explaining it failed, or the interrupt came at the very end
+            self.running = False
+            kind = kind or ERROR
+            error = error or type(failure).__name__
+        if os.getpid() != self.pid:
+            os._exit(0)  # a copy the program forked has come to the end of the program; only the original answers
+        self.send(token, kind, self.out.take(), self.err.take(), value, error)
+
+    def execute(self, source: str) -> str:
+        """Runs the program in the episode's namespace; the last expression's repr, as in a notebook."""
+        self.turn += 1
+        name = f"<turn {self.turn}>"
+        self.sources[name] = source.splitlines()
+        tree = ast.parse(source, name)
+        last = tree.body[-1] if tree.body else None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
+        if tree.body:
+            exec(compile(tree, name, "exec", dont_inherit=True), self.names)
+        if not isinstance(last, ast.Expr):
+            return ""
+        result = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), self.names)
+        if result is None:
+            return ""
+        self.names["_"] = result
+        # slicing a hostile str subclass would call the subclass; join takes the characters
+        return "".join((repr(result)[: self.limit + 1],))
+
+    def branch(self, token: bytes) -> None:
+        """Forks this interpreter: the copy takes the channel and pipes that came with the request.
+
+        Both sides then move into Landlock domains of their own, so that neither can signal the other, and the copy
+        works on a copy of the files.
+        """
+        fds = array.array("i")
+        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(3 * 4))
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % 4])
+        try:
+            if len(sys._current_frames()) > 1:
+                raise OSError(11, "the program has started threads, which a fork would lose")
+            pid = self.fork()
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            self.send(token, ERROR, error=error.strerror or str(error))
+            return
+        if pid:
+            for fd in fds:
+                os.close(fd)
+            self.narrow()
+            self.send(token, OK)
+            return
+        self.pid = os.getpid()
+        for target, fd in zip((CONTROL, 1, 2), fds, strict=True):
+            os.dup2(fd, target, inheritable=True)
+        for fd in fds:
+            os.close(fd)
+        old, here = self.folder, os.getcwd()
+        self.folder = os.path.join(os.path.dirname(old), f"b{self.pid}")
+        shutil.copytree(old, self.folder, symlinks=True)
+        os.environ["HOME"] = os.environ["TMPDIR"] = self.folder
+        os.chdir(self.folder + here[len(old) :] if here.startswith(old) else self.folder)
+        self.narrow()
+        self.hello()
+
+    def hello(self) -> None:
+        """Shows the supervisor who speaks on this channel: the kernel adds the process id."""
+        self.send(HELLO, OK, value=str(self.pid))
+
+    def narrow(self) -> None:
+        """Moves into a Landlock domain that knows only its own folder; the kernel nests sixteen at most."""
+        try:
+            self.confine(self.folder)
+        except OSError as error:
+            if error.errno != 7:  # E2BIG
+                raise

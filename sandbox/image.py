@@ -1,0 +1,63 @@
+"""The container image: what is in it, how it is built with and without a registry, how it is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turnwise.sandbox.sandbox import ImageMissing
+
+if TYPE_CHECKING:
+    import docker
+
+REPOSITORY = "turnwise-sandbox"
+CONTENT_LABEL = "turnwise.sandbox.content"
+DEBIAN_RELEASE = "bookworm"
+DEBIAN_PACKAGES = ("python3-minimal", "python3", "python3-numpy", "python3-sympy")
+
+
+def dockerfile() -> str:
+    """The Dockerfile's text."""
+    return (Path(__file__).parent / "image" / "Dockerfile").read_text(encoding="utf-8")
+
+
+def content(packages: Sequence[str] = ()) -> str:
+    """What an image must be made from: a digest of its recipe. The supervisor is not in it: it is sent at start."""
+    recipe = [dockerfile(), DEBIAN_RELEASE, *DEBIAN_PACKAGES, *sorted(packages)]
+    return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
+
+
+def default_name(packages: Sequence[str] = ()) -> str:
+    """The image this version uses, with these further packages."""
+    return f"{REPOSITORY}:{content(packages)}"
+
+
+def require(client: docker.DockerClient, name: str | None = None) -> str:
+    """The id of an image that is there and right.
+
+    Args:
+        client: The engine.
+        name: A name of one's own; None means the project's. An image of the project's repository must carry the
+            content label its tag says.
+
+    Raises:
+        ImageMissing: It is not there, or its label is another recipe's.
+    """
+    from docker.errors import ImageNotFound
+
+    wanted = name or default_name()
+    try:
+        found = client.images.get(wanted)
+    except ImageNotFound:
+        remedy = "build it with `turnwise sandbox build`" if name is None else "pull or build it first"
+        raise ImageMissing(f"the Docker engine has no image {wanted}: {remedy}") from None
+    repository, _, tag = wanted.partition(":")
+    label = (found.labels or {}).get(CONTENT_LABEL)
+    if repository == REPOSITORY and label != tag:
+        raise ImageMissing(
+            f"image {wanted} was made from recipe {label}, expected {tag}: rebuild it with `turnwise sandbox build`"
+        )
+    identity: str = found.id
+    return identity

@@ -1,0 +1,404 @@
+"""The supervisor's interpreters: birth from the zygote, channels and pipes, death, and what is swept up after it.
+
+Runs inside the sandbox. Three processes: the supervisor (no scientific stack, the host's frames), the zygote
+(preloaded, no frames), the interpreters (forked from the zygote as siblings, so that they are the supervisor's own
+children, each the leader of a process group that neither it nor anything it starts can leave: killing the group is
+atomic and complete).
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from collections import deque
+from typing import Any
+
+from turnwise.sandbox import episode, walls, zygote
+from turnwise.sandbox.capture import Capture
+from turnwise.sandbox.loop import READ, WRITE, Loop
+from turnwise.sandbox.processes import ProcessTable, describe, empty_folder
+
+START_S = 30.0  # an interpreter that has not said hello by then is given up
+BIRTHS_AT_ONCE = 8  # so that a thousand openings do not stand between a run and its answer
+SWEEP_ATTEMPTS = 5
+FORGERY = "it wrote on the sandbox's own channel"
+NOT_STARTED = "the interpreter did not start"
+REPLY_SIZE = struct.calcsize(episode.REPLY)
+
+
+class Family:
+    """Interpreters forked from one another: one user id, one folder with a subfolder each."""
+
+    def __init__(self, uid: int | None, folder: str) -> None:
+        self.uid, self.folder = uid, folder
+        self.members = 0
+        self.attempts = 0
+
+
+class Interpreter:
+    """One interpreter: its channel, its pipes, its process group."""
+
+    def __init__(self, control: socket.socket, out: int, err: int, family: Family, limits: dict[str, Any]) -> None:
+        self.control, self.out, self.err, self.family, self.limits = control, out, err, family, limits
+        self.fd = control.fileno()
+        self.pid = 0  # known once it said hello
+        self.captures = {out: Capture(limits["output_bytes"]), err: Capture(limits["output_bytes"])}
+        self.muted: set[int] = set()  # pipes not listened to
+        self.incoming, self.outgoing = bytearray(), bytearray()
+        self.session: Any = None
+        self.dead = False
+        self.idle_cpu = 0.0
+
+
+class Interpreters(Loop):
+    """Knows every interpreter; what they mean to a session is the subclass's business."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.children: set[Interpreter] = set()
+        self.leaders: dict[int, Interpreter] = {}
+        self.births: deque[tuple[Interpreter, bytes, list[int]]] = deque()
+        self.unborn = 0
+        self.cleaners: dict[int, Family] = {}
+        self.cleaning: set[str] = set()
+        first = config["uid_base"]
+        self.free_uids: deque[int] = deque(range(first, first + config["uid_count"]) if config["users"] else ())
+        self.processes = ProcessTable()
+        self.zygote, theirs = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET if walls.LINUX else socket.SOCK_DGRAM
+        )
+        self.zygote_pid = os.fork()
+        if self.zygote_pid == 0:
+            self.zygote.close()
+            zygote.main(theirs, config)
+        theirs.close()
+        if self.zygote.recv(1) != b"+":
+            sys.exit("the zygote did not start: see above")
+
+    # what a subclass makes of it
+
+    def born(self, child: Interpreter) -> None:
+        """An interpreter said hello."""
+        raise NotImplementedError
+
+    def said(self, child: Interpreter, token: bytes, kind: int, texts: list[bytes]) -> None:
+        """An interpreter sent a frame."""
+        raise NotImplementedError
+
+    def flooded(self, child: Interpreter) -> None:
+        """A pipe carried more than the limit; it is no longer read."""
+        raise NotImplementedError
+
+    def died(self, child: Interpreter, code: int | None, why: str) -> None:
+        """An interpreter is gone."""
+        raise NotImplementedError
+
+    # birth
+
+    def plumbing(self, family: Family, limits: dict[str, Any]) -> tuple[Interpreter, list[int]]:
+        """Channel and pipes for an interpreter to come: our side, listened to, and the descriptors of the other."""
+        ours, theirs = socket.socketpair()
+        if hasattr(socket, "SO_PASSCRED"):
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        ours.setblocking(False)
+        out, their_out = os.pipe()
+        err, their_err = os.pipe()
+        child = Interpreter(ours, out, err, family, limits)
+        family.members += 1
+        self.children.add(child)
+        self.listen(child.fd, lambda events: self.heard(child, events))
+        for pipe in (out, err):
+            os.set_blocking(pipe, False)
+            self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
+        return child, [theirs.detach(), their_out, their_err]
+
+    def spawn(self, limits: dict[str, Any]) -> Interpreter | None:
+        """Asks the zygote for a new interpreter with a user id of its own; None when no id is free."""
+        uid: int | None = None
+        if self.config["users"]:
+            if not self.free_uids:
+                return None
+            uid = self.free_uids.popleft()
+        child, theirs = self.plumbing(Family(uid, os.urandom(12).hex()), limits)
+        request = {"uid": uid, "folder": child.family.folder, "limits": limits}
+        self.births.append((child, json.dumps(request).encode(), theirs))
+        self.deliver()
+        return child
+
+    def deliver(self) -> None:
+        """Passes requests on to the zygote, a few at a time."""
+        while self.births and self.unborn < BIRTHS_AT_ONCE:
+            child, request, theirs = self.births.popleft()
+            try:
+                if not child.dead:
+                    self.hand_over(self.zygote, request, theirs)
+                    self.expect(child)
+            except OSError as error:
+                sys.exit(f"the zygote is gone: {error}")
+
+    @staticmethod
+    def hand_over(channel: socket.socket, data: bytes, theirs: list[int]) -> None:
+        """Sends descriptors and closes our copies of them."""
+        try:
+            channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", theirs))])
+        finally:
+            for fd in theirs:
+                os.close(fd)
+
+    def expect(self, child: Interpreter) -> None:
+        """Counts an interpreter as on its way, and gives it up when it takes too long."""
+        self.unborn += 1
+        self.after(START_S, lambda: self.give_up(child))
+
+    def give_up(self, child: Interpreter) -> None:
+        """Buries an interpreter that has not said hello in time."""
+        if not child.pid:
+            self.bury(child, None, NOT_STARTED)
+
+    def greeted(self, child: Interpreter, token: bytes, sender: int) -> None:
+        """Takes the first frame of an interpreter; who sent it is what the kernel says."""
+        try:
+            if token != episode.HELLO or not sender or sender in self.leaders:
+                raise PermissionError
+            if self.config["siblings"]:
+                os.setpgid(sender, sender)  # only a child of ours can be moved: nobody else can be passed off
+        except OSError:
+            self.bury(child, None, NOT_STARTED)
+            return
+        child.pid = sender
+        self.unborn -= 1
+        self.leaders[sender] = child
+        self.processes.expect(sender)
+        if hasattr(socket, "SO_PASSCRED"):
+            child.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        self.born(child)
+        self.deliver()
+
+    # talk
+
+    def tell(self, child: Interpreter, kind: bytes, token: bytes, payload: bytes = b"") -> None:
+        """Sends a frame to an interpreter; never blocks."""
+        data = struct.pack(">I", 9 + len(payload)) + kind + token + payload
+        if not child.outgoing:
+            try:
+                data = data[child.control.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # it died; its exit status is on its way
+            if not data:
+                return
+            self.watch(child.fd, READ | WRITE)
+        child.outgoing += data
+
+    def heard(self, child: Interpreter, events: int) -> None:
+        """Writes on where a channel was full, and reads what an interpreter says."""
+        if events & WRITE and child.outgoing:
+            try:
+                del child.outgoing[: child.control.send(child.outgoing)]
+            except BlockingIOError:
+                pass
+            except OSError:
+                child.outgoing.clear()
+            if not child.outgoing:
+                self.watch(child.fd, READ)
+        if not events & ~WRITE:
+            return
+        sender = child.pid
+        try:
+            if sender:
+                data = child.control.recv(1 << 16)
+            else:
+                data, sender = self.receive_named(child)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.forget(child.fd)
+            if not child.pid:
+                self.bury(child, None, NOT_STARTED)
+            elif not self.config["siblings"]:
+                self.bury(child, None, describe(None))
+            return
+        child.incoming += data
+        while len(child.incoming) >= REPLY_SIZE and not child.dead:
+            size, token, kind, *sizes = struct.unpack_from(episode.REPLY, child.incoming)
+            end = REPLY_SIZE + sum(sizes)
+            if size + 4 != end or max(sizes) > child.limits["output_bytes"]:
+                self.kill(child, FORGERY)
+                return
+            if len(child.incoming) < end:
+                return
+            texts, start = [], REPLY_SIZE
+            for length in sizes:
+                texts.append(bytes(child.incoming[start : start + length]))
+                start += length
+            del child.incoming[:end]
+            if child.pid:
+                self.said(child, token, kind, texts)
+            else:
+                self.greeted(child, token, sender or (int(texts[2] or b"0") if not walls.LINUX else 0))
+
+    @staticmethod
+    def receive_named(child: Interpreter) -> tuple[bytes, int]:
+        """Reads together with the sender's process id, which the kernel vouches for; 0 where it does not."""
+        if not walls.LINUX:
+            return child.control.recv(1 << 16), 0
+        data, ancillary, _, _ = child.control.recvmsg(1 << 16, socket.CMSG_SPACE(12))
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                pid, uid, _ = struct.unpack("3i", payload[:12])
+                if child.family.uid in (None, uid):
+                    return data, int(pid)
+        return data, 0
+
+    def drain(self, child: Interpreter, pipe: int) -> None:
+        """Takes what a pipe holds: kept while a call runs, dropped otherwise."""
+        if pipe in child.muted:
+            return
+        try:
+            data = os.read(pipe, 1 << 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.mute(child, pipe)
+            return
+        if not child.pid or (child.session is not None and child.session.call is not None):
+            capture = child.captures[pipe]
+            capture.add(data)
+            if capture.total > child.limits["output_stop_bytes"]:
+                self.mute(child, pipe)  # the writer now blocks instead of keeping this process busy
+                self.flooded(child)
+
+    def mute(self, child: Interpreter, pipe: int) -> None:
+        """Stops reading a pipe."""
+        child.muted.add(pipe)
+        self.forget(pipe)
+
+    def start_capture(self, child: Interpreter) -> None:
+        """Drops what was written between runs and begins to keep."""
+        for pipe, capture in child.captures.items():
+            if pipe in child.muted:
+                child.muted.discard(pipe)
+                self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
+            if child.pid:
+                self.drain(child, pipe)
+            capture.clear()
+
+    # death
+
+    def signal(self, child: Interpreter, number: int, *, group: bool = True) -> None:
+        """Signals an interpreter's group, or the interpreter alone."""
+        try:
+            if child.pid and not child.dead:
+                (os.killpg if group else os.kill)(child.pid, number)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+    def kill(self, child: Interpreter, why: str) -> None:
+        """Kills an interpreter with everything it started; `reap` does the rest when the kernel says it is dead."""
+        if child.dead:
+            return
+        if not child.pid:
+            self.bury(child, None, why)
+            return
+        if why and child.session is not None:
+            child.session.blame(why)
+        self.signal(child, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Collects ended processes; an interpreter's group is killed before its id can be used again."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            child = self.leaders.get(ended.si_pid)
+            if child is not None:
+                self.signal(child, signal.SIGKILL)
+            pid, status = os.waitpid(ended.si_pid, 0)
+            if child is not None:
+                code = os.waitstatus_to_exitcode(status)
+                self.bury(child, code, describe(code))
+            elif pid in self.cleaners:
+                self.swept(self.cleaners.pop(pid))
+            elif pid == self.zygote_pid:
+                sys.exit("the zygote died")
+
+    def bury(self, child: Interpreter, code: int | None, why: str) -> None:
+        """Closes an interpreter's channels; its user id and folder return once nobody of its family is left."""
+        if child.dead:
+            return
+        child.dead = True  # from here on nobody signals its id, which may soon be another's
+        for pipe in (child.out, child.err):
+            for _ in range(32):  # a pipe holds 64 KiB, or a little more if it was made larger
+                self.drain(child, pipe)
+        self.children.discard(child)
+        if child.pid:
+            self.leaders.pop(child.pid, None)
+            self.processes.several.discard(child.pid)
+        else:
+            self.unborn -= 1
+            why += ": " + bytes(child.captures[child.err].text()[-300:]).decode("utf-8", "replace").strip()
+            if self.config["siblings"]:
+                child.family.uid = child.family.uid and -child.family.uid  # perhaps alive: never used again
+        self.forget(child.fd)
+        child.control.close()
+        for pipe in (child.out, child.err):
+            self.mute(child, pipe)
+            os.close(pipe)
+        self.died(child, code, why)
+        child.family.members -= 1
+        if child.family.members == 0:
+            self.sweep(child.family)
+        self.deliver()
+
+    # what is left behind
+
+    def as_user(self, uid: int | None) -> None:
+        """File access as that user (None: as oneself); signals and everything else stay the supervisor's."""
+        if self.config["users"]:
+            os.seteuid(uid or 0)
+
+    def sweep(self, family: Family) -> None:
+        """Removes a family's folder; whatever is in it is removed by a process of that user, off the loop."""
+        path = os.path.join(self.config["work"], family.folder)
+        self.cleaning.add(family.folder)
+        uid = abs(family.uid) if family.uid is not None else None
+        try:
+            self.as_user(uid)
+            os.rmdir(os.path.join(path, "w"))
+        except OSError:
+            pass
+        finally:
+            self.as_user(None)
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            family.attempts += 1
+            pid = os.fork()
+            if pid == 0:
+                empty_folder(path, uid)
+            self.cleaners[pid] = family
+            return
+        self.cleaning.discard(family.folder)
+        if family.uid is not None and family.uid > 0:
+            self.free_uids.append(family.uid)
+
+    def swept(self, family: Family) -> None:
+        """A cleaner is done: tries again, for a process that died slowly may have written once more."""
+        if family.attempts < SWEEP_ATTEMPTS:
+            self.sweep(family)

@@ -1,0 +1,145 @@
+"""The event loop of the supervisor and the host's connections on it. Runs inside the sandbox."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import select
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT; POLLIN and POLLOUT are the same numbers
+_LARGEST_FRAME = 64 << 20
+
+
+class Loop:
+    """Descriptors and timers; single-threaded, never blocks on a peer."""
+
+    def __init__(self) -> None:
+        self._poll: Any = select.epoll() if hasattr(select, "epoll") else select.poll()
+        self._unit = 1.0 if hasattr(select, "epoll") else 1000.0
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = 0
+
+    def listen(self, fd: int, handler: Callable[[int], None], events: int = READ) -> None:
+        """Calls `handler(events)` whenever `fd` is ready."""
+        self._handlers[fd] = handler
+        self._poll.register(fd, events)
+
+    def watch(self, fd: int, events: int) -> None:
+        """Changes what `fd` is watched for."""
+        if fd in self._handlers:
+            self._poll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stops listening to `fd`; harmless when it was not listened to."""
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def after(self, delay: float, action: Callable[[], object]) -> None:
+        """Calls `action()` once, `delay` seconds from now."""
+        self._count += 1
+        heapq.heappush(self._timers, (time.monotonic() + delay, self._count, action))
+
+    def run(self) -> None:
+        """Serves for ever."""
+        while True:
+            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else 3600.0
+            for fd, events in self._poll.poll(wait * self._unit):
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler(events)
+            if self._timers:
+                now = time.monotonic()
+                while self._timers and self._timers[0][0] <= now:
+                    heapq.heappop(self._timers)[2]()
+
+
+class Peer:
+    """One of the host's connections: frames of a 4-byte length and JSON."""
+
+    def __init__(
+        self, loop: Loop, reading: int, writing: int, command: Callable[[Peer, dict[str, Any]], None],
+        ended: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.loop, self.reading, self.writing, self.command, self.ended = loop, reading, writing, command, ended
+        self.incoming, self.outgoing = bytearray(), bytearray()
+        self.open = True
+        loop.listen(reading, self._ready)
+
+    def _ready(self, events: int) -> None:
+        if events & WRITE:
+            self._flush()
+        if events & ~WRITE and self.open:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self.reading, 1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            self.ended()
+            return
+        incoming = self.incoming
+        incoming += data
+        while len(incoming) >= 4:
+            (size,) = struct.unpack_from(">I", incoming)
+            if size > _LARGEST_FRAME:
+                self.close()
+                return
+            if len(incoming) < 4 + size:
+                return
+            frame = json.loads(bytes(incoming[4 : 4 + size]))
+            del incoming[: 4 + size]
+            self.command(self, frame)
+
+    def reply(self, number: int, **fields: Any) -> None:
+        """Sends one frame; what the connection does not take now is sent when it is ready."""
+        if not self.open:
+            return
+        fields["id"] = number
+        body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        data = struct.pack(">I", len(body)) + body
+        if not self.outgoing:
+            try:
+                data = data[os.write(self.writing, data) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return
+            if not data:
+                return
+            if self.writing == self.reading:
+                self.loop.watch(self.writing, READ | WRITE)
+            else:
+                self.loop.listen(self.writing, self._ready, WRITE)
+        self.outgoing += data
+
+    def _flush(self) -> None:
+        try:
+            del self.outgoing[: os.write(self.writing, self.outgoing)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.outgoing.clear()
+        if not self.outgoing:
+            if self.writing == self.reading:
+                self.loop.watch(self.writing, READ)
+            else:
+                self.loop.forget(self.writing)
+
+    def close(self) -> None:
+        """Ends the connection; answers still due are dropped."""
+        if self.open:
+            self.open = False
+            for fd in {self.reading, self.writing}:
+                self.loop.forget(fd)
+                os.close(fd)

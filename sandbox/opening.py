@@ -1,0 +1,115 @@
+"""One word to a sandbox: `open_sandbox("auto" | "docker" | "local")`, and the one instance a process shares."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+import warnings
+import weakref
+from typing import Any
+
+from turnwise.sandbox.pool import Pool
+from turnwise.sandbox.sandbox import Capabilities, ImageMissing, Limits, Sandbox, SandboxError, SandboxUnavailable
+from turnwise.sandbox.server import ServerSession
+
+KINDS = ("auto", "docker", "local")
+_shared: dict[str, Pool] = {}
+_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A forked copy of the program starts sandboxes of its own."""
+    global _lock
+    _lock = threading.Lock()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class SharedSandbox:
+    """A handle on the process's shared sandbox: closing it ends the sessions opened through it, nothing else."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
+        self._closed = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this sandbox protects."""
+        return self._pool.capabilities
+
+    def open(self, limits: Limits | None = None, *, seed: int = 0) -> ServerSession:
+        """Opens a session; see `Sandbox.open`."""
+        if self._closed:
+            raise SandboxError("the sandbox is closed")
+        session = self._pool.open(limits, seed=seed)
+        self._sessions.add(session)
+        return session
+
+    def close(self) -> None:
+        """Closes the sessions opened through this handle; safe to call twice."""
+        self._closed = True
+        for session in list(self._sessions):
+            session.close()
+
+    def __enter__(self) -> SharedSandbox:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _make(kind: str, options: dict[str, Any]) -> Pool:
+    if kind == "docker":
+        from turnwise.sandbox.docker import DockerSandbox
+
+        return DockerSandbox(**options)
+    if kind == "local":
+        from turnwise.sandbox.local import LocalSandbox
+
+        return LocalSandbox(**options)
+    try:
+        return _make("docker", options)
+    except (SandboxUnavailable, ImageMissing) as error:
+        warnings.warn(f"falling back to the local sandbox: {error}", RuntimeWarning, stacklevel=3)
+        return _make("local", {})
+
+
+def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
+    """A place to run untrusted programs.
+
+    Without options every caller of a process shares one instance of each kind, so that a thousand environments cost
+    one container; it is closed when the process ends. With options the caller gets an instance of its own and
+    closes it.
+
+    Args:
+        kind: "docker" (fails where no engine answers), "local" (no Docker; weaker, says so once), or "auto" (Docker
+            where an engine answers and has the image, else local with one line of warning).
+        options: For "docker" see `DockerSandbox` and `DockerEngine` (level, engines, runtime, image, sessions,
+            memory_mb, ...); for "local" see `LocalSandbox`; for "auto" those of Docker.
+
+    Returns:
+        A sandbox; a context manager.
+
+    Raises:
+        SandboxUnavailable: The kind cannot run here; never a weaker one in its place, save by "auto".
+        ImageMissing: "docker" found no image, or another version's.
+        ValueError: No such kind.
+    """
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"a sandbox is one of {', '.join(map(repr, KINDS))}, not {kind!r}{hint}")
+    if options:
+        return _make(kind, options)
+    with _lock:
+        pool = _shared.get(kind)
+        if pool is None or pool.closed:
+            pool = _shared[kind] = _make(kind, {})
+            other = pool.capabilities.name.split("/")[0]
+            if kind == "auto" and (_shared.get(other) is None or _shared[other].closed):
+                _shared[other] = pool
+    return SharedSandbox(pool)

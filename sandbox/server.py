@@ -1,0 +1,246 @@
+"""One running supervisor seen from the host, and the sessions on it."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from turnwise.sandbox.link import Link
+from turnwise.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
+
+_INSIDE = ("capture", "loop", "processes", "walls", "episode", "zygote", "interpreters", "supervisor")
+_MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
+
+BOOT = """\
+import json, os, struct, sys, types
+def take(size):
+    parts = b""
+    while len(parts) < size:
+        part = os.read(0, min(size - len(parts), 65536))
+        if not part: sys.exit("no program came")
+        parts += part
+    return parts
+boot = json.loads(take(struct.unpack(">I", take(4))[0]))
+package = types.ModuleType("turnwise"); package.__path__ = []; sys.modules["turnwise"] = package
+package.sandbox = types.ModuleType("turnwise.sandbox"); package.sandbox.__path__ = []
+sys.modules["turnwise.sandbox"] = package.sandbox
+for name, source in boot["modules"].items():
+    module = types.ModuleType("turnwise.sandbox." + name)
+    sys.modules[module.__name__] = module; setattr(package.sandbox, name, module)
+    exec(compile(source, name + ".py", "exec"), module.__dict__)
+sys.modules["turnwise.sandbox.supervisor"].main(boot["config"])
+"""
+# No site folder, no user folder, no current folder on the path. Not -I: that would ignore PYTHONHASHSEED, and the
+# order of sets should be the same in every run. The environment is the sandbox's own and holds nothing else.
+PYTHON_FLAGS = ("-s", "-P", "-S", "-u", "-c")
+
+
+def boot_frame(config: dict[str, Any]) -> bytes:
+    """What the boot program reads first: the supervisor's source and its configuration."""
+    here = Path(__file__).parent
+    modules = {name: (here / f"{name}.py").read_text(encoding="utf-8") for name in _INSIDE}
+    body = json.dumps({"modules": modules, "config": config}).encode()
+    return struct.pack(">I", len(body)) + body
+
+
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def safe_text(text: str) -> str:
+    """Text that can be printed: control characters, direction overrides and lone surrogates become escapes."""
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return _UNSAFE.sub(_escape, text.replace("\r\n", "\n"))
+
+
+class Server:
+    """A supervisor that answers.
+
+    Attributes:
+        name: For messages: the container's name, or "local".
+        lost: Why it is gone, or "".
+    """
+
+    def __init__(self, name: str, link: Link, stop: Callable[[], None], sessions: int) -> None:
+        self.name, self.capacity = name, sessions
+        self._link, self._stop = link, stop
+        self.lost = ""
+        self.sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def call(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
+        """One request; raises SandboxLost, after which the server is marked lost."""
+        if self.lost:
+            raise SandboxLost(f"{self.name}: {self.lost}")
+        try:
+            return self._link.call(request, timeout)
+        except SandboxLost as error:
+            raise self._mark(error) from None
+
+    async def acall(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
+        """`call` for asyncio."""
+        if self.lost:
+            raise SandboxLost(f"{self.name}: {self.lost}")
+        try:
+            return await self._link.acall(request, timeout)
+        except SandboxLost as error:
+            raise self._mark(error) from None
+
+    def _mark(self, error: SandboxLost) -> SandboxLost:
+        self.lost = self.lost or str(error)
+        return SandboxLost(f"{self.name}: {error}")
+
+    def open(self, limits: Limits, seed: int, ended: Callable[[], None]) -> ServerSession:
+        """Opens a session; `ended` is called once when it closes."""
+        answer = self.call({"op": "open", "limits": asdict(limits), "seed": seed})
+        return self.opened(answer, limits, ended)
+
+    def opened(self, answer: dict[str, Any], limits: Limits, ended: Callable[[], None]) -> ServerSession:
+        """The session of an answer to open or fork."""
+        if "fail" in answer:
+            raise (SandboxUnavailable if answer["fail"] == "full" else SandboxError)(f"{self.name}: {answer['fail']}")
+        session = ServerSession(self, int(answer["s"]), limits, ended)
+        self.sessions.add(session)
+        return session
+
+    def ping(self, timeout: float = 5.0) -> dict[str, Any]:
+        """The supervisor's own figures; raises SandboxLost when it does not answer in time."""
+        return self.call({"op": "ping"}, timeout)
+
+    def close(self) -> None:
+        """Ends the supervisor and everything in it; safe to call twice."""
+        with self._lock:
+            if self._stop is None:
+                return
+            stop, self._stop = self._stop, None  # type: ignore[assignment]
+        self.lost = self.lost or "closed"
+        self._link.close()
+        stop()
+
+
+class ServerSession:
+    """A session on a server; see `turnwise.sandbox.sandbox.Session`."""
+
+    def __init__(self, server: Server, number: int, limits: Limits, ended: Callable[[], None]) -> None:
+        self._server, self._number, self.limits, self._ended = server, number, limits, ended
+        self._busy = threading.Lock()
+        self._closed = False
+
+    def _request(self, code: str, wall_s: float | None) -> tuple[dict[str, Any], float] | Result:
+        if self._closed:
+            raise SandboxError("the session is closed: open another one")
+        limits = self.limits
+        # no character takes more than four bytes: only doubtful sizes are measured
+        if len(code) > limits.source_bytes // 4 and len(code.encode("utf-8", "surrogatepass")) > limits.source_bytes:
+            return Result(Status.ERROR, error=f"SyntaxError: the program is longer than {limits.source_bytes} bytes")
+        wall = limits.wall_s if wall_s is None else wall_s
+        cpu = wall if limits.cpu_s is None else limits.cpu_s
+        return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + _MARGIN_S
+
+    def run(self, code: str, *, wall_s: float | None = None) -> Result:
+        """Runs a program and waits for it; see `Session.run`."""
+        request = self._request(code, wall_s)
+        if isinstance(request, Result):
+            return request
+        start = time.perf_counter()
+        self._take()
+        try:
+            answer = self._server.call(*request)
+        except SandboxLost:
+            raise
+        except BaseException:  # Ctrl-C in the host: the program must not go on
+            self.interrupt()
+            raise
+        finally:
+            self._busy.release()
+        return self._result(answer, start)
+
+    async def arun(self, code: str, *, wall_s: float | None = None) -> Result:
+        """`run` for asyncio."""
+        request = self._request(code, wall_s)
+        if isinstance(request, Result):
+            return request
+        start = time.perf_counter()
+        self._take()
+        try:
+            answer = await self._server.acall(*request)
+        except SandboxLost:
+            raise
+        except BaseException:  # cancelled
+            self.interrupt()
+            raise
+        finally:
+            self._busy.release()
+        return self._result(answer, start)
+
+    def _take(self) -> None:
+        if not self._busy.acquire(blocking=False):
+            raise SandboxError("one run at a time per session: fork it or open another one for parallel runs")
+
+    def _result(self, answer: dict[str, Any], start: float) -> Result:
+        if "fail" in answer:
+            if answer["fail"] == "busy":
+                raise SandboxError("the session still runs an abandoned program: close it and open another one")
+            raise SandboxLost(f"{self._server.name}: {answer['fail']}")
+        return Result(
+            status=Status(answer["status"]),
+            stdout=safe_text(answer.get("out", "")),
+            stderr=safe_text(answer.get("err", "")),
+            value=safe_text(answer["value"]) if answer.get("value") else None,
+            error=safe_text(answer["error"]) if answer.get("error") else None,
+            truncated=answer.get("cut", False),
+            state_lost=answer.get("lost", False),
+            timings=Timings(time.perf_counter() - start, answer.get("run", 0.0), answer.get("cpu", 0.0)),
+        )
+
+    def fork(self) -> ServerSession:
+        """A second session that starts from this one's present state.
+
+        Raises:
+            SandboxError: The state is lost, the program has started threads, or the process limit is reached.
+        """
+        if self._closed:
+            raise SandboxError("the session is closed: open another one")
+        self._take()
+        try:
+            answer = self._server.call({"op": "fork", "s": self._number})
+        finally:
+            self._busy.release()
+        return self._server.opened(answer, self.limits, _nothing)
+
+    def interrupt(self) -> None:
+        """Interrupts a run in progress; harmless when nothing runs."""
+        if not self._closed and not self._server.lost:
+            self._server.call({"op": "interrupt", "s": self._number})
+
+    def close(self) -> None:
+        """Ends the interpreter and everything it started; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self._server.lost:
+                self._server.call({"op": "close", "s": self._number})
+        except SandboxLost:
+            pass  # it went with its server
+        finally:
+            self._ended()
+
+
+def _nothing() -> None:
+    return

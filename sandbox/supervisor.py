@@ -1,0 +1,518 @@
+"""Process 1 of a sandbox: relays programs, keeps the clock, decides how each run ended. Runs inside.
+
+It believes nothing an episode says: a status is what it saw itself (exit status, signal, clock, bytes); the
+episode's own words are text. Only the host's channels are listened to for commands, and no episode holds one.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from turnwise.sandbox import episode, walls
+from turnwise.sandbox.interpreters import FORGERY, Interpreter, Interpreters
+from turnwise.sandbox.loop import Peer
+from turnwise.sandbox.processes import folder_usage
+
+GRACE_S = 0.5  # between the interrupt and the kill
+TICK_S = 0.05  # how often running calls are looked at
+SLOW_TICK_S = 1.0  # how often idle interpreters are
+IDLE_CPU_S = 1.0  # what background threads may use between runs
+MOST_FILES = 2048
+FORK = b"fork".ljust(8, b"\0")
+STATUSES = ("ok", "error", "memory", "process-limit")
+
+
+class Call:
+    """A run in progress."""
+
+    __slots__ = (
+        "cpu", "cpu_limit", "crowded", "deadline", "id", "oom_kills", "peer", "start", "stopped_for", "token", "why",
+    )  # fmt: skip
+
+    def __init__(self, peer: Peer, request: dict[str, Any], token: bytes) -> None:
+        self.peer, self.id, self.token = peer, request["id"], token
+        self.start = time.monotonic()
+        self.deadline: float = self.start + request["wall"]
+        self.cpu_limit: float = request["cpu"]
+        self.cpu = 0.0
+        self.oom_kills = 0
+        self.stopped_for = ""  # the status for which it was interrupted
+        self.crowded = False
+        self.why = ""
+
+
+class Session:
+    """What the host holds: an interpreter now, perhaps another one after a kill."""
+
+    def __init__(self, number: int, limits: dict[str, Any], seed: int) -> None:
+        self.number, self.limits, self.seed = number, limits, seed
+        self.child: Interpreter | None = None
+        self.call: Call | None = None
+        self.runs = 0
+        self.lost = ""  # why its state went, until the host has been told
+        self.opening: tuple[Peer, int] | None = None
+        self.branch: Session | None = None  # is being forked off this one
+        self.origin: Session | None = None  # this one is being forked off that one
+
+    def blame(self, why: str) -> None:
+        """Notes why its interpreter is about to be killed."""
+        if self.call is not None:
+            self.call.why = why
+        else:
+            self.lost = why
+
+
+class Supervisor(Interpreters):
+    """Sessions and calls."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.sessions: dict[int, Session] = {}
+        self.running: dict[int, Session] = {}
+        self.spares: deque[Interpreter] = deque()
+        self.spare_limits: dict[str, Any] | None = None
+        self.next_session = 1
+        self.ticking = False
+        self.disk = self.disk_use()
+        self.after(SLOW_TICK_S, self.slow_tick)
+
+    # the host's requests
+
+    def command(self, peer: Peer, request: dict[str, Any]) -> None:
+        """Carries out one request of the host."""
+        operation, number = request["op"], request["id"]
+        if operation == "open":
+            self.open(peer, request)
+            return
+        if operation == "ping":
+            peer.reply(number, **self.state())
+            return
+        session = self.sessions.get(request["s"])
+        if session is None:
+            peer.reply(number, fail="no such session")
+        elif operation == "run":
+            self.start_call(session, peer, request)
+        elif operation == "interrupt":
+            if session.call is not None:
+                self.interrupt(session, session.call, "interrupt")
+            peer.reply(number)
+        elif operation == "close":
+            self.close(session)
+            peer.reply(number)
+        elif operation == "fork":
+            self.fork(session, peer, number)
+        else:
+            peer.reply(number, fail="no such operation")
+
+    def state(self) -> dict[str, Any]:
+        """Figures for the health check."""
+        return {
+            "sessions": len(self.sessions),
+            "running": len(self.running),
+            "interpreters": len(self.children),
+            "spares": len(self.spares),
+            "cleaning": len(self.cleaning),
+        }
+
+    def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> Session:
+        """Registers a session that the host waits for."""
+        session = Session(self.next_session, limits, seed)
+        self.next_session += 1
+        self.sessions[session.number] = session
+        session.opening = (peer, number)
+        return session
+
+    def open(self, peer: Peer, request: dict[str, Any]) -> None:
+        """Opens a session on a spare interpreter or a new one."""
+        if len(self.sessions) >= self.config["sessions"]:
+            peer.reply(request["id"], fail="full")
+            return
+        session = self.new_session(request["limits"], request["seed"], peer, request["id"])
+        self.attach(session)
+        self.spare_limits = request["limits"]
+        self.after(0.0, self.refill)
+
+    def close(self, session: Session) -> None:
+        """Ends a session and its interpreter."""
+        self.sessions.pop(session.number, None)
+        self.running.pop(session.number, None)
+        session.opening = None
+        if session.call is not None:
+            session.call.peer.reply(session.call.id, fail="closed")
+            session.call = None
+        if session.child is not None:
+            child, session.child = session.child, None
+            child.session = None
+            self.kill(child, "")
+
+    def attach(self, session: Session) -> None:
+        """Gives a session an interpreter."""
+        child = next((spare for spare in self.spares if spare.limits == session.limits), None)
+        if child is not None:
+            self.spares.remove(child)
+        else:
+            child = self.spawn(session.limits)
+            if child is None:
+                self.lose(session, "no user id is free")
+                return
+        session.child, child.session = child, session
+        self.tell(child, b"S", episode.HELLO, str(session.seed).encode())
+        if child.pid:
+            self.opened(session)
+
+    def refill(self) -> None:
+        """Keeps as many spares as configured, with the limits asked for last."""
+        ready = sum(1 for child in self.children if child.session is None)
+        for _ in range(self.config["spares"] - ready if self.spare_limits is not None else 0):
+            self.spawn(self.spare_limits or {})
+
+    def opened(self, session: Session) -> None:
+        """Answers the host once interpreter and, for a branch, its origin are ready."""
+        if session.opening is not None and session.origin is None and session.child is not None and session.child.pid:
+            (peer, number), session.opening = session.opening, None
+            peer.reply(number, s=session.number)
+
+    def lose(self, session: Session, why: str, status: str = "crash") -> None:
+        """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""
+        session.child = None
+        if session.branch is not None:
+            branch, session.branch = session.branch, None
+            branch.origin = None
+            self.lose(branch, "the session died while it was forked")
+        if session.origin is not None:
+            session.origin.branch = None
+            session.origin = None
+        if session.opening is not None:
+            (peer, number), session.opening = session.opening, None
+            peer.reply(number, fail=why)
+            self.sessions.pop(session.number, None)
+        elif session.call is not None:
+            self.finish(session, session.call, status, error=session.call.why or why, lost=True)
+        else:
+            session.lost = session.lost or why
+
+    def fork(self, session: Session, peer: Peer, number: int) -> None:
+        """Branches a session's interpreter."""
+        child = session.child
+        problem = ""
+        if session.call is not None or session.branch is not None:
+            problem = "busy"
+        elif not self.config["forks"]:
+            problem = "this sandbox cannot fork sessions"
+        elif child is None or not child.pid or session.lost:
+            problem = "the session's state is lost"
+        elif len(self.sessions) >= self.config["sessions"]:
+            problem = "full"
+        elif child.outgoing:
+            problem = "busy"
+        if problem or child is None:
+            peer.reply(number, fail=problem)
+            return
+        branch = self.new_session(session.limits, session.seed, peer, number)
+        twin, theirs = self.plumbing(child.family, session.limits)
+        branch.child, twin.session = twin, branch
+        session.branch, branch.origin = branch, session
+        self.tell(child, b"F", FORK)
+        try:
+            self.hand_over(child.control, b"F", theirs)
+            self.expect(twin)
+        except OSError:
+            self.expect(twin)
+            self.kill(child, "its channel broke")
+
+    # one run
+
+    def start_call(self, session: Session, peer: Peer, request: dict[str, Any]) -> None:
+        """Hands a program to the interpreter and starts the clock."""
+        if session.call is not None or session.branch is not None:
+            peer.reply(request["id"], fail="busy")
+            return
+        if session.lost:
+            why, session.lost = session.lost, ""
+            peer.reply(request["id"], status="crash", error=f"between two runs: {why}", lost=True)
+            return
+        if session.child is None:
+            self.attach(session)
+        child = session.child
+        if child is None:
+            peer.reply(request["id"], fail="no interpreter")
+            return
+        session.runs += 1
+        token = struct.pack(">II", session.runs, int.from_bytes(os.urandom(4), "big") | 1)
+        self.start_capture(child)
+        call = session.call = Call(peer, request, token)
+        self.running[session.number] = session
+        call.cpu = self.processes.cpu(child.pid)
+        call.oom_kills = self.processes.oom_kills()
+        self.tell(child, b"R", token, request["code"].encode("utf-8", "surrogatepass"))
+        if not self.ticking:
+            self.ticking = True
+            self.after(TICK_S, self.tick)
+
+    def interrupt(self, session: Session, call: Call, status: str) -> None:
+        """Sends SIGINT to the program, and SIGKILL to its group after the grace."""
+        if call.stopped_for:
+            return
+        call.stopped_for = status
+        if session.child is not None:
+            self.signal(session.child, signal.SIGINT, group=False)
+
+        def give_up() -> None:
+            if session.call is call and session.child is not None:
+                self.kill(session.child, call.why or "interrupted, and killed because it did not stop")
+
+        self.after(GRACE_S, give_up)
+
+    def born(self, child: Interpreter) -> None:
+        """Hands a new interpreter to whoever waits for it."""
+        if child.session is None:
+            if child.limits == self.spare_limits and len(self.spares) < self.config["spares"]:
+                self.spares.append(child)
+            else:
+                self.kill(child, "")
+        else:
+            self.opened(child.session)
+
+    def said(self, child: Interpreter, token: bytes, kind: int, texts: list[bytes]) -> None:
+        """Takes the end of a run, or the outcome of a fork."""
+        session: Session | None = child.session
+        if session is not None and session.branch is not None and token == FORK:
+            branch, session.branch = session.branch, None
+            branch.origin = None
+            if kind != episode.OK and branch.child is not None:
+                twin = branch.child
+                self.lose(branch, texts[3].decode("utf-8", "replace") or "the fork failed")
+                twin.session = None
+                self.kill(twin, "")
+            else:
+                self.opened(branch)
+            return
+        if session is None or session.call is None or token != session.call.token:
+            self.kill(child, FORGERY)
+            return
+        call = session.call
+        for pipe, text in ((child.out, texts[0]), (child.err, texts[1])):
+            self.drain(child, pipe)
+            child.captures[pipe].add(text)
+        if session.call is call:
+            status = STATUSES[kind & 3]
+            self.finish(session, call, status, texts[2], texts[3].decode("utf-8", "replace"), bool(kind & episode.CUT))
+
+    def flooded(self, child: Interpreter) -> None:
+        """Too much output ends the run."""
+        session: Session | None = child.session
+        if session is not None and session.call is not None:
+            self.interrupt(session, session.call, "output-limit")
+
+    def finish(
+        self, session: Session, call: Call, status: str, value: bytes = b"", error: str = "", cut: bool = False,
+        lost: bool = False,
+    ) -> None:  # fmt: skip
+        """Ends a call: decides its status, removes what it left running, answers the host."""
+        session.call = None
+        self.running.pop(session.number, None)
+        if call.stopped_for and call.stopped_for != "interrupt":
+            status = call.stopped_for
+        if status == "timeout" and call.crowded:
+            status = "process-limit"
+        out = err = ""
+        cpu = 0.0
+        child = session.child
+        if child is not None:
+            child.idle_cpu = self.processes.cpu(child.pid)
+            cpu = max(0.0, child.idle_cpu - call.cpu)
+            self.after_run(session, child)
+            captures = (child.captures[child.out], child.captures[child.err])
+            out, err = (capture.text().decode("utf-8", "replace") if capture.total else "" for capture in captures)
+            cut = cut or captures[0].cut or captures[1].cut
+        call.peer.reply(
+            call.id, status=status, out=out, err=err, value=value.decode("utf-8", "replace"), error=error, cut=cut,
+            lost=lost, run=time.monotonic() - call.start, cpu=cpu,
+        )  # fmt: skip
+
+    def after_run(self, session: Session, child: Interpreter) -> None:
+        """Ends what the program started and left, and checks the room its files take."""
+        if child.dead:
+            return
+        if self.processes.refresh(self.leaders) or child.pid in self.processes.several:
+            self.end_strays(child)
+        if self.config["watch_disk"]:
+            used = self.disk_use()
+            if used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
+                self.check_files(session)
+            self.disk = used
+
+    def end_strays(self, child: Interpreter) -> None:
+        """Kills what an idle interpreter's program started and left; its threads live on from run to run."""
+        if child.pid not in self.processes.several:
+            return
+        self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
+        for _ in range(20):
+            strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
+            if not strays:
+                self.processes.several.discard(child.pid)
+                break
+            for pid in strays:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            self.reap()
+            time.sleep(0.0005)
+        self.signal(child, signal.SIGCONT)
+
+    def died(self, child: Interpreter, code: int | None, why: str) -> None:
+        """An interpreter is gone: says how its call ended."""
+        if child in self.spares:
+            self.spares.remove(child)
+        session: Session | None = child.session
+        if session is None or session.child is not child:
+            return
+        call, status = session.call, "crash"
+        if call is not None:
+            unasked = code == -signal.SIGKILL and not call.stopped_for and not call.why
+            if unasked and self.processes.oom_kills() > call.oom_kills:
+                status, why = "memory", "killed: out of memory"
+            elif call.why.startswith("memory"):
+                status = "memory"
+            finished, session.call = call, None
+            self.running.pop(session.number, None)
+            self.finish(session, finished, status, error=call.why or why, lost=True)
+        self.lose(session, "" if call is not None else why)
+
+    # the clock
+
+    def tick(self) -> None:
+        """Looks at the calls in progress: wall clock, cpu, groups that grow, files that fill the disk."""
+        now = time.monotonic()
+        self.processes.refresh(self.leaders)
+        groups = self.processes.groups() if self.processes.several else {}
+        used = self.disk_use() if self.config["watch_disk"] else self.disk
+        filling = used[0] > self.disk[0] + (8 << 20) or used[1] > self.disk[1] + 1024
+        for session in list(self.running.values()):
+            call, child = session.call, session.child
+            if call is None or child is None:
+                continue
+            members = groups.get(child.pid, ())
+            if len(members) > 1:
+                self.check_group(child, call, list(members))
+            if filling:
+                self.check_files(session)
+            if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
+                self.interrupt(session, call, "timeout")
+        self.disk = used
+        self.ticking = bool(self.running)
+        if self.ticking:
+            soonest = min((s.call.deadline for s in self.running.values() if s.call is not None), default=now + TICK_S)
+            self.after(min(TICK_S, max(0.005, soonest - now)), self.tick)
+
+    def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
+        """Memory is one session's together, however many processes it spreads over."""
+        if len(members) >= child.limits["processes"]:
+            call.crowded = True
+        if self.processes.resident(members) > child.limits["memory_mb"] << 20:
+            self.kill(child, "memory: its processes together used more than the limit")
+
+    def disk_use(self) -> tuple[int, int]:
+        """Bytes and files in use on the work folders' file system."""
+        figures = os.statvfs(self.config["work"])
+        return (figures.f_blocks - figures.f_bfree) * figures.f_frsize, figures.f_files - figures.f_ffree
+
+    def check_files(self, session: Session) -> None:
+        """Kills a session whose files together exceed its share; the kernel limits single files only."""
+        child = session.child
+        if child is None or child.dead:
+            return
+        try:
+            self.as_user(child.family.uid)
+            size, files = folder_usage(os.path.join(self.config["work"], child.family.folder), 2 * MOST_FILES)
+        finally:
+            self.as_user(None)
+        if size > session.limits["disk_mb"] << 20:
+            self.kill(child, f"its files exceed {session.limits['disk_mb']} MiB")
+        elif files > MOST_FILES:
+            self.kill(child, f"it made more than {MOST_FILES} files")
+
+    def slow_tick(self) -> None:
+        """Looks at idle interpreters: threads that go on working, processes started between runs."""
+        self.after(SLOW_TICK_S, self.slow_tick)
+        self.processes.refresh(self.leaders)
+        for child in list(self.children):
+            session: Session | None = child.session
+            if not child.pid or (session is not None and session.call is not None):
+                continue
+            self.end_strays(child)
+            if session is not None and self.processes.cpu(child.pid) - child.idle_cpu > IDLE_CPU_S:
+                self.kill(child, "its threads went on working after the run")
+
+    def shut_down(self) -> None:
+        """The host is gone, or wants no more."""
+        for child in list(self.children):
+            self.signal(child, signal.SIGKILL)
+        os._exit(0)
+
+
+def main(config: dict[str, Any]) -> None:
+    """Starts up, says so on descriptor 1, and serves until descriptor 0 ends."""
+    if walls.LINUX:
+        walls.prctl(walls.PR_SET_DUMPABLE, 0)
+        if os.getpid() != 1:
+            walls.prctl(walls.PR_SET_CHILD_SUBREAPER, 1)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard >= 0 else 1 << 16, hard))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    supervisor = Supervisor(config)
+    wake, waker = socket.socketpair()
+    for end in (wake, waker):
+        end.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def woken(events: int) -> None:
+        wake.recv(4096)
+        supervisor.reap()
+
+    supervisor.listen(wake.fileno(), woken)
+    if config["socket"]:
+        listen_for_host(supervisor, config["socket"])
+    for fd in (0, 1):
+        os.set_blocking(fd, False)
+    host = Peer(supervisor, 0, 1, supervisor.command, supervisor.shut_down)
+    host.reply(0, ready=True, pid=os.getpid(), abi=walls.landlock_abi() if walls.LINUX else 0,
+               python=sys.version.split()[0])  # fmt: skip
+    supervisor.run()
+
+
+def listen_for_host(supervisor: Supervisor, path: str) -> None:
+    """Accepts connections from outside this sandbox's processes only."""
+    try:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(path)
+        os.chmod(path, 0o666)
+        server.listen(128)
+    except OSError:
+        return  # the host falls back to the stream it holds
+    server.setblocking(False)
+    inside = supervisor.config["own_pids"]
+
+    def accept(events: int) -> None:
+        connection, _ = server.accept()
+        if hasattr(socket, "SO_PEERCRED"):
+            pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if inside and pid != 0:  # a process of this container has an id here; the host has none
+                connection.close()
+                return
+        connection.setblocking(False)
+        fd = connection.detach()
+        Peer(supervisor, fd, fd, supervisor.command, lambda: None)
+
+    supervisor.listen(server.fileno(), accept)

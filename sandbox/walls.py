@@ -1,0 +1,277 @@
+"""The kernel's walls round one episode: seccomp, Landlock, rlimits, process attributes. Runs inside the sandbox.
+
+Standard library only: the file is sent into the container as text and runs there, so it imports nothing of turnwise.
+The filter is an allow-list: a system call nobody thought of is refused, not let through.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+import sys
+
+LINUX = sys.platform == "linux"
+MACHINE = platform.machine()
+# PyDLL keeps the interpreter lock while calling: nothing may run between a raw clone and its bookkeeping.
+_libc = ctypes.PyDLL(None, use_errno=True) if LINUX else None
+
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+SUPPORTED = LINUX and MACHINE in _AUDIT_ARCH and sys.maxsize > 2**32
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_GET_TID_ADDRESS = 1, 4, 36, 38, 40
+PR_SET_SECCOMP = 22
+
+# name -> (x86_64, aarch64); -1 where the architecture lacks it. Numbers from 424 on are shared.
+_ALLOWED: dict[str, tuple[int, int]] = {
+    # files
+    "read": (0, 63), "write": (1, 64), "open": (2, -1), "close": (3, 57), "stat": (4, -1), "fstat": (5, 80),
+    "lstat": (6, -1), "poll": (7, -1), "lseek": (8, 62), "pread64": (17, 67), "pwrite64": (18, 68),
+    "readv": (19, 65), "writev": (20, 66), "access": (21, -1), "pipe": (22, -1), "select": (23, -1),
+    "dup": (32, 23), "dup2": (33, -1), "sendfile": (40, 71), "fcntl": (72, 25), "flock": (73, 32),
+    "fsync": (74, 82), "fdatasync": (75, 83), "truncate": (76, 45), "ftruncate": (77, 46), "getdents": (78, -1),
+    "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, -1), "mkdir": (83, -1),
+    "rmdir": (84, -1), "creat": (85, -1), "link": (86, -1), "unlink": (87, -1), "symlink": (88, -1),
+    "readlink": (89, -1), "chmod": (90, -1), "fchmod": (91, 52), "umask": (95, 166), "utime": (132, -1),
+    "mknod": (133, -1), "statfs": (137, 43), "fstatfs": (138, 44), "getdents64": (217, 61), "fadvise64": (221, 223),
+    "utimes": (235, -1), "openat": (257, 56), "mkdirat": (258, 34), "mknodat": (259, 33), "newfstatat": (262, 79),
+    "unlinkat": (263, 35), "renameat": (264, 38), "linkat": (265, 37), "symlinkat": (266, 36),
+    "readlinkat": (267, 78), "fchmodat": (268, 53), "faccessat": (269, 48), "pselect6": (270, 72),
+    "ppoll": (271, 73), "utimensat": (280, 88), "fallocate": (285, 47), "dup3": (292, 24), "pipe2": (293, 59),
+    "preadv": (295, 69), "pwritev": (296, 70), "renameat2": (316, 276), "statx": (332, 291),
+    "copy_file_range": (326, 285), "preadv2": (327, 286), "pwritev2": (328, 287), "sync_file_range": (277, 84),
+    "openat2": (437, 437), "close_range": (436, 436), "faccessat2": (439, 439), "ioctl": (16, 29),
+    "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11),
+    "llistxattr": (195, 12), "flistxattr": (196, 13),
+    # memory
+    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214), "mremap": (25, 216),
+    "msync": (26, 227), "mincore": (27, 232), "madvise": (28, 233), "membarrier": (324, 283),
+    # signals and time
+    "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "pause": (34, -1),
+    "nanosleep": (35, 101), "getitimer": (36, 102), "alarm": (37, -1), "setitimer": (38, 103),
+    "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132), "gettimeofday": (96, 169), "times": (100, 153), "time": (201, -1),
+    "timer_create": (222, 107), "timer_settime": (223, 110), "timer_gettime": (224, 108),
+    "timer_getoverrun": (225, 109), "timer_delete": (226, 111), "clock_gettime": (228, 113),
+    "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "timerfd_create": (283, 85),
+    "timerfd_settime": (286, 86), "timerfd_gettime": (287, 87), "signalfd4": (289, 74), "restart_syscall": (219, 128),
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
+    # processes and threads
+    "getpid": (39, 172), "getppid": (110, 173), "gettid": (186, 178), "getpgrp": (111, -1), "getpgid": (121, 155),
+    "getsid": (124, 156), "getuid": (102, 174), "getgid": (104, 176), "geteuid": (107, 175), "getegid": (108, 177),
+    "getresuid": (118, 148), "getresgid": (120, 150), "getgroups": (115, 158), "getpriority": (140, 141),
+    "getrlimit": (97, 163), "setrlimit": (160, 164), "getrusage": (98, 165), "wait4": (61, 260), "waitid": (247, 95),
+    "exit": (60, 93), "exit_group": (231, 94), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
+    "sched_getparam": (143, 121), "sched_getscheduler": (145, 120), "sched_get_priority_max": (146, 125),
+    "sched_get_priority_min": (147, 126), "getcpu": (309, 168), "futex": (202, 98), "set_robust_list": (273, 99),
+    "get_robust_list": (274, 100), "set_tid_address": (218, 96), "arch_prctl": (158, -1), "rseq": (334, 293),
+    "futex_waitv": (449, 449), "capget": (125, 90), "uname": (63, 160), "sysinfo": (99, 179), "getrandom": (318, 278),
+    # events and talk among its own processes (no socket can be made, only pairs)
+    "epoll_create": (213, -1), "epoll_wait": (232, -1), "epoll_ctl": (233, 21), "epoll_pwait": (281, 22),
+    "epoll_create1": (291, 20), "epoll_pwait2": (441, 441), "eventfd": (284, -1), "eventfd2": (290, 19),
+    "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "shutdown": (48, 210),
+    "getsockname": (51, 204), "getpeername": (52, 205), "setsockopt": (54, 208), "getsockopt": (55, 209),
+    # a branch narrows its own Landlock domain
+    "landlock_create_ruleset": (444, 444), "landlock_add_rule": (445, 445), "landlock_restrict_self": (446, 446),
+}  # fmt: skip
+_CLONE, _FORK, _VFORK, _PRCTL, _PRLIMIT = (56, 220), (57, -1), (58, -1), (157, 167), (302, 261)
+_SOCKETPAIR, _EXECVE, _EXECVEAT, _CLONE3 = (53, 199), (59, 221), (322, 281), (435, 435)
+_PRCTL_ALLOWED = (3, 15, 16, 23, 37, PR_SET_NO_NEW_PRIVS, 39, PR_GET_TID_ADDRESS, 0x53564D41)
+_NEW_NAMESPACES = 0x02000000 | 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
+_CLONE_THREAD = 0x00010000
+_EPERM, _ENOSYS, _NEWEST_KNOWN = 1, 38, 463
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
+
+_LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+
+
+def _column() -> int:
+    return 0 if MACHINE == "x86_64" else 1
+
+
+def filter_program(*, processes: bool, programs: bool) -> bytes:
+    """The classic-BPF filter of an episode.
+
+    Args:
+        processes: Whether it may fork; threads are always allowed.
+        programs: Whether it may execute other programs.
+
+    Returns:
+        Packed `sock_filter` instructions for this machine.
+    """
+    col = _column()
+    code: list[tuple[int, int, int, int]] = []
+
+    def put(op: int, k: int, jt: int = 0, jf: int = 0) -> None:
+        code.append((op, jt, jf, k))
+
+    def argument(index: int, high: bool = False) -> None:
+        put(_LD, 16 + 8 * index + (4 if high else 0))
+
+    put(_LD, 4)
+    put(_JEQ, _AUDIT_ARCH[MACHINE], 1, 0)
+    put(_RET, _KILL)  # the 32-bit entry
+    put(_LD, 0)
+    if MACHINE == "x86_64":
+        put(_JGE, 0x40000000, 0, 1)
+        put(_RET, _KILL)  # the x32 entry
+
+    def guarded(numbers: tuple[int, int], body: list[tuple[int, int, int, int]]) -> None:
+        """Runs `body` (which returns on every path) when the call is the named one."""
+        if numbers[col] >= 0:
+            put(_JEQ, numbers[col], 0, len(body))
+            code.extend(body)
+
+    allow, deny, absent = (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _ERRNO | _EPERM), (_RET, 0, 0, _ERRNO | _ENOSYS)
+    flags = [(_LD, 0, 0, 16), (_JSET, 0, 1, _NEW_NAMESPACES), deny]
+    guarded(_CLONE, [*flags, allow] if processes else [*flags, (_JSET, 1, 0, _CLONE_THREAD), deny, allow])
+    guarded(_CLONE3, [absent])  # its flags lie in memory, where a filter cannot look: libc falls back to clone
+    for numbers in (_FORK, _VFORK):
+        guarded(numbers, [allow if processes else deny])
+    for numbers in (_EXECVE, _EXECVEAT):
+        guarded(numbers, [allow if programs else deny])
+    checks = [(_JEQ, len(_PRCTL_ALLOWED) - i, 0, value) for i, value in enumerate(_PRCTL_ALLOWED)]
+    guarded(_PRCTL, [(_LD, 0, 0, 16), *checks, deny, allow])
+    guarded(_PRLIMIT, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 0), deny, allow])  # only its own limits
+    guarded(_SOCKETPAIR, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 1), deny, allow])  # AF_UNIX
+    for name, numbers in _ALLOWED.items():
+        if name == "ioctl":  # pushing characters into somebody's terminal
+            guarded(numbers, [(_LD, 0, 0, 24), (_JEQ, 2, 0, 0x5412), (_JEQ, 1, 0, 0x541C), allow, deny])
+        elif numbers[col] >= 0:
+            put(_JEQ, numbers[col], 0, 1)
+            put(*allow[:1], allow[3])
+    put(_JGE, _NEWEST_KNOWN, 0, 1)
+    code.append(absent)
+    code.append(deny)
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+
+
+def _call(number: int, *arguments: object) -> int:
+    if _libc is None:
+        raise OSError(_ENOSYS, "no system calls by number here")
+    result: int = _libc.syscall(ctypes.c_long(number), *arguments)
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def prctl(option: int, value: int = 0) -> None:
+    """Calls prctl(option, value, 0, 0, 0); raises OSError."""
+    zero = ctypes.c_ulong(0)
+    if _libc is None or _libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) < 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
+
+
+def install_filter(program: bytes) -> None:
+    """Installs a seccomp filter for this process and everything it starts; it cannot be taken off."""
+    count = len(program) // 8
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", count, ctypes.addressof(buffer)))
+    assert _libc is not None
+    zero = ctypes.c_ulong(0)
+    if _libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(header), zero, zero) < 0:
+        raise OSError(ctypes.get_errno(), "seccomp filter refused")
+
+
+def landlock_abi() -> int:
+    """Landlock's version in this kernel; 0 where there is none."""
+    try:
+        return _call(444, None, ctypes.c_size_t(0), ctypes.c_uint(1)) if LINUX else 0
+    except OSError:
+        return 0
+
+
+_READ = (1 << 2) | (1 << 3)
+_FILE_ONLY = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
+
+
+def confine(readable: list[str], writable: list[str], *, execute: bool) -> None:
+    """Narrows this process to read `readable` and write `writable`, and cuts its signals off from other domains."""
+    abi = landlock_abi()
+    if abi < 1:
+        return
+    handled = (1 << 13) - 1
+    for version, bit in ((2, 13), (3, 14), (5, 15)):
+        if abi >= version:
+            handled |= 1 << bit
+    network = 3 if abi >= 4 else 0
+    scoped = 3 if abi >= 6 else 0
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    attributes = ctypes.create_string_buffer(struct.pack("QQQ", handled, network, scoped))
+    ruleset = _call(444, attributes, ctypes.c_size_t(size), ctypes.c_uint(0))
+    try:
+        reading = _READ | (1 if execute else 0)
+        # writing never includes making devices; sockets and links across folders stay out as well
+        writing = handled & ~((1 << 0) | (1 << 6) | (1 << 9) | (1 << 11) | (1 << 15))
+        for access, paths in ((reading, readable), (writing, writable)):
+            for path in paths:
+                try:
+                    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                except OSError:
+                    continue
+                try:
+                    allowed = access if os.path.isdir(path) else access & _FILE_ONLY
+                    rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed & handled, fd))
+                    _call(445, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
+                finally:
+                    os.close(fd)
+        _call(446, ctypes.c_int(ruleset), ctypes.c_uint(0))
+    finally:
+        os.close(ruleset)
+
+
+def _tid_address() -> int:
+    address = ctypes.c_void_p(0)
+    zero = ctypes.c_ulong(0)
+    assert _libc is not None
+    if _libc.prctl(PR_GET_TID_ADDRESS, ctypes.byref(address), zero, zero, zero) < 0 or not address.value:
+        raise OSError(_ENOSYS, "no thread id address")
+    return address.value
+
+
+def clone_sibling() -> int:
+    """Forks a process whose parent is OUR parent, in one step.
+
+    The supervisor then reaps it and owns its process group, though it never held its memory. `os.fork` cannot do
+    that without a process in between, which would double the cost for a big interpreter. The child's thread id is
+    written where the C library keeps it, as its own fork does.
+
+    Returns:
+        0 in the child, its process id in the caller.
+    """
+    clone_parent, child_settid, child_cleartid, sigchld = 0x00008000, 0x01000000, 0x00200000, 17
+    tid = ctypes.c_void_p(_tid_address())
+    flags = ctypes.c_ulong(clone_parent | child_settid | child_cleartid | sigchld)
+    null = ctypes.c_void_p(0)
+    # x86_64: (flags, stack, parent_tid, child_tid, tls); aarch64 swaps the last two
+    tail = (tid, null) if MACHINE == "x86_64" else (null, tid)
+    number = ctypes.c_long(_CLONE[_column()])
+    api = ctypes.pythonapi
+    assert _libc is not None
+    api.PyOS_BeforeFork()
+    pid: int = _libc.syscall(number, flags, null, null, *tail)
+    if pid == 0:
+        api.PyOS_AfterFork_Child()
+        return 0
+    error = ctypes.get_errno()
+    api.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(error, os.strerror(error))
+    return pid
+
+
+def address_space() -> int:
+    """Bytes of address space this process has mapped now."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def set_limit(which: int, value: int) -> None:
+    """Sets a soft and hard rlimit, or the nearest the present hard limit allows."""
+    hard = resource.getrlimit(which)[1]
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(which, (value, value))

@@ -1,0 +1,151 @@
+"""The warm process every episode is forked from: the scientific stack imported once, nothing else in memory.
+
+It receives only user ids, folders, limits and descriptors, so no episode inherits another one's data. Runs inside.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from turnwise.sandbox import episode, walls
+
+WARM_UP = """
+import sympy
+x = sympy.Symbol("x")
+sympy.solve(x**2 - 5 * x + 6, x); sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x) ** 2); str(sympy.Rational(1, 3))
+sympy.integrate(sympy.sin(x) * x, x); sympy.factor(x**3 - 1); sympy.sympify("1/2 + x").evalf()
+print(end="")
+"""
+
+
+def main(channel: socket.socket, config: dict[str, Any]) -> NoReturn:
+    """The zygote's whole life, in a process of its own."""
+    try:
+        fd = os.dup2(channel.detach(), 3)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(2, 1)  # what a library prints while it is imported must not reach the host's channel
+        os.closerange(4, 4096)
+        run(socket.socket(fileno=fd), config)
+    finally:
+        os._exit(1)
+
+
+def run(channel: socket.socket, config: dict[str, Any]) -> None:
+    """Imports what `config["preload"]` names, then forks an episode per request until the channel closes."""
+    sys.path[:] = [path for path in sys.path if path] + [p for p in config["paths"] if p not in sys.path]
+    for name in config["preload"]:
+        __import__(name)
+    if "numpy" in config["preload"]:
+        __import__("numpy.random")  # which numpy would otherwise import when an episode is seeded
+    if "sympy" in config["preload"]:
+        exec(WARM_UP, {})
+    for name in [name for name in sys.modules if name == "turnwise" or name.startswith("turnwise.")]:
+        del sys.modules[name]
+    gc.collect()
+    gc.freeze()  # objects of the parent never move through the collector: their pages stay shared
+    fork = walls.clone_sibling if config["siblings"] else os.fork
+    channel.sendall(b"+")
+    while True:
+        data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
+        if not data:
+            return
+        fds = array.array("i")
+        for _, _, payload in ancillary:
+            fds.frombytes(payload[: len(payload) - len(payload) % 4])
+        try:
+            pid = fork()
+        except OSError:
+            pid = -1  # the descriptors close, which tells the supervisor
+        if pid == 0:
+            try:
+                channel.close()
+                start(json.loads(data), fds, config)
+            except BaseException as error:
+                os.write(2, f"episode did not start: {type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(70)
+        for fd in fds:
+            os.close(fd)
+
+
+def start(request: dict[str, Any], fds: array.array[int], config: dict[str, Any]) -> None:
+    """Turns this fresh copy of the zygote into one walled-in episode and serves it."""
+    for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
+        os.dup2(fd, target, inheritable=True)
+    os.closerange(4, 4096)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setpgid(0, 0)
+    os.umask(0o077)
+    limits, uid = request["limits"], request["uid"]
+    family = os.path.join(config["work"], request["folder"])
+    folder = os.path.join(family, "w")
+    if uid is not None:
+        # Root's group may create in the work folder, and the new folder belongs to the user: nobody needs CHOWN.
+        os.seteuid(uid)
+    os.mkdir(family, 0o700)
+    os.mkdir(folder, 0o700)
+    os.chdir(folder)
+    if uid is not None:
+        os.seteuid(0)
+        if walls.LINUX:
+            _first_to_be_killed()
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    elif walls.LINUX:
+        _first_to_be_killed()
+    os.environ.clear()
+    os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8", PATH="/usr/local/bin:/usr/bin:/bin")
+    readable, devices = config["readable"], ["/dev/null"]
+
+    def confine(own: str) -> None:
+        walls.confine(readable, [own, *devices], execute=limits["programs"])
+
+    _limit(limits, uid is not None)
+    if walls.LINUX:
+        walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        walls.prctl(walls.PR_SET_DUMPABLE, 0)
+        walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
+        confine(family)
+    if config["filter"]:
+        walls.install_filter(walls.filter_program(processes=config["forks"], programs=limits["programs"]))
+    sys.path.append("")
+    control = socket.socket(fileno=episode.CONTROL)
+    fork = walls.clone_sibling if config["siblings"] else os.fork
+    served = episode.Episode(control, folder, limits["output_bytes"], confine, fork)
+    served.hello()
+    served.serve()
+
+
+def _first_to_be_killed() -> None:
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass  # a read-only /proc: the kernel then chooses by size, which is nearly as good
+
+
+def _limit(limits: dict[str, Any], own_user: bool) -> None:
+    """Sets the rlimits; sizes are above what the interpreter itself maps."""
+    megabyte = 1 << 20
+    if walls.LINUX:
+        walls.set_limit(resource.RLIMIT_AS, walls.address_space() + limits["memory_mb"] * megabyte)
+        walls.set_limit(resource.RLIMIT_MSGQUEUE, 0)
+        walls.set_limit(resource.RLIMIT_SIGPENDING, 256)
+        walls.set_limit(resource.RLIMIT_RTPRIO, 0)
+    walls.set_limit(resource.RLIMIT_CORE, 0)
+    walls.set_limit(resource.RLIMIT_MEMLOCK, 0)
+    walls.set_limit(resource.RLIMIT_FSIZE, limits["disk_mb"] * megabyte)
+    walls.set_limit(resource.RLIMIT_NOFILE, limits["files"])
+    if own_user:  # the kernel counts per user: shared, the limit would be everybody's
+        walls.set_limit(resource.RLIMIT_NPROC, limits["processes"] + limits["branches"])
