@@ -28,10 +28,14 @@ def nash_equilibrium(preference: ArrayLike) -> Vector:
 
     Raises:
         ValueError: Not a preference matrix.
+        ImportError: scipy is not installed.
         RuntimeError: The solver failed.
     """
-    # Loading scipy's optimisers takes longer than everything else in this file.
-    from scipy.optimize import linprog  # type: ignore[import-untyped]
+    # Imported here: it takes longer than everything else in this file, and nothing else needs it.
+    try:
+        from scipy.optimize import linprog  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("nash_equilibrium: needs scipy for linear programming; pip install scipy") from error
 
     payoff = as_preference(preference)
     size = len(payoff)

@@ -284,3 +284,12 @@ def test_gradient_through_masked_observations_is_nil() -> None:
     assert torch.equal(own != 0, turn >= 0)
     assert bool((own[0][turn[0] >= 0] < 0).all())  # the winner's tokens are raised
     assert bool((own[1][turn[1] >= 0] > 0).all())
+
+
+def test_no_gradient_reaches_the_reference() -> None:
+    """A reference that shares parameters with the policy (adapters, a live copy) must not be trained through g."""
+    logps = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    turn = torch.zeros(2, 3, dtype=torch.long)
+    for values in (sequence_logratio(logps, logps, turn), log_ratio_to_go(logps, logps, turn)[:, 0]):
+        assert values.tolist() == [0.0, 0.0]
+        assert torch.equal(grad(values.sum(), logps), torch.ones(2, 3))
