@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from turnwise.agents.token_logps import soft_cap, token_logps, token_logps_from_hidden
 from turnwise.agents.tokens import ChatFormat
 
-# Logits of this many positions are alive at a time while scoring; bounds memory at vocabulary x chunk.
-_SCORE_CHUNK = 2048
+_BASE = "base"
+"""Folder, inside an adapter's, of a base model that stands nowhere else."""
 
 
 class PolicyLoadError(ValueError):
@@ -25,8 +28,8 @@ class PolicyLoadError(ValueError):
 class Scorer(nn.Module):
     """The model as a function from tokens to log-probabilities; what a trainer wraps for distribution.
 
-    Only the positions asked for go through the vocabulary projection, a chunk at a time, and a chunk's logits are
-    recomputed in the backward pass rather than kept.
+    Only the positions asked for go through the vocabulary projection, a chunk at a time, wherever logits are the
+    projection of the last hidden states, soft-capped or not. Other architectures are scored from their full logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,57 +46,53 @@ class Scorer(nn.Module):
             where: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
 
         Returns:
-            `[N, T]` float32 in nats: entry (n, t) is log p(ids[n, t] | ids[n, :t]) where wanted, 0 elsewhere and
-            at t = 0.
+            `[N, T]` float32 (or wider, as the model) in nats: entry (n, t) is log p(ids[n, t] | ids[n, :t]) where
+            wanted, 0 elsewhere and at t = 0.
         """
         wanted = (mask if where is None else where & mask).clone()
         wanted[:, 0] = False
-        target = ids[wanted]
-        before = torch.zeros_like(wanted)
-        before[:, :-1] = wanted[:, 1:]
         attention = None if bool(mask.all()) else mask.long()
-        if self._head_is_direct():
-            body = _inner(self.model).get_decoder()
-            hidden = body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state[before]
-            picked = self._pick(hidden, target)
-        else:
-            logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits[before]
-            picked = _log_prob(logits, target)
-        return torch.zeros(ids.shape, dtype=torch.float32, device=ids.device).masked_scatter(wanted, picked)
-
-    def _pick(self, hidden: Tensor, target: Tensor) -> Tensor:
-        head = _inner(self.model).get_output_embeddings()
-        cap = getattr(_inner(self.model).config.get_text_config(), "final_logit_softcapping", None)
-
-        def chunk(part: Tensor, wanted: Tensor) -> Tensor:
-            return _log_prob(_softcap(head(part), cap), wanted)
-
-        if len(target) <= _SCORE_CHUNK:
-            return chunk(hidden, target)
-        parts = [
-            checkpoint(chunk, h, t, use_reentrant=False) if torch.is_grad_enabled() else chunk(h, t)
-            for h, t in zip(hidden.split(_SCORE_CHUNK), target.split(_SCORE_CHUNK), strict=True)
-        ]
-        return torch.cat(cast("list[Tensor]", parts))
+        if not self._head_is_direct():
+            logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+            return token_logps(logits, ids, wanted)
+        inner = _inner(self.model)
+        hidden = inner.get_decoder()(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        head = cast("nn.Linear", inner.get_output_embeddings())
+        return token_logps_from_hidden(hidden, head.weight, ids, wanted, bias=head.bias, softcap=_final_cap(inner))
 
     @torch.no_grad()
     def _head_is_direct(self) -> bool:
         """Whether logits are exactly head(hidden), soft-capped if the config says so; probed once on three tokens.
 
-        Some architectures scale or bias logits after the head. For those the whole forward pass is used instead.
+        Some architectures scale or shift logits after the head, and adapters may sit on the head itself: those that
+        start as the identity would pass the probe, so the head must be a plain linear layer to begin with.
         """
         if self._direct_head is None:
             inner = _inner(self.model)
-            training = inner.training
-            inner.eval()
-            ids = torch.tensor([[1, 2, 3]], device=next(inner.parameters()).device)
-            hidden = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            cap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
-            mine = _softcap(inner.get_output_embeddings()(hidden), cap)
-            theirs = inner(input_ids=ids, use_cache=False).logits
-            inner.train(training)
-            self._direct_head = bool(torch.allclose(mine.float(), theirs.float(), atol=1e-3, rtol=1e-3))
+            head = inner.get_output_embeddings()
+            self._direct_head = False
+            if type(head) is nn.Linear:
+                with acting(self.model):
+                    ids = torch.tensor([[1, 2, 3]], device=head.weight.device) % head.out_features
+                    hidden = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+                    mine = soft_cap(head(hidden), _final_cap(inner)).float()
+                    theirs = self.model(input_ids=ids, use_cache=False).logits.float()
+                # Relative to the spread: a random model's logits are so small that scaling them hides in a constant.
+                self._direct_head = bool((mine - theirs).abs().max() <= 1e-3 * theirs.abs().max())
         return self._direct_head
+
+
+@contextmanager
+def acting(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for every part of a model; afterwards each part has the mode it had."""
+    changed = [module for module in model.modules() if module.training]
+    for module in changed:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.training = True
 
 
 class Policy:
@@ -104,6 +103,10 @@ class Policy:
         tokenizer: Its tokenizer; must have a chat template.
         chat: How conversations become tokens.
         version: Name of the weights, recorded in every trajectory it samples.
+
+    Raises:
+        ChatTemplateError: The tokenizer's chat template is missing or cannot serve conversations.
+        ValueError: Adapters that add virtual tokens (prompt or prefix tuning): the tokens would not be all there is.
     """
 
     def __init__(
@@ -114,6 +117,8 @@ class Policy:
         version: str = "",
         system: str | None = None,
     ) -> None:
+        _check_adapters(model)
+        _honour_attention_cap(model)
         self.model = model
         self.tokenizer = tokenizer
         self.version = version
@@ -144,17 +149,24 @@ class Policy:
         Raises:
             PolicyLoadError: No model there, no tokenizer, or no chat template.
         """
-        folder = Path(source)
-        if not folder.is_dir() and (folder.is_absolute() or str(source).startswith((".", "~")) or folder.exists()):
+        folder = Path(source).expanduser()
+        named = str(source).startswith((".", "~")) or folder.is_absolute() or len(Path(source).parts) > 2
+        if not folder.is_dir() and (named or folder.exists()):
             raise PolicyLoadError(f"expected a model folder, got {str(source)!r}, which is not a folder")
+        place = str(folder) if folder.is_dir() else str(source)
+        hub = {
+            k: model_options[k] for k in ("revision", "token", "trust_remote_code", "cache_dir") & model_options.keys()
+        }
         try:
-            AutoConfig.from_pretrained(str(source))
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, **model_options)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            tokenizer = AutoTokenizer.from_pretrained(place, **hub)
+            model = _load_model(place, dtype=dtype, **model_options)
+        except PolicyLoadError:
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            hint = "" if folder.is_dir() else "; there is no such folder here, so it was taken for a Hub id"
             raise PolicyLoadError(
-                f"expected a causal language model with its tokenizer at {str(source)!r}; loading said: {reason}"
+                f"expected a causal language model with its tokenizer at {str(source)!r}{hint}; loading said: {reason}"
             ) from error
         note = folder / "turnwise.json"
         saved = json.loads(note.read_text("utf-8")) if note.is_file() else {}
@@ -167,10 +179,16 @@ class Policy:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes safetensors weights, config, tokenizer, and the version and system prompt beside them."""
+        """Writes safetensors weights, config, tokenizer, and the version and system prompt beside them.
+
+        Of a peft model only the adapter is written, and the base's name; a base that was never loaded from anywhere
+        is written into the folder too.
+        """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(str(path))
+        if hasattr(self.model, "peft_config") and not _inner(self.model).config._name_or_path:
+            _save_base(self.model, path / _BASE)
         self.tokenizer.save_pretrained(str(path))
         note = {"version": self.version, "system": self.chat.system}
         (path / "turnwise.json").write_text(json.dumps(note, indent=1) + "\n", "utf-8")
@@ -188,7 +206,78 @@ class Policy:
         """An independent, frozen copy, for use as a reference or an opponent."""
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         name = self.version if version is None else version
-        return Policy(model, self.tokenizer, version=name, system=self.chat.system)
+        twin = Policy.__new__(Policy)
+        # The format is shared: it is a function of the tokenizer, and what it warned of was said once.
+        twin.model, twin.tokenizer, twin.version, twin.chat, twin.scorer = (
+            model,
+            self.tokenizer,
+            name,
+            self.chat,
+            Scorer(model),
+        )
+        return twin
+
+
+def _load_model(place: str, **options: Any) -> PreTrainedModel:
+    """The model of a folder or Hub id, adapters included.
+
+    Raises:
+        PolicyLoadError: Weights are missing; transformers would start those at random.
+    """
+    if (Path(place) / "adapter_config.json").is_file():
+        return _load_adapted(Path(place), **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+    model, found = loaded
+    missing = sorted(found["missing_keys"]) + [str(key[0]) for key in found.get("mismatched_keys", ())]
+    if missing:
+        raise PolicyLoadError(
+            f"expected at {place!r} the weights that its config.json describes, got none (or others) for "
+            f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; the files are of different models"
+        )
+    return cast("PreTrainedModel", model)
+
+
+def _load_adapted(folder: Path, **options: Any) -> PreTrainedModel:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f'{folder} holds an adapter, which needs: pip install "turnwise[peft]"') from error
+    described = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    base = str(folder / _BASE) if (folder / _BASE).is_dir() else described.get("base_model_name_or_path")
+    if not base:
+        raise PolicyLoadError(f"expected an adapter that names its base model, got {str(folder)!r}, which names none")
+    model = PeftModel.from_pretrained(_load_model(base, **options), str(folder), is_trainable=True)
+    return cast("PreTrainedModel", model)
+
+
+def _save_base(model: Any, folder: Path) -> None:
+    """Writes the weights under the adapters with the names that they had before."""
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in model.get_base_model().state_dict().items()
+        if not any(f".{prefix}" in f".{name}" for prefix in ("lora_", "modules_to_save."))
+    }
+    model.get_base_model().save_pretrained(
+        str(folder), state_dict={name.replace(".original_module.", "."): value for name, value in weights.items()}
+    )
+
+
+def _check_adapters(model: Any) -> None:
+    for config in getattr(model, "peft_config", {}).values():
+        if getattr(config, "is_prompt_learning", False):
+            raise ValueError(
+                f"expected adapters that change weights, such as LoRA, got {type(config).__name__}: its virtual tokens "
+                "stand in no trajectory"
+            )
+
+
+def _honour_attention_cap(model: Any) -> None:
+    """Fused attention cannot soft-cap its logits (Gemma 2, arXiv 2408.00118), and some versions leave that unsaid."""
+    inner = _inner(model)
+    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None and (
+        inner.config._attn_implementation == "sdpa"
+    ):
+        inner.set_attn_implementation("eager")
 
 
 def _inner(model: nn.Module) -> PreTrainedModel:
@@ -197,13 +286,8 @@ def _inner(model: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", base() if base is not None else model)
 
 
-def _softcap(logits: Tensor, cap: float | None) -> Tensor:
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-def _log_prob(logits: Tensor, target: Tensor) -> Tensor:
-    logits = logits.float()
-    return logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
+def _final_cap(model: PreTrainedModel) -> float | None:
+    return cast("float | None", getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
 def _stop_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -201,7 +201,7 @@ class ToolMath(gymnasium.Env[str, str]):
             for program in programs:
                 session.run(program)
 
-    def render(self) -> str | None:  # type: ignore[override]  # Gymnasium's type is generic in the frame
+    def render(self) -> str | None:
         """The problem and the turns so far, as text."""
         if self.render_mode != "ansi" or self._index is None:
             return None
