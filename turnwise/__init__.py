@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from turnwise.agents.collect import collect
+    from turnwise.agents.collecting import collect
     from turnwise.agents.policy import Policy
     from turnwise.agents.transformer import TransformerAgent
     from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT
@@ -63,7 +63,7 @@ _HOME = {
     "by_return": "turnwise.envs.preference",
     "by_score": "turnwise.envs.preference",
     "check_text_env": "turnwise.envs.checker",
-    "collect": "turnwise.agents.collect",
+    "collect": "turnwise.agents.collecting",
     "make": "turnwise.envs.registration",
     "read": "turnwise.envs.store",
     "read_groups": "turnwise.envs.store",
