@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from turnwise.agents.collecting import collect
-    from turnwise.agents.policy import Policy
-    from turnwise.agents.transformer import TransformerAgent
-    from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT
-    from turnwise.algorithms.training import train
-    from turnwise.envs.checker import check_text_env
-    from turnwise.envs.preference import Preference, by_return, by_score
-    from turnwise.envs.registration import make, registered
-    from turnwise.envs.store import Store, read, read_groups
-    from turnwise.envs.trajectory import Group, Trajectory, Turn
+    from turnwise.agents import Policy, TransformerAgent, collect
+    from turnwise.algorithms import MDPO, MKTO, RAFT, SFT, train
+    from turnwise.envs import (
+        Group,
+        Preference,
+        Store,
+        Trajectory,
+        Turn,
+        by_return,
+        by_score,
+        check_text_env,
+        make,
+        read,
+        read_groups,
+        registered,
+    )
 
 __all__ = [
     "MDPO",
@@ -49,26 +55,26 @@ __all__ = [
 _FLOORS = ("sandbox", "envs", "agents", "algorithms", "benchmarks")
 
 _HOME = {
-    "Group": "turnwise.envs.trajectory",
-    "MDPO": "turnwise.algorithms.methods",
-    "MKTO": "turnwise.algorithms.methods",
-    "Policy": "turnwise.agents.policy",
-    "Preference": "turnwise.envs.preference",
-    "RAFT": "turnwise.algorithms.methods",
-    "SFT": "turnwise.algorithms.methods",
-    "Store": "turnwise.envs.store",
-    "Trajectory": "turnwise.envs.trajectory",
-    "TransformerAgent": "turnwise.agents.transformer",
-    "Turn": "turnwise.envs.trajectory",
-    "by_return": "turnwise.envs.preference",
-    "by_score": "turnwise.envs.preference",
-    "check_text_env": "turnwise.envs.checker",
-    "collect": "turnwise.agents.collecting",
-    "make": "turnwise.envs.registration",
-    "read": "turnwise.envs.store",
-    "read_groups": "turnwise.envs.store",
-    "registered": "turnwise.envs.registration",
-    "train": "turnwise.algorithms.training",
+    "Group": "turnwise.envs",
+    "MDPO": "turnwise.algorithms",
+    "MKTO": "turnwise.algorithms",
+    "Policy": "turnwise.agents",
+    "Preference": "turnwise.envs",
+    "RAFT": "turnwise.algorithms",
+    "SFT": "turnwise.algorithms",
+    "Store": "turnwise.envs",
+    "Trajectory": "turnwise.envs",
+    "TransformerAgent": "turnwise.agents",
+    "Turn": "turnwise.envs",
+    "by_return": "turnwise.envs",
+    "by_score": "turnwise.envs",
+    "check_text_env": "turnwise.envs",
+    "collect": "turnwise.agents",
+    "make": "turnwise.envs",
+    "read": "turnwise.envs",
+    "read_groups": "turnwise.envs",
+    "registered": "turnwise.envs",
+    "train": "turnwise.algorithms",
 }
 
 
