@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 import time
@@ -71,7 +72,7 @@ def train(
     clip: float | None = 1.0,
     optimizer: OptimizerFactory = torch.optim.AdamW,
     accumulate: int = 1,
-    tokens_per_micro_batch: int | None = None,
+    tokens_per_micro_batch: int | None = 8192,
     max_length: int | None = None,
     mixed_precision: Literal["no", "bf16"] | None = None,
     gradient_checkpointing: bool = False,
@@ -109,7 +110,7 @@ def train(
         clip: Largest gradient norm, None for no limit.
         optimizer: From parameter groups to an optimizer, for example `functools.partial(torch.optim.AdamW, betas=...)`.
         accumulate: Micro-batches a step, of whole groups.
-        tokens_per_micro_batch: Largest padded size of a micro-batch; more are made where needed.
+        tokens_per_micro_batch: Largest padded size of a micro-batch; more are made where needed. None: no limit.
         max_length: Trajectories of more tokens are left out with a warning that counts them; None takes all. None is
             ever cut. Needs examples, not ready batches.
         mixed_precision: "bf16", "no", or None for what `accelerate launch` says.
@@ -131,9 +132,10 @@ def train(
 
     Raises:
         CheckpointError: `out` cannot be written, is full, holds another run's checkpoints, or `resume` was not said.
-        NonFiniteError: A loss or gradient was nan or infinite; its batch is saved, as are the weights before it.
-        Interrupted: Ctrl-C or SIGTERM; everything is saved if `out` is given.
+        NonFiniteError: A loss or gradient was nan or infinite; its batch is saved.
+        Interrupted: Ctrl-C or SIGTERM.
         ValueError: Wrong arguments, or a step with nothing to learn from.
+        Exception: Whatever `batches` or `evaluate` raise. With `out`, all that was learned until then is saved first.
     """
     settings: dict[str, Any] = {
         "steps": steps, "lr": lr, "weight_decay": weight_decay, "warmup": warmup, "schedule": schedule, "clip": clip,
@@ -173,10 +175,10 @@ def train(
         checkpoint.load_optimizer(found, learner.plain_optimizer)
     accelerator.init_trackers("turnwise", config={k: v for k, v in settings.items() if v is not None})
 
-    def save(done: int) -> Path | None:
+    def save(done: int, position: Any) -> Path | None:
         if place is None:
             return None
-        state = {"method": identity, "settings": settings, "sources": gather_object([feed.state])}
+        state = {"method": identity, "settings": settings, "sources": gather_object([position])}
         tuned = learner.plain_optimizer
         _everywhere(
             accelerator,
@@ -194,14 +196,17 @@ def train(
             return {}
         return {f"eval/{name}": float(value) for name, value in evaluate(policy, done).items()}
 
-    done = start
+    # `position` is the source's as of the last whole step: one that fails may have moved it on already.
+    done, position = start, feed.state
     bar = tqdm(
         total=steps, initial=start, disable=not (progress and accelerator.is_main_process), desc=identity["name"]
     )
     try:
         with Interruptions() as interruptions, bar:
-            if not start and (first := evaluated(0)):
-                note({"step": 0, **first})
+            # A run that stopped because its evaluation failed has a checkpoint without one.
+            known = any(key.startswith("eval/") for record in log.records if record["step"] == start for key in record)
+            if not known and (first := evaluated(start)):
+                note({"step": start, **first})
             while done < steps:
                 begun = time.perf_counter()
                 item = feed.next()
@@ -210,20 +215,26 @@ def train(
                     break
                 rate = factor(done, steps=steps, warmup=warmup, schedule=schedule)
                 numbers = learner.step(_as_batch(item, method, max_length), done, lr_factor=rate)
-                done += 1
-                numbers["seconds"] = time.perf_counter() - begun
-                note({"step": done, **numbers, **evaluated(done)})
+                done, position = done + 1, feed.state
+                record = {"step": done, **numbers, "seconds": time.perf_counter() - begun}
+                try:
+                    record |= evaluated(done)
+                finally:
+                    note(record)
                 bar.update()
                 bar.set_postfix({name: f"{numbers[name]:.3g}" for name in list(numbers)[:1] + list(numbers)[4:7]})
                 if any(gather_object([interruptions.received])):
-                    raise Interrupted(_farewell(save(done), done, steps))
+                    raise Interrupted(_farewell(save(done, position), done, steps))
                 if save_every is not None and done % save_every == 0 and done < steps:
-                    save(done)
-        path = save(done)
-    except NonFiniteError:
-        # The step that failed changed nothing, so what was learned before it is worth keeping.
-        if done > start:
-            save(done)
+                    save(done, position)
+        path = save(done, position)
+    except Exception as error:
+        # A step that fails changes nothing, so what was learned before is worth keeping. One process that fails alone
+        # cannot save: the others are waiting elsewhere.
+        together = accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
+        if done > start and together and not isinstance(error, CheckpointError):
+            with contextlib.suppress(CheckpointError):
+                error.add_note(_farewell(save(done, position), done, steps))
         raise
     finally:
         learner.close()

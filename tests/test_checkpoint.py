@@ -207,6 +207,7 @@ def killing_main(folder: str) -> None:
         assert wait(_child(lambda name=name: finish(name))) == 0, name
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(tmp_path: Path) -> None:
     script = (
         "import importlib.util, sys\n"
@@ -303,7 +304,7 @@ def test_every_kind_of_source_finds_its_place_again(tmp_path: Path) -> None:
             go(tmp_path / name, data=_stopping(MKTO(), 7) if name != "own" else _limited(Stateful(), 7))
         learner, _ = go(tmp_path / name, data=source, resume=True)
         assert bits(learner) == expected, name
-    assert stateful.made == STEPS - 6
+    assert stateful.made == STEPS - 7
 
 
 def _limited(source: Any, at: int) -> Any:
@@ -315,6 +316,31 @@ def _limited(source: Any, at: int) -> Any:
                 yield item
 
     return Limited()
+
+
+def test_an_evaluation_that_fails_loses_nothing_and_is_made_up_for(tmp_path: Path) -> None:
+    """It fails after step 5, of which there is no regular checkpoint; the resumed run has the same records."""
+
+    def evaluate(learner: Policy, step: int) -> dict[str, float]:
+        return {"weight": float(next(iter(learner.model.state_dict().values())).sum())}
+
+    def failing(learner: Policy, step: int) -> dict[str, float]:
+        if step == 5:
+            raise ConnectionError("the Docker daemon died")
+        return evaluate(learner, step)
+
+    with pytest.raises(ConnectionError, match="daemon died") as caught:
+        go(tmp_path, evaluate=failing, evaluate_every=1)
+    assert "stopped after 5 of 10 steps and saved in" in caught.value.__notes__[0]
+    learner, result = go(tmp_path, evaluate=evaluate, evaluate_every=1, resume=True)
+    expected, whole = go(None, evaluate=evaluate, evaluate_every=1)
+    assert bits(learner) == bits(expected)
+
+    def values(result: Any, key: str) -> list[float]:
+        return [record[key] for record in result.history if key in record]
+
+    for key in ("loss", "eval/weight"):
+        assert values(result, key) == values(whole, key)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -136,6 +136,7 @@ def test_micro_batches_and_the_cache_do_not_change_the_update(method: Any, cut: 
             assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_update_as_one(tmp_path: Path) -> None:
     """Also with groups that cannot be shared out evenly, and one group that leaves a process without any."""
     script = tmp_path / "both.py"
