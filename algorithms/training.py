@@ -205,7 +205,7 @@ def train(
         with Interruptions() as interruptions, bar:
             # A run that stopped because its evaluation failed has a checkpoint without one.
             known = any(key.startswith("eval/") for record in log.records if record["step"] == start for key in record)
-            if not known and (first := evaluated(start)):
+            if not any(gather_object([known])) and (first := evaluated(start)):
                 note({"step": start, **first})
             while done < steps:
                 begun = time.perf_counter()

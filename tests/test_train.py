@@ -171,6 +171,7 @@ def distributed_cases() -> dict[str, tuple[Any, int, dict[str, Any]]]:
         "mdpo": (MDPO(), 5, {}),
         "lonely": (MDPO(), 1, {}),
         "mkto": (MKTO(), 5, {"tokens_per_micro_batch": 40}),
+        "own": (MDPO(), 5, {"sharded": False}),
         "cached": (MDPO(), 3, {"cache_reference": True, "gradient_checkpointing": True}),
     }
 
@@ -182,7 +183,9 @@ def distributed_main(folder: str) -> None:
     rank = PartialState(cpu=True).process_index
     for name, (method, count, options) in distributed_cases().items():
         out = Path(folder) / f"run-{name}"
-        learner, result = run(method, [examples(method, count)], optimizer=SGD, out=out, **options)
+        data = examples(method, count)
+        data = data if options.get("sharded", True) else data[rank::2]
+        learner, result = run(method, [data], optimizer=SGD, out=out, **options)
         save_file({n: v.contiguous() for n, v in weights(learner).items()}, Path(folder) / f"{name}-{rank}.safetensors")
         if rank == 0:
             (Path(folder) / f"{name}.json").write_text(json.dumps(result.history))
