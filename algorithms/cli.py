@@ -162,10 +162,15 @@ def _with_adapters(policy: Any, rank: int) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError('--lora needs the extra "peft": pip install "turnwise[peft]"') from error
+    from typing import cast
+
+    from transformers import PreTrainedModel
+
     from turnwise.agents.policy import Policy
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    return Policy(get_peft_model(policy.model, config), policy.tokenizer, version=policy.version)
+    adapted = cast("PreTrainedModel", get_peft_model(policy.model, config))
+    return Policy(adapted, policy.tokenizer, version=policy.version)
 
 
 def _eval(args: argparse.Namespace) -> int:

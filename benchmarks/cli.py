@@ -1,0 +1,82 @@
+"""Commands of this floor: `turnwise bench` and `turnwise quickstart`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+BENCH_HELP = """\
+examples:
+  turnwise bench                           list the suites
+  turnwise bench tool_math --quick
+  turnwise bench tool_math --seeds 3 --out runs/tool_math
+  turnwise bench acme.suites:SUITE         your own suite, by module:attribute
+
+Writes results.json, report.md and plots into --out. An interrupted run goes on where it stopped: run it again.
+Your own suites register through the entry-point group "turnwise.benchmarks".
+"""
+QUICKSTART_HELP = """\
+examples:
+  turnwise quickstart
+  turnwise quickstart --out runs/again --seed 1 --sandbox local
+
+Running it again goes on with what is in --out.
+"""
+
+
+def add_commands(subparsers: Any) -> None:
+    """Adds this floor's commands to the parser of `turnwise`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    bench = subparsers.add_parser(
+        "bench", help="run a benchmark suite over seeds and report it", epilog=BENCH_HELP, formatter_class=raw
+    )
+    bench.add_argument("name", nargs="?", help="the suite; without one the suites are listed")
+    bench.add_argument("--quick", action="store_true", help="a small form; its figures support no claim")
+    bench.add_argument("--seeds", type=int, help="how many seeds (default: the suite's own; 1 with --quick)")
+    bench.add_argument("--out", type=Path, help="folder for the results (default runs/bench/NAME)")
+    bench.add_argument("--quiet", action="store_true", help="no progress bar")
+    bench.set_defaults(run=_bench)
+
+    quickstart = subparsers.add_parser(
+        "quickstart",
+        help="the main job in five minutes: SFT, then three preference iterations, then a table",
+        epilog=QUICKSTART_HELP,
+        formatter_class=raw,
+    )
+    quickstart.add_argument(
+        "--out", type=Path, default=Path("runs/quickstart"), help="folder (default runs/quickstart)"
+    )
+    quickstart.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    quickstart.add_argument("--sandbox", default="auto", help="auto, docker or local (default auto)")
+    quickstart.add_argument("--quick", action="store_true", help="a tiny form that only shows that everything runs")
+    quickstart.add_argument("--quiet", action="store_true", help="no progress bars")
+    quickstart.set_defaults(run=_quickstart)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from turnwise.benchmarks.suite import load, names, run_suite
+
+    if args.name is None:
+        for name in sorted(names()):
+            print(f"{name:<20} {load(name).summary}")
+        return 0
+    suite = load(args.name)
+    out = args.out or Path("runs/bench") / suite.name
+    try:
+        run_suite(suite, out, quick=args.quick, seeds=args.seeds, progress=not args.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"run the same command again to go on with {out}") from None
+    print((out / "report.md").read_text("utf-8"))
+    print(f"results in {out}")
+    return 0
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    from turnwise.benchmarks.quickstart import quickstart
+
+    try:
+        quickstart(args.out, seed=args.seed, sandbox=args.sandbox, quick=args.quick, progress=not args.quiet)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
+    return 0

@@ -1,0 +1,118 @@
+"""The main job in five minutes: a small policy imitates a hurried solver, then learns from whole trajectories.
+
+The same study as the suite `tool_math`, one seed and M-DPO alone, with everything shown on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.policy import Policy
+from turnwise.algorithms.evaluate import Proportion
+from turnwise.algorithms.iterate import Iteration
+from turnwise.benchmarks.pages import comparison_page
+from turnwise.benchmarks.suite import machine, table, write_json
+from turnwise.benchmarks.tool_math import QUICK, Setting, learn, measure, plot_curves, supervised
+from turnwise.envs.store import Store, read
+from turnwise.sandbox import open_sandbox
+
+_SHOWN = 12
+
+
+def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool = False, progress: bool = True) -> None:
+    """Runs the job and writes `results.json`, `curve.png`, `trajectories.html` and every policy into `out`.
+
+    Args:
+        out: Folder of the run; running again goes on with what is there.
+        seed: Fixes everything.
+        sandbox: Kind of sandbox for the policy's programs.
+        quick: A tiny form that only shows that everything runs.
+        progress: Show progress bars.
+
+    Raises:
+        SandboxUnavailable: The asked sandbox cannot run here.
+    """
+    begun = time.perf_counter()
+    setting = Setting(**{**asdict(QUICK if quick else Setting()), "sandbox": sandbox})
+    out.mkdir(parents=True, exist_ok=True)
+    with open_sandbox(sandbox) as box:
+        print(
+            f"sandbox: {box.capabilities.name}" + (f" ({box.capabilities.warning})" if box.capabilities.warning else "")
+        )
+        print(f"1/3  a hurried solver demonstrates {setting.demonstrations} word problems; a small policy imitates it")
+        policy, demonstrator = supervised(setting, seed, out / "sft", progress=progress)
+        print(f"     the solver itself is right in {demonstrator.success}")
+        print(f"2/3  {setting.iterations} iterations of M-DPO: collect, compare whole trajectories by outcome, train")
+        records = learn(setting, "M-DPO", seed, policy, out / "mdpo", progress=progress)
+        print("3/3  held-out problems, before and after")
+        pages = _before_and_after(setting, seed, out, records)
+    _write(out, setting, seed, records, demonstrator.to_json(), capabilities=asdict(box.capabilities))
+    print("\n" + _summary(records) + "\n")
+    print(f"curve         {out / 'curve.png'}\nfigures       {out / 'results.json'}\ntrajectories  {pages}")
+    print(f"policy        {out / 'mdpo' / f'iteration-{setting.iterations}' / 'policy'}")
+    print(f"done in {time.perf_counter() - begun:.0f} s")
+
+
+def _before_and_after(setting: Setting, seed: int, out: Path, records: Sequence[Iteration]) -> Path:
+    columns = []
+    for name, number in (("SFT", 0), (f"iteration {records[-1].number}", records[-1].number)):
+        place = out / f"held-out-{number}.jsonl"
+        policy = Policy.from_pretrained(out / "mdpo" / f"iteration-{number}" / "policy", device="cpu")
+        with Store(place) as store:
+            measure(setting, policy, seed, store=store)
+        found = {trajectory.start: trajectory for trajectory in read(place)}
+        columns.append((name, found))
+    starts = sorted(columns[0][1], key=lambda start: columns[0][1][start].info["group"])[:_SHOWN]
+    page = out / "trajectories.html"
+    comparison_page(
+        page,
+        "Before and after",
+        "The first held-out problems, one sampled episode each, in their order; nothing was chosen by hand.",
+        [(name, [found[start] for start in starts]) for name, found in columns],
+    )
+    return page
+
+
+def _write(
+    out: Path,
+    setting: Setting,
+    seed: int,
+    records: Sequence[Iteration],
+    demonstrator: Mapping[str, Any],
+    capabilities: Mapping[str, Any],
+) -> None:
+    figures = {
+        "seed": seed,
+        "setting": asdict(setting),
+        "machine": machine(),
+        "sandbox": capabilities,
+        "demonstrator": demonstrator,
+        "iterations": [asdict(record) for record in records],
+    }
+    write_json(out / "results.json", figures)
+    curve = []
+    for record in records:
+        success = record.evaluation["sampled"]["success"]
+        curve.append((100 * success["value"], 100 * success["low"], 100 * success["high"]))
+    plot_curves({"M-DPO": curve}, out / "curve")
+
+
+def _summary(records: Sequence[Iteration]) -> str:
+    rows = []
+    for record in records:
+        sampled, greedy = record.evaluation["sampled"], record.evaluation["greedy"]
+        rows.append(
+            [
+                f"iteration {record.number}" if record.number else "SFT",
+                Proportion(**sampled["success"]),
+                Proportion(**greedy["success"]),
+                f"{100 * sampled['tool_errors']:.1f}%",
+                f"{sampled['turns']:.2f}",
+            ]
+        )
+    header = ["policy", "held-out success [95%]", "greedy decoding [95%]", "runs with tool errors", "turns"]
+    return table(header, rows)

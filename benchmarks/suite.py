@@ -1,0 +1,227 @@
+"""The suite runner: independent cells of work, resumable, with a report of tables, plots and words.
+
+A suite is cells (one seeded piece of work each), a function that runs one, and a function that turns all results into
+a report. The runner saves every finished cell, so an interrupted run goes on where it stopped, and writes
+`results.json` (figures, versions, machine, command), `report.md` and plots beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from turnwise.envs.suggest import did_you_mean
+
+
+class SuiteError(ValueError):
+    """An unknown suite, or results that do not belong together."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One independent, seeded piece of a suite's work.
+
+    Attributes:
+        name: What is run; with `seed` it names the cell.
+        seed: Seed of everything random in it.
+        options: Settings; JSON values only. A saved result counts only while they are the same.
+    """
+
+    name: str
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The cell's file name."""
+        return re.sub(r"[^A-Za-z0-9_.=-]+", "-", f"{self.name}-seed{self.seed}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell and what running it returned (JSON values)."""
+
+    cell: Cell
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark.
+
+    Attributes:
+        name: What `turnwise bench` calls it.
+        summary: One line: which claim is measured.
+        cells: From (quick, seeds) to the cells; seeds is how many.
+        run: Runs a cell; gets a folder of its own for files that may be resumed from. Returns JSON values.
+        report: From all outcomes and the output folder to the text of `report.md`; draws its plots there.
+        seeds: Default number of seeds.
+    """
+
+    name: str
+    summary: str
+    cells: Callable[[bool, int], Sequence[Cell]]
+    run: Callable[[Cell, Path], Mapping[str, Any]]
+    report: Callable[[Sequence[Outcome], Path], str]
+    seeds: int = 3
+
+
+BUILT_IN: dict[str, str] = {
+    "tool_math": "turnwise.benchmarks.tool_math:SUITE",
+}
+"""Suites of this package by name, imported when asked for."""
+
+
+def names() -> dict[str, str]:
+    """Every suite's name and where it is: the built-in ones and plug-ins of the entry-point group
+    "turnwise.benchmarks"."""
+    plugins = {point.name: point.value for point in entry_points(group="turnwise.benchmarks")}
+    return {**plugins, **BUILT_IN}
+
+
+def load(name: str) -> Suite:
+    """A suite by name, or by "module:attribute".
+
+    Raises:
+        SuiteError: There is none of that name, or what is there is no suite.
+    """
+    known = names()
+    place = known.get(name, name if ":" in name else "")
+    if not place:
+        raise SuiteError(
+            f"expected a suite out of {', '.join(sorted(known))} (or module:attribute), got {name!r}."
+            f"{did_you_mean(name, known)}"
+        )
+    module, _, attribute = place.partition(":")
+    from importlib import import_module
+
+    suite = getattr(import_module(module), attribute or "SUITE", None)
+    if not isinstance(suite, Suite):
+        raise SuiteError(f"expected a turnwise.benchmarks.suite.Suite at {place!r}, got {type(suite).__name__}")
+    return suite
+
+
+def run_suite(
+    suite: Suite, out: Path, *, quick: bool = False, seeds: int | None = None, progress: bool = True
+) -> Mapping[str, Any]:
+    """Runs what is not done yet, then writes the report.
+
+    Args:
+        suite: What to run.
+        out: Folder for `results.json`, `report.md`, plots, and `work/` with each cell's files.
+        quick: A small form for trying it out; its figures support no claim.
+        seeds: How many seeds; default the suite's (1 when quick).
+        progress: Show a progress bar.
+
+    Returns:
+        What was written to `results.json`.
+    """
+    count = (1 if quick else suite.seeds) if seeds is None else seeds
+    if count < 1:
+        raise SuiteError(f"expected at least one seed, got {count}")
+    cells = list(suite.cells(quick, count))
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    with tqdm(cells, desc=suite.name, unit="cell", disable=not progress) as bar:
+        for cell in bar:
+            bar.set_postfix_str(cell.key)
+            outcomes.append(Outcome(cell, _result(suite, cell, work)))
+    record = {
+        "suite": suite.name,
+        "summary": suite.summary,
+        "quick": quick,
+        "seeds": count,
+        "command": "turnwise bench " + suite.name + (" --quick" if quick else "") + f" --seeds {count}",
+        "machine": machine(),
+        "cells": [
+            {"name": o.cell.name, "seed": o.cell.seed, "options": dict(o.cell.options), "result": dict(o.result)}
+            for o in outcomes
+        ],
+    }
+    write_json(out / "results.json", record)
+    text = suite.report(outcomes, out)
+    (out / "report.md").write_text(text, "utf-8")
+    return record
+
+
+def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:
+    note = work / f"{cell.key}.json"
+    options = json.loads(json.dumps(dict(cell.options)))
+    if note.is_file():
+        saved = json.loads(note.read_text("utf-8"))
+        if saved["options"] == options:
+            found: Mapping[str, Any] = saved["result"]
+            return found
+        raise SuiteError(
+            f"{note}: expected a result of {options}, found one of {saved['options']}; use another --out, or delete it"
+        )
+    result = suite.run(cell, work)
+    write_json(note, {"options": options, "result": dict(result)})
+    return result
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader finds the old file or the new one, never half of one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: processor count, system, versions."""
+    found = {}
+    for package in ("turnwise", "torch", "transformers", "numpy", "gymnasium"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "cpus": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": found,
+        "accelerator": _accelerator(),
+    }
+
+
+def _accelerator() -> str:
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "none"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table with aligned columns."""
+    cells = [list(header), *[[str(value) for value in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over seeds with its 95% Student interval; the interval is infinite for one value."""
+    import numpy as np
+
+    array = np.asarray(values, float)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return mean, float("-inf"), float("inf")
+    half = _T95.get(len(array) - 1, 1.96 + 2.4 / (len(array) - 1)) * float(array.std(ddof=1)) / len(array) ** 0.5
+    return mean, mean - half, mean + half
+
+
+# 97.5% quantiles of Student's distribution by degrees of freedom; beyond, 1.96 + 2.4 / df is within 0.01.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}

@@ -1,0 +1,309 @@
+"""Suite `tool_math`: does multi-turn preference learning teach a policy to use its tool, and which parts matter?
+
+The claim is that of multi-turn iterative preference learning (arXiv 2409.02392): M-DPO and M-KTO on whole trajectories
+beat the supervised policy they start from; masking what the tool says, moving the reference with the iterations, and
+looking at all turns help. Small scale: a two-layer transformer trained from scratch, generated word problems, an
+imperfect demonstrator to imitate, the real environment and sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from turnwise.agents.collecting import collect
+from turnwise.agents.demonstrator import Demonstrator
+from turnwise.agents.generation import Sampling
+from turnwise.agents.policy import Policy
+from turnwise.agents.tiny import tiny_policy
+from turnwise.agents.transformer import TransformerAgent
+from turnwise.algorithms.evaluate import Report, evaluate, report
+from turnwise.algorithms.iterate import Iteration, OfflineMethod, iterate
+from turnwise.algorithms.methods import MDPO, MKTO, RAFT
+from turnwise.algorithms.warmup import warm_start
+from turnwise.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table, write_json
+from turnwise.envs.problems import Problems
+from turnwise.envs.store import Store
+from turnwise.envs.word_problems import word_problems
+
+ENV = "turnwise/ToolMath-v0"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of the study.
+
+    Attributes:
+        level: Difficulty of the generated problems.
+        demonstrations: Conversations to imitate.
+        hidden: Width of the transformer.
+        layers: Its layers.
+        sft_steps: Updates of the warm start.
+        sft_lr: Its highest learning rate.
+        iterations: Of the preference protocol.
+        groups: Problems per iteration.
+        group_size: Trajectories per problem.
+        from_previous: Of these, by the previous policy.
+        pairs: Pairs per problem.
+        epochs: Passes over an iteration's examples.
+        batch_size: Problems per update.
+        lr: Learning rate of the preference updates.
+        beta: Strength of the pull to the reference.
+        held_out: Problems of the evaluation, never seen in training.
+        sandbox: Kind of sandbox.
+    """
+
+    level: int = 2
+    demonstrations: int = 4000
+    hidden: int = 128
+    layers: int = 2
+    sft_steps: int = 450
+    sft_lr: float = 3e-3
+    iterations: int = 3
+    groups: int = 96
+    group_size: int = 8
+    from_previous: int = 2
+    pairs: int = 2
+    epochs: float = 2.0
+    batch_size: int = 16
+    lr: float = 3e-4
+    beta: float = 0.1
+    held_out: int = 300
+    sandbox: str = "auto"
+
+    def options(self, problems: Problems) -> dict[str, Any]:
+        """The environment's options for these problems."""
+        return {"problems": problems, "prompt": "plain", "max_turns": 4, "sandbox": self.sandbox}
+
+    def train_problems(self, seed: int) -> Problems:
+        """Problems to demonstrate and to learn from."""
+        return word_problems(self.level, split="train", seed=seed, size=self.demonstrations)
+
+    def test_problems(self, seed: int) -> Problems:
+        """Problems that training cannot have seen."""
+        return word_problems(self.level, split="test", seed=seed, size=self.held_out)
+
+
+QUICK = Setting(demonstrations=1500, sft_steps=60, iterations=1, groups=24, held_out=60)
+
+Variant = tuple[Callable[[Setting], OfflineMethod], Literal["previous", "first"]]
+
+VARIANTS: dict[str, Variant] = {
+    "M-DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs), "previous"),
+    "M-KTO": (lambda s: MKTO(beta=s.beta, pairs_per_group=s.pairs), "previous"),
+    "RAFT": (lambda s: RAFT(), "previous"),
+    "last-turn DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs, turns="last"), "previous"),
+    "unmasked M-DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs, mask="all"), "previous"),
+    "fixed reference M-DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs), "first"),
+}
+"""What is compared, by the name in the tables: the method, and what it takes as reference."""
+
+MAX_TOKENS = 384
+TRAINING: Mapping[str, Any] = {
+    "optimizer": partial(torch.optim.AdamW, betas=(0.9, 0.98)),
+    "tokens_per_micro_batch": 4096,
+    "cpu": True,
+}
+
+
+def supervised(setting: Setting, seed: int, folder: Path, *, progress: bool = False) -> tuple[Policy, Report]:
+    """The policy that imitates the demonstrator, and how good the demonstrator is; made once per folder."""
+    note = folder / "demonstrator.json"
+    train_problems = setting.train_problems(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Store(folder / "demonstrations.jsonl") as store:
+        groups = collect(
+            Demonstrator(train_problems),
+            ENV,
+            tasks=range(len(train_problems)),
+            seed=seed,
+            env_options=setting.options(train_problems),
+            store=store,
+            progress=progress,
+            label="demonstrations",
+        )
+    found = report(groups)
+    if not note.is_file():
+        trajectories = [group[0] for group in groups]
+        texts = [turn.observation + turn.action for t in trajectories[:500] for turn in t.turns]
+        policy = tiny_policy(texts, seed=seed, hidden=setting.hidden, layers=setting.layers)
+        warm_start(
+            policy,
+            trajectories,
+            steps=setting.sft_steps,
+            lr=setting.sft_lr,
+            seed=seed,
+            out=folder / "train",
+            save_every=max(1, setting.sft_steps // 4),
+            keep=1,
+            resume=True,
+            progress=progress,
+            **TRAINING,
+        )
+        policy.save_pretrained(folder / "policy")
+        write_json(note, found.to_json())
+    return Policy.from_pretrained(folder / "policy", device="cpu"), found
+
+
+def measure(
+    setting: Setting, policy: Policy, seed: int, *, temperature: float = 1.0, store: Store | None = None
+) -> Report:
+    """Held-out success of a policy, one episode a problem."""
+    problems = setting.test_problems(seed)
+    sampling = Sampling(temperature=temperature, max_new_tokens=96)
+    return evaluate(
+        TransformerAgent(policy, sampling=sampling, max_tokens=MAX_TOKENS),
+        ENV,
+        tasks=range(len(problems)),
+        seed=seed + 1,
+        env_options=setting.options(problems),
+        store=store,
+        progress=False,
+    )
+
+
+def learn(
+    setting: Setting, variant: str, seed: int, policy: Policy, folder: Path, *, progress: bool = False
+) -> list[Iteration]:
+    """Runs the protocol for one variant; evaluations hold a "sampled" and a "greedy" report."""
+    method, reference = VARIANTS[variant]
+    problems = setting.train_problems(seed)
+
+    def scores(candidate: Policy) -> dict[str, Any]:
+        return {
+            "sampled": measure(setting, candidate, seed).to_json(),
+            "greedy": measure(setting, candidate, seed, temperature=0.0).to_json(),
+        }
+
+    return iterate(
+        method(setting),
+        policy,
+        ENV,
+        out=folder,
+        iterations=setting.iterations,
+        groups=setting.groups,
+        group_size=setting.group_size,
+        from_previous=setting.from_previous,
+        tasks=range(len(problems)),
+        env_options=setting.options(problems),
+        reference=reference,
+        sampling=Sampling(max_new_tokens=96),
+        max_tokens=MAX_TOKENS,
+        epochs=setting.epochs,
+        batch_size=setting.batch_size,
+        evaluate=scores,
+        seed=seed,
+        progress=progress,
+        lr=setting.lr,
+        warmup=2,
+        **TRAINING,
+    )
+
+
+def _cells(quick: bool, seeds: int) -> list[Cell]:
+    setting = QUICK if quick else Setting()
+    return [Cell(variant, seed, asdict(setting)) for seed in range(seeds) for variant in VARIANTS]
+
+
+def _run(cell: Cell, work: Path) -> dict[str, Any]:
+    setting = replace(Setting(), **cell.options)
+    policy, demonstrator = supervised(setting, cell.seed, work / f"sft-seed{cell.seed}")
+    records = learn(setting, cell.name, cell.seed, policy, work / cell.key)
+    return {"demonstrator": demonstrator.to_json(), "iterations": [asdict(record) for record in records]}
+
+
+def _report(outcomes: Sequence[Outcome], out: Path) -> str:
+    by_variant: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_variant.setdefault(outcome.cell.name, []).append(outcome)
+    rows, curves = [], {}
+    for variant, runs in by_variant.items():
+        count = len(runs[0].result["iterations"])
+        row: list[object] = [variant]
+        curve = []
+        for number in range(count):
+            found = [run.result["iterations"][number]["evaluation"] for run in runs]
+            mean, low, high = mean_interval([100 * f["sampled"]["success"]["value"] for f in found])
+            curve.append((mean, low, high))
+            row.append(_cell(mean, low, high))
+        last = [run.result["iterations"][-1]["evaluation"] for run in runs]
+        greedy = mean_interval([100 * f["greedy"]["success"]["value"] for f in last])
+        errors = mean_interval([100 * f["sampled"]["tool_errors"] for f in last])
+        rows.append([*row, _cell(*greedy), _cell(*errors)])
+        curves[variant] = curve
+    length = len(rows[0]) - 4
+    header = ["", "SFT", *(f"iteration {n}" for n in range(1, length + 1)), "last, greedy", "last, tool errors"]
+    demonstrators = {o.cell.seed: o.result["demonstrator"]["success"]["value"] for o in outcomes}
+    shown = ", ".join(f"{100 * value:.1f}%" for value in demonstrators.values())
+    first = outcomes[0]
+    start = [run.result["iterations"][0]["evaluation"] for run in by_variant[first.cell.name]]
+    held = start[0]["sampled"]["success"]["trials"]
+    text = [
+        "# tool_math: multi-turn preference learning with a tool\n",
+        f"Held-out success in %, sampled at temperature 1 on {held} problems a seed; mean over "
+        f"{len(demonstrators)} seeds with the 95% Student interval over seeds. The demonstrator that the SFT policy "
+        f"imitates solves {shown} of its own problems.\n",
+        table(header, rows),
+        "\n## Each seed\n",
+        table(
+            ["", "seed", *header[1 : 2 + length], "greedy: SFT", "greedy: last"],
+            [
+                [
+                    outcome.cell.name,
+                    outcome.cell.seed,
+                    *(_wilson(record["evaluation"]["sampled"]) for record in outcome.result["iterations"]),
+                    _wilson(outcome.result["iterations"][0]["evaluation"]["greedy"]),
+                    _wilson(outcome.result["iterations"][-1]["evaluation"]["greedy"]),
+                ]
+                for outcome in outcomes
+            ],
+        ),
+        "\nBrackets: 95% Wilson intervals over problems.\n",
+        "![learning curves](curves.svg)\n",
+        "Settings: `" + json.dumps(dict(first.cell.options)) + "`\n",
+    ]
+    plot_curves(curves, out / "curves")
+    return "\n".join(text)
+
+
+def plot_curves(curves: Mapping[str, Sequence[tuple[float, float, float]]], stem: Path) -> None:
+    """Draws success against iteration, one line a variant, to `stem.png` and `stem.svg`."""
+    from turnwise.benchmarks.plots import figure, save
+
+    with figure(6.5, 4) as (canvas, axes):
+        for variant, curve in curves.items():
+            x = range(len(curve))
+            line = axes.plot(x, [mean for mean, _, _ in curve], marker="o", label=variant)[0]
+            if all(high - low < 100 for _, low, high in curve):
+                axes.fill_between(
+                    x, [low for _, low, _ in curve], [high for _, _, high in curve], alpha=0.12, color=line.get_color()
+                )
+        longest = max(len(curve) for curve in curves.values())
+        axes.set_xticks(range(longest), ["SFT", *map(str, range(1, longest))])
+        axes.set(xlabel="iteration", ylabel="held-out success, %", ylim=(0, 100))
+        axes.legend(loc="lower right", frameon=False)
+        save(canvas, stem)
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    return f"{mean:.1f} ± {(high - low) / 2:.1f}" if high - low < 1e3 else f"{mean:.1f}"
+
+
+def _wilson(found: Mapping[str, Any]) -> str:
+    success = found["success"]
+    return f"{100 * success['value']:.1f} [{100 * success['low']:.1f}, {100 * success['high']:.1f}]"
+
+
+SUITE = Suite(
+    name="tool_math",
+    summary="multi-turn preference learning with a tool: M-DPO, M-KTO, RAFT and the paper's ablations",
+    cells=_cells,
+    run=_run,
+    report=_report,
+)
