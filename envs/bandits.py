@@ -103,7 +103,7 @@ class BanditPlays:
     """Many groups of one-turn episodes as arrays.
 
     Attributes:
-        contexts: `[G]` int, one context a group.
+        contexts: `[G]` int, the row of the reward table that each group was played in.
         arms: `[G, K]` int, the arm of each member.
         logps: `[G, K]` log-probability of each arm under the policy that drew it.
         rewards: `[G, K]`.
@@ -123,9 +123,10 @@ class BanditPlays:
         """
         env = Bandit(**options)
         result = []
-        for context, arms, logps, rewards in zip(
+        for row, arms, logps, rewards in zip(
             self.contexts.tolist(), self.arms.tolist(), self.logps, self.rewards.tolist(), strict=True
         ):
+            context = env.first_context + row
             made_with = {**options, "context": context}
             members = [
                 Trajectory(
@@ -168,7 +169,7 @@ def play(
     Args:
         policy: `[C, A]` probabilities for each context, or `[A]` for all.
         table: `[C, A]` rewards, from `reward_table`.
-        contexts: `[G]` int, the context of each group.
+        contexts: `[G]` int, rows of the table, one for each group.
         group_size: K.
         rng: Source of randomness.
     """

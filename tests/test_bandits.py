@@ -117,11 +117,11 @@ def test_arrays_draw_from_the_policy() -> None:
 
 
 def test_arrays_become_the_trajectories_the_environment_would_give() -> None:
-    options = {"reward": VALUES, "arms": 3, "contexts": 5}
+    options = {"reward": VALUES, "arms": 3, "contexts": 5, "first_context": 100}
     table = reward_table(VALUES, contexts=5, arms=3)
     plays = play([0.3, 0.3, 0.4], table, [4, 0], group_size=3, rng=np.random.default_rng(0))
     groups = plays.groups(policy_version="start", **options)
-    assert [group[0].task_id for group in groups] == ["context-4", "context-0"]
+    assert [group[0].task_id for group in groups] == ["context-104", "context-100"]
     for group in groups:
         for member in group:
             env = make(member.env_id, **member.env_options)

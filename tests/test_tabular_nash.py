@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 
 import numpy as np
@@ -99,6 +100,12 @@ def test_wrong_input_is_named() -> None:
         next(mirror_descent.nash_ema(CYCLE, UNIFORM, tau=0.1, decay=0.5, step_size=11.0))
     with pytest.raises(ValueError, match="positive weight"):
         next(mirror_descent.nash_md(CYCLE, UNIFORM, tau=0.0))
+
+
+def test_a_missing_scipy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(ImportError, match="pip install scipy"):
+        nash.nash_equilibrium(CYCLE)
 
 
 def test_nash_md_bound_holds_at_every_step_on_100_random_games() -> None:
