@@ -23,9 +23,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from turnwise.agents.policy import acting, explicit_attention
 from turnwise.envs.trajectory import Logps, TokenIds
 
 _KEY_BLOCK = 64
+
+
+_EXPECTED = "expected a causal language model with ordinary (full or sliding) key-value attention"
+_NOT_FINITE = (
+    "expected finite logits, got nan or infinity: the weights are broken (a training run that diverged, a damaged "
+    "file) or half precision overflows; try dtype=torch.float32"
+)
+
+
+class GenerationError(RuntimeError):
+    """The model cannot be sampled from: an architecture the engine does not know, or logits that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Sampling:
     max_new_tokens: int = 512
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f"Sampling.temperature: expected 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"Sampling.top_p: expected a number in (0, 1], got {self.top_p}")
@@ -88,6 +100,9 @@ class Engine:
         capacity: Tokens an episode may have in all.
         prefill_rows: Rows of one prefill step.
         prefill_chunk: Tokens of one prefill step.
+
+    Raises:
+        GenerationError: The model's attention is not the ordinary kind.
     """
 
     def __init__(
@@ -101,6 +116,7 @@ class Engine:
         prefill_rows: int = 8,
         prefill_chunk: int = 64,
     ) -> None:
+        _check_layers(model)
         self.model = model
         self.sampling = sampling
         self.capacity = capacity
@@ -120,7 +136,13 @@ class Engine:
             return self._free.popleft()
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        return int(await future)
+        try:
+            return int(await future)
+        except asyncio.CancelledError:
+            # The slot may have been handed over in the very moment in which its taker was cancelled.
+            if future.done() and not future.cancelled():
+                self.release(future.result())
+            raise
 
     def release(self, slot: int) -> None:
         """Gives a slot back and forgets its cache."""
@@ -128,6 +150,7 @@ class Engine:
         self._lengths[slot] = 0
         while self._waiting:
             future = self._waiting.popleft()
+            # Whoever waited in an event loop that has ended will not come.
             if not future.done() and not future.get_loop().is_closed():
                 future.set_result(slot)
                 return
@@ -137,22 +160,32 @@ class Engine:
         """Tokens of the slot's episode so far."""
         return int(self._lengths[slot])
 
-    async def generate(
-        self, slot: int, context: TokenIds, rng: np.random.Generator, max_new_tokens: int | None = None
-    ) -> tuple[TokenIds, Logps]:
+    async def generate(self, slot: int, context: TokenIds, rng: np.random.Generator) -> tuple[TokenIds, Logps]:
         """Appends `context` to the slot's episode and samples until a stop token or a limit.
 
         Returns:
             Sampled ids `[A]` int32 and their log-probabilities `[A]` float32 in nats.
+
+        Raises:
+            GenerationError: The model's logits are not finite, or it does not sample as it scores.
+            ValueError: No context, or more than fits.
         """
-        if len(context) == 0:
-            raise ValueError("Engine.generate: expected at least one context token, got none")
+        if not 0 < len(context) < self.capacity - self._lengths[slot]:
+            raise ValueError(
+                f"Engine.generate: expected 1 to {self.capacity - self._lengths[slot] - 1} context tokens, "
+                f"got {len(context)}"
+            )
         loop = asyncio.get_running_loop()
         request = _Request(slot, rng, context.tolist(), loop.create_future())
         self._requests[slot] = request
-        if self._task is None or self._task.done():
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._run())
-        return await request.future
+        try:
+            return await request.future
+        finally:
+            # Nobody waits for it any more if the caller was cancelled.
+            if self._requests.get(slot) is request:
+                del self._requests[slot]
 
     async def _run(self) -> None:
         try:
@@ -170,17 +203,55 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> None:
         """Prefills every row that has more than one token to read, then decodes one token for all that can."""
-        training = self.model.training
-        self.model.eval()
+        with acting(self.model), explicit_attention(self.model), sdpa_kernel(SDPBackend.MATH):
+            if self._cache is None:
+                self._cache = self._checked_cache()
+            while reading := [r for r in self._requests.values() if len(r.pending) > 1]:
+                self._prefill(reading[: self._rows])
+            self._decode()
+
+    def _checked_cache(self) -> _SlotCache:
+        """A cache with which the model is known to work.
+
+        Compares a few tokens, read in two pieces, with the model's own forward pass over all of them.
+
+        Architectures that place tokens or mask keys in ways of their own would otherwise be sampled from wrongly, and
+        nothing would say so.
+        """
+        cache = _SlotCache(self.slots + 1, -(-(self.capacity + self._chunk) // _KEY_BLOCK) * _KEY_BLOCK)
+        tokens = np.arange(1, 7) % self.model.config.get_text_config().vocab_size
+        device = next(self.model.parameters()).device
+        ids = np.zeros((self._rows, self._chunk), np.int64)
+        read = min(5, self._chunk)
+        ids[0, :read] = tokens[:read]
+        rows = np.full(self._rows, self.slots)
+        rows[0] = 0
+        last = np.zeros((self.slots, 1), np.int64)
         try:
-            with sdpa_kernel(SDPBackend.MATH):
-                while reading := [r for r in self._requests.values() if len(r.pending) > 1]:
-                    self._prefill(reading[: self._rows])
-                self._decode()
-        finally:
-            self.model.train(training)
+            whole = self.model(input_ids=torch.from_numpy(tokens[None]).to(device), use_cache=False).logits[0, -1]
+            self._forward(cache, ids, rows, np.zeros(self._rows, np.int64))
+            for position in range(read, 6):
+                last[0] = tokens[position]
+                starts = np.zeros(self.slots, np.int64)
+                starts[0] = position
+                pieces = self._forward(cache, last, None, starts)[0]
+            if not bool(torch.isfinite(whole.amax())):
+                raise GenerationError(_NOT_FINITE)
+            difference = float((pieces - whole).float().abs().max())
+            spread = float(whole.float().abs().max())
+        except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
+            raise GenerationError(
+                f"{_EXPECTED}, got {type(self.model).__name__}, which does not run on the engine's cache: {error}"
+            ) from error
+        if not difference <= spread * (1e-3 if whole.dtype in (torch.float32, torch.float64) else 0.1):
+            raise GenerationError(
+                f"{_EXPECTED}, got {type(self.model).__name__}, whose logits with the engine's cache differ by "
+                f"{difference:.3g} from those without (they reach {spread:.3g})"
+            )
+        return cache
 
     def _prefill(self, requests: list[_Request]) -> None:
+        assert self._cache is not None
         rows = np.full(self._rows, self.slots)
         ids = np.zeros((self._rows, self._chunk), np.int64)
         for row, request in enumerate(requests):
@@ -188,20 +259,24 @@ class Engine:
             rows[row] = request.slot
             ids[row, : len(piece)] = piece
         starts = self._lengths[rows]
-        self._forward(ids, rows, starts)
+        self._forward(self._cache, ids, rows, starts)
         for request in requests:
             taken = min(len(request.pending) - 1, self._chunk)
             del request.pending[:taken]
             self._lengths[request.slot] += taken
 
     def _decode(self) -> None:
+        assert self._cache is not None
         ids = np.zeros((self.slots, 1), np.int64)
         uniform = np.zeros(self.slots, np.float64)
         active = list(self._requests.values())
         for request in active:
             ids[request.slot, 0] = request.pending[0]
             uniform[request.slot] = request.rng.random()
-        logits = self._forward(ids, None, self._lengths[: self.slots])
+        logits = self._forward(self._cache, ids, None, self._lengths[: self.slots])
+        if not bool(torch.isfinite(logits[[request.slot for request in active]].amax(-1)).all()):
+            self._cache = None  # what was read into it may not be finite either
+            raise GenerationError(_NOT_FINITE)
         tokens, logps = _draw(self.sampling.log_probs(logits), torch.from_numpy(uniform).to(logits.device))
         chosen = torch.stack([tokens.double(), logps.double()]).cpu().numpy()
         for request in active:
@@ -220,28 +295,27 @@ class Engine:
         if not request.future.done():
             request.future.set_result((np.asarray(request.ids, np.int32), np.asarray(request.logps, np.float32)))
 
-    def _forward(self, ids: np.ndarray, rows: np.ndarray | None, starts: np.ndarray) -> Tensor:
+    def _forward(self, cache: _SlotCache, ids: np.ndarray, rows: np.ndarray | None, starts: np.ndarray) -> Tensor:
         """Runs the model on `ids [R, C]` standing at `starts [R]` of the given cache rows; `[R, V]` last logits."""
         device = next(self.model.parameters()).device
-        if self._cache is None:
-            room = -(-(self.capacity + self._chunk) // _KEY_BLOCK) * _KEY_BLOCK
-            self._cache = _SlotCache(self.slots + 1, room)
         # A product over keys may be summed in another order when their number changes. For one query a row it is not,
         # as long as keys come in whole blocks; for a chunk of queries it is, so a prefill always reads all keys.
-        longest = self._cache.length if rows is not None else int(self._lengths.max()) + 1
-        keys = min(-(-longest // _KEY_BLOCK) * _KEY_BLOCK, self._cache.length)
+        longest = cache.length if rows is not None else int(max(self._lengths.max(), starts.max())) + 1
+        keys = min(-(-longest // _KEY_BLOCK) * _KEY_BLOCK, cache.length)
         position = torch.from_numpy(starts[:, None] + np.arange(ids.shape[1])).to(device)
-        self._cache.place(
+        cache.place(
             rows=torch.arange(self.slots, device=device) if rows is None else torch.from_numpy(rows).to(device),
             whole=rows is None,
             position=position,
             keys=keys,
         )
+        # The padding behind a row's last piece may stand past the end of a learned position table.
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or self.capacity
         output = self.model(
             input_ids=torch.from_numpy(ids).to(device),
             attention_mask=_masks(self.model, position, keys),
-            position_ids=position,
-            past_key_values=self._cache,
+            position_ids=position.clamp(max=limit - 1),
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
@@ -280,6 +354,12 @@ class _SlotCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions and masks are always given explicitly."""
         return 0
+
+
+def _check_layers(model: PreTrainedModel) -> None:
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    if other := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise GenerationError(f"{_EXPECTED}, got {type(model).__name__} with layers of {', '.join(other)}")
 
 
 def _masks(model: PreTrainedModel, position: Tensor, keys: int) -> Tensor | dict[str, Tensor]:

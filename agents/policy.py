@@ -95,6 +95,21 @@ def acting(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def explicit_attention(model: nn.Module) -> Iterator[None]:
+    """An attention that takes a mask of any shape; kernels that know only their own masks come back afterwards."""
+    inner = _inner(model)
+    before = inner.config._attn_implementation
+    if before in ("sdpa", "eager"):
+        yield
+        return
+    inner.set_attn_implementation("eager" if _attention_cap(inner) is not None else "sdpa")
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(before)
+
+
 class Policy:
     """A causal language model, its tokenizer and its chat format.
 
@@ -274,10 +289,12 @@ def _check_adapters(model: Any) -> None:
 def _honour_attention_cap(model: Any) -> None:
     """Fused attention cannot soft-cap its logits (Gemma 2, arXiv 2408.00118), and some versions leave that unsaid."""
     inner = _inner(model)
-    if getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None and (
-        inner.config._attn_implementation == "sdpa"
-    ):
+    if _attention_cap(inner) is not None and inner.config._attn_implementation == "sdpa":
         inner.set_attn_implementation("eager")
+
+
+def _attention_cap(model: PreTrainedModel) -> float | None:
+    return cast("float | None", getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
 
 
 def _inner(model: nn.Module) -> PreTrainedModel:

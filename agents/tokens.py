@@ -7,6 +7,7 @@ template that rewrites earlier turns cannot change what was said (it is reported
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -86,14 +87,26 @@ class ChatFormat:
                 HistoryRewrittenWarning,
                 stacklevel=3,
             )
-        closing = frozenset(self._next[:1].tolist()) & frozenset(tokenizer.all_special_ids)
+        special = frozenset(tokenizer.all_special_ids) | {
+            number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
         eos = tokenizer.eos_token_id
-        self.end_id: int = next(iter(closing), -1)
-        if self.end_id < 0:
-            self.end_id = eos if isinstance(eos, int) else next(iter(stop_ids), -1)
-        self.stop_ids: frozenset[int] = stop_ids | closing | (frozenset([eos]) if isinstance(eos, int) else frozenset())
+        ends = stop_ids | (frozenset([eos]) if isinstance(eos, int) else frozenset())
+        # What the template puts right after an assistant's text ends its turn; a space may stand before it.
+        closing = next((int(token) for token in self._next if int(token) in special | ends), -1)
+        if closing >= 0 and self.text(self._next[: self._next.tolist().index(closing)]).strip():
+            closing = -1
+        self._close = self._next.tolist().index(closing) + 1 if closing >= 0 else 0
+        self.end_id: int = closing if closing >= 0 else eos if isinstance(eos, int) else next(iter(sorted(ends)), -1)
+        self.stop_ids: frozenset[int] = ends | (frozenset([closing]) if closing >= 0 else frozenset())
         if not self.stop_ids:
             raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
+        added = tokenizer.added_tokens_decoder
+        named = {number for number, token in added.items() if token.content in str(tokenizer.chat_template)}
+        meaning = special | (named | self.stop_ids) & added.keys()
+        self._never_text = {n for n in meaning if str(added.get(n, "")).strip()} - {tokenizer.unk_token_id}
+        contents = sorted((added[number].content for number in self._never_text if number in added), key=len)
+        self._spelled = re.compile("|".join(re.escape(text) for text in reversed(contents) if len(text) > 1) or r"(?!)")
 
     def context(self, observation: str, previous_action: TokenIds | None = None) -> TokenIds:
         """Tokens to append before the next action.
@@ -108,8 +121,8 @@ class ChatFormat:
         """
         if previous_action is None:
             opening = self._first
-        elif len(previous_action) and len(self._next) and previous_action[-1] == self._next[0]:
-            opening = self._next[1:]
+        elif self._close and len(previous_action) and previous_action[-1] == self.end_id:
+            opening = self._next[self._close :]
         else:
             opening = self._next
         return np.concatenate([opening, self.plain(observation), self._header])
@@ -131,10 +144,19 @@ class ChatFormat:
         return replace(trajectory, turns=tuple(turns))
 
     def plain(self, text: str) -> TokenIds:
-        """Tokens of text from outside: never a special token, whatever it spells."""
+        """Tokens of text from outside: never one that has a meaning in the template, whatever the text spells."""
         clean = text.encode("utf-8", "replace").decode("utf-8")
-        ids = self._tokenizer(clean, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return np.asarray(ids, np.int32)
+        # Tokenizers split only what is declared special; other added tokens, such as <think>, are cut apart here.
+        pieces, start = [], 0
+        for match in self._spelled.finditer(clean):
+            middle = (match.start() + match.end()) // 2
+            pieces.append(clean[start:middle])
+            start = middle
+        ids: list[int] = []
+        for piece in [*pieces, clean[start:]]:
+            ids += self._tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # What a tokenizer's normalisation still makes of it is left out: better a gap than a forged turn.
+        return np.asarray([token for token in ids if token not in self._never_text], np.int32)
 
     def text(self, action: TokenIds) -> str:
         """Text of an action, without special tokens."""

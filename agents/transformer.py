@@ -10,6 +10,7 @@ import numpy as np
 from turnwise.agents.agent import Action, ContextFull, Episode
 from turnwise.agents.generation import Engine, Sampling
 from turnwise.agents.policy import Policy
+from turnwise.envs.trajectory import TokenIds
 
 
 class TransformerAgent:
@@ -53,8 +54,13 @@ class TransformerAgent:
 
     @property
     def name(self) -> str:
-        """Recorded in trajectories."""
-        return type(self.policy.model).__name__
+        """Recorded in trajectories: the architecture and how it samples, since both decide what is said."""
+        model = getattr(self.policy.model, "get_base_model", lambda: self.policy.model)()
+        how = self.sampling
+        return (
+            f"{type(model).__name__}(temperature={how.temperature:g}, top_p={how.top_p:g}, "
+            f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity})"
+        )
 
     @property
     def version(self) -> str:
@@ -73,8 +79,7 @@ class TransformerAgent:
         slot = self._slots[key]
         previous = episode.turns[-1].action_ids if episode.turns else None
         context = self.policy.chat.context(episode.observation, previous)
-        # The engine has not read the last sampled token yet; it goes in front of the new context.
-        unread = np.concatenate([previous[-1:], context]) if previous is not None else context
+        unread = self._unread(episode, context, self._engine.length(slot))
         if self._engine.length(slot) + len(unread) + 1 > self._engine.capacity:
             raise ContextFull(
                 f"the episode has {self._engine.length(slot)} tokens and its next observation {len(context)}; "
@@ -82,6 +87,20 @@ class TransformerAgent:
             )
         ids, logps = await self._engine.generate(slot, unread, episode.rng)
         return Action(self.policy.chat.text(ids), context, ids, logps)
+
+    @staticmethod
+    def _unread(episode: Episode, context: TokenIds, read: int) -> TokenIds:
+        """The episode's tokens that the engine has not read: at least the last sampled one and the new context.
+
+        An episode that this agent goes on with, but did not begin, is read from its start.
+        """
+        if any(len(turn.action_ids) == 0 for turn in episode.turns):
+            raise ValueError(
+                "TransformerAgent: expected an episode whose turns have tokens, got one with text alone; "
+                "give them tokens with policy.chat.written(trajectory)"
+            )
+        pieces = [piece for turn in episode.turns for piece in (turn.context_ids, turn.action_ids)]
+        return np.concatenate([*pieces, context])[read:]
 
     def release(self, episode: Episode) -> None:
         """Frees the episode's slot."""
