@@ -114,7 +114,7 @@ class RandomAgent:
 
 
 class HumanAgent:
-    """A person at the terminal. An empty line ends the message; end of input (Ctrl-D) ends the episode.
+    """A person at the terminal. An empty line ends the message; end of input (Ctrl-D) ends the session, like Ctrl-C.
 
     Args:
         read: Where lines come from; default standard input.
@@ -129,7 +129,11 @@ class HumanAgent:
         self.name = "human"
 
     def act(self, episode: Episode) -> str:
-        """Shows the observation and reads lines up to an empty one."""
+        """Shows the observation and reads lines up to an empty one.
+
+        Raises:
+            KeyboardInterrupt: The input ended.
+        """
         safe = "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in episode.observation)
         self._write.write(f"\n[turn {len(episode.turns) + 1}]\n{safe}\n> ")
         self._write.flush()
@@ -140,5 +144,6 @@ class HumanAgent:
             if line.strip():
                 lines.append(line.rstrip("\n"))
         if not lines:
-            raise EOFError("the person at the terminal ended the input")
+            # Recorded as a failed episode it would only be asked again.
+            raise KeyboardInterrupt("end of input")
         return "\n".join(lines)

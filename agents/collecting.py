@@ -10,9 +10,10 @@ import asyncio
 import functools
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import gymnasium
@@ -34,7 +35,7 @@ _RETRIES = 1
 
 
 class CollectError(RuntimeError):
-    """Every recent episode failed: the infrastructure is down. What was finished is in the store."""
+    """Every episode, or many in a row, failed: the infrastructure is down. What was finished is in the store."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def collect(
             environment picks by its seed.
         env_options: Keyword arguments for the environment.
         concurrency: Episodes under way at once; changes speed, never a result.
-        store: Where to append every finished trajectory. Episodes already in it are not run again, so an interrupted
-            collection goes on where it stopped; failed ones are tried anew.
+        store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
+            seed, task, agent and version of its weights) are not run again, so an interrupted collection goes on
+            where it stopped; failed ones are tried anew.
         progress: Show a progress bar.
         label: What the bar says.
 
@@ -82,7 +84,7 @@ def collect(
         Groups in order, members in order. An episode whose infrastructure failed twice is there with its `error`.
 
     Raises:
-        CollectError: Many episodes in a row failed and none succeeded between.
+        CollectError: All episodes failed, or many in a row and none succeeded between; the last failure is its cause.
         SandboxUnavailable: The environment's sandbox cannot run here.
         ValueError: Arguments that do not fit together.
     """
@@ -104,14 +106,21 @@ def collect(
         for group in range(count)
         for member in range(group_size)
     ]
-    done = _already_there(store, env_id, recorded, jobs)
+    done = _already_there(store, env_id, recorded, jobs, members)
     todo = [job for job in jobs if (job.group, job.member) not in done]
     runner = _Runner(members, factory, env_id, recorded, seed, store)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
     width = min([concurrency, len(todo) or 1, *(getattr(a, "max_concurrency", concurrency) for a in members)])
     with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=not progress, leave=False) as bar:
-        done |= _block(runner.run(todo, width, bar))
-    return [Group(tuple(done[group, member] for member in range(group_size))) for group in range(count)]
+        done |= _block(lambda: runner.run(todo, width, bar))
+    runner.check_any(done.values())
+    return [_group([done[group, member] for member in range(group_size)]) for group in range(count)]
+
+
+def _group(members: Sequence[Trajectory]) -> Group:
+    """The group of a start; who failed before the environment named the task is given the task of the others."""
+    task = next((member.task_id for member in members if member.task_id), "")
+    return Group(tuple(m if m.task_id or m.error is None else replace(m, task_id=task) for m in members))
 
 
 def group_seed(seed: int, group: int) -> int:
@@ -133,19 +142,30 @@ def _plain(value: Any) -> Any:
 
 
 def _already_there(
-    store: Store | None, env_id: str, options: Mapping[str, Any], jobs: Iterable[_Job]
+    store: Store | None, env_id: str, options: Mapping[str, Any], jobs: Iterable[_Job], members: Sequence[Agent]
 ) -> dict[tuple[int, int], Trajectory]:
     if store is None:
         return {}
-    wanted = {(job.seed, job.member): (job.group, job.member) for job in jobs}
+    wanted = {(job.seed, job.member): job for job in jobs}
     plain = json.dumps(dict(options), sort_keys=True)
     found: dict[tuple[int, int], Trajectory] = {}
     for trajectory in read(store.path):
-        place = wanted.get((trajectory.seed, trajectory.member))
-        same = json.dumps(dict(trajectory.env_options), sort_keys=True) == plain
-        if place is not None and trajectory.env_id == env_id and same and trajectory.error is None:
-            found[place] = trajectory
+        job = wanted.get((trajectory.seed, trajectory.member))
+        if (
+            job is not None
+            and trajectory.env_id == env_id
+            and trajectory.error is None
+            and json.dumps(dict(trajectory.env_options), sort_keys=True) == plain
+            and trajectory.info.get("task_index") == job.task
+            and (trajectory.agent, trajectory.policy_version) == _who(members[job.member])
+        ):
+            found[job.group, job.member] = trajectory
     return found
+
+
+def _who(agent: Agent) -> tuple[str, str]:
+    """Name and version of an agent, as trajectories record them."""
+    return str(getattr(agent, "name", type(agent).__name__)), str(getattr(agent, "version", ""))
 
 
 class _Runner:
@@ -161,6 +181,20 @@ class _Runner:
         self._members, self._factory, self._store = members, factory, store
         self._env_id, self._options, self._seed = env_id, options, seed
         self._failures_in_a_row = 0
+        self._last_failure: Exception | None = None
+
+    def check_any(self, trajectories: Iterable[Trajectory]) -> None:
+        """Raises CollectError if nothing but failures came back."""
+        if self._last_failure is not None and all(trajectory.error is not None for trajectory in trajectories):
+            raise self._all_failed("every episode") from self._last_failure
+
+    def _all_failed(self, which: str) -> CollectError:
+        failure = self._last_failure
+        kept = "finished episodes are in the store; " if self._store is not None else ""
+        return CollectError(
+            f"{which} failed, the last with {type(failure).__name__}: {failure}; {kept}"
+            "mend the cause and run the same command again"
+        )
 
     async def run(self, jobs: Sequence[_Job], width: int, bar: tqdm[Any]) -> dict[tuple[int, int], Trajectory]:
         results: dict[tuple[int, int], Trajectory] = {}
@@ -184,13 +218,14 @@ class _Runner:
         try:
             for job in queue:
                 for attempt in range(_RETRIES + 1):
-                    env = env or self._factory()
+                    if env is None:
+                        env = self._factory()
                     trajectory = await self._episode(env, job, pool)
                     if trajectory.error is None:
                         break
                     # Whatever state it is in, it is not worth trusting again.
-                    await _call(env, pool, env.close)
-                    env = None
+                    broken, env = env, None
+                    await self._close(broken, pool)
                     if attempt == _RETRIES:
                         break
                 self._failures_in_a_row = 0 if trajectory.error is None else self._failures_in_a_row + 1
@@ -199,21 +234,27 @@ class _Runner:
                     self._store.append(trajectory)
                 bar.update()
                 if self._failures_in_a_row >= limit:
-                    raise CollectError(
-                        f"{limit} episodes in a row failed, the last with: {trajectory.error}. "
-                        + ("Finished episodes are in the store; " if self._store is not None else "")
-                        + "mend the cause and run the same command again"
-                    )
+                    raise self._all_failed(f"{limit} episodes in a row") from self._last_failure
         finally:
             if env is not None:
-                await _call(env, pool, env.close)
+                await self._close(env, pool)
+
+    async def _close(self, env: TextEnvironment, pool: ThreadPoolExecutor) -> None:
+        """Closes an environment; one that fails even at that takes nothing finished with it."""
+        try:
+            await _call(env, pool, env.close)
+        except Exception as error:
+            warnings.warn(
+                f"closing {self._env_id} failed: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+            )
 
     async def _episode(self, env: TextEnvironment, job: _Job, pool: ThreadPoolExecutor) -> Trajectory:
         agent = self._members[job.member]
         episode: Episode | None = None
         turns: list[Turn] = []
         observation, task_id, error = "", "", None
-        info: dict[str, Any] = {"group": job.group}
+        info: dict[str, Any] = {"group": job.group} | ({} if job.task is None else {"task_index": job.task})
+        name, version = _who(agent)
         terminated = truncated = False
         try:
             reset_options = None if job.task is None else {"task": job.task}
@@ -243,6 +284,7 @@ class _Runner:
             raise  # no episode can go on without it; what is finished is in the store
         except Exception as failure:  # infrastructure: recorded on the trajectory, never turned into a reward
             error = f"{type(failure).__name__}: {failure}".strip()
+            self._last_failure = failure
         finally:
             release = getattr(agent, "release", None)
             if release is not None and episode is not None:
@@ -252,8 +294,8 @@ class _Runner:
             seed=job.seed,
             turns=tuple(turns),
             task_id=task_id,
-            agent=str(getattr(agent, "name", type(agent).__name__)),
-            policy_version=str(getattr(agent, "version", "")),
+            agent=name,
+            policy_version=version,
             member=job.member,
             final_observation=observation if turns else "",
             terminated=terminated,
@@ -276,14 +318,37 @@ async def _call(env: TextEnvironment, pool: ThreadPoolExecutor, function: Callab
     return function()
 
 
-def _block(coroutine: Any) -> Any:
+def _block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """Runs a coroutine to its end, also where an event loop is already running (notebooks)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        return _run(work)
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def announced() -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await work()
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="turnwise-collect") as pool:
+        result = pool.submit(_run, announced)
         try:
-            return asyncio.run(coroutine)
-        except BaseExceptionGroup as errors:  # a task group wraps even a single error
-            raise errors.exceptions[0] from None
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(_block, coroutine).result()
+            return result.result()
+        except BaseException:
+            # Ctrl-C reaches the main thread alone; without this it would wait for every episode to end.
+            if not result.done():
+                loop, task = started.result()
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    try:
+        return asyncio.run(work())
+    except BaseExceptionGroup as errors:  # a task group wraps even a single error
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from first.__cause__

@@ -79,7 +79,7 @@ class Demonstrator:
         last = "print(x)"
         draw = rng.random()
         if draw < self._habits.no_print:
-            last = "x"[:0]
+            last = ""
         elif draw < self._habits.no_print + self._habits.wrong_name:
             last = "print(y)"
         return _fenced("\n".join(line for line in [*lines, last] if line))
