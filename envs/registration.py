@@ -29,6 +29,8 @@ from turnwise.envs.wrappers import TurnLimit
 ENTRY_POINT_GROUP = "turnwise.envs"
 _BUILT_IN = {
     "turnwise/Bandit-v0": "turnwise.envs.bandits:Bandit",
+    "turnwise/CarDealer-v0": "turnwise.envs.car_dealer:CarDealer",
+    "turnwise/EducationDialogue-v0": "turnwise.envs.education:EducationDialogue",
     "turnwise/Guess-v0": "turnwise.envs.guess:Guess",
     "turnwise/MatrixGame-v0": "turnwise.envs.matrix_games:MatrixGame",
     "turnwise/PairedBandit-v0": "turnwise.envs.paired_bandit:PairedBandit",

@@ -1,0 +1,147 @@
+"""Car Dealer: sell a car by talking."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from turnwise.envs.car_buyers import ACCEPT, LUCK_A_TURN, PERSONALITIES, REJECT, ScriptedBuyer
+from turnwise.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from turnwise.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
+from turnwise.envs.partner_env import PartnerEnv
+from turnwise.envs.prices import offered_price
+
+SCALE = 60_000
+"""Dollars that are worth a reward of 1; the largest budget."""
+
+_LEGAL: dict[str, tuple[Any, ...]] = {
+    "brand": BRANDS,
+    "type": TYPES,
+    "feature": FEATURES,
+    "personality": PERSONALITIES,
+    "budget": tuple(range(15_000, SCALE + 1, 1_000)),
+}
+_ACCEPTS = re.compile(re.escape(ACCEPT) + r"\W*\Z", re.IGNORECASE)
+_REJECTS = re.compile(re.escape(REJECT) + r"\W*\Z", re.IGNORECASE)
+_MARKERS = re.compile(r"\[(accept|reject)\]", re.IGNORECASE)
+_MANNERS = {
+    "friendly": "You are friendly and soften when treated kindly.",
+    "thrifty": "You are thrifty and haggle hard.",
+    "hasty": "You are in a hurry and lose patience quickly.",
+    "careful": "You are careful and buy nothing that has not been described to you.",
+}
+
+
+class CarDealer(PartnerEnv):
+    """The agent sells; observations are the buyer's turns; the reward is the agreed price.
+
+    A dialogue task of LMRL Gym (Abdulhai et al. 2023, arXiv 2311.18232) that MTPO's authors use where an explicit
+    reward is wanted (arXiv 2405.14655). What differs: by default the buyer is a documented simulator
+    (`turnwise.envs.car_buyers`), and prices and seeds are handled as said here.
+
+    Reward: `min(price, 60,000) / 60,000` when, and only when, the buyer accepts; 0 for every other end and every other
+    turn. The price is the one that lies on the table: the last that the *dealer* put forward
+    (`turnwise.envs.prices.offered_price`), or the buyer's own last counter-offer if the dealer takes it ("Deal!"). What
+    else the texts say about money changes nothing, and an offer that is not accepted is never paid. The buyer
+    accepts or leaves with "[accept]" or "[reject]" as the last thing it says; from the dealer these are mere words.
+
+    Infos: `task_id` and `noise` at reset; at every step the `offer` on the table if there is one, and the scripted
+    buyer's `phase`; at the end `deal` (dollars, 0 for none), `buyer` (its hidden attributes) and `partner_reward`,
+    the buyer's surplus (budget - price) / 60,000, at least -1.
+
+    Options of `reset`: `task`, an index into (brand, type) pairs; `buyer`, a dict that fixes hidden attributes
+    (brand, type, feature, personality, budget); `noise`, an int: another number gives other luck from the identical
+    start. Starts and noise 0 depend on the seed alone.
+
+    Args:
+        buyer: "scripted", or a `turnwise.envs.conversation.Partner` (`turnwise.agents.roles.AgentPartner` makes one of
+            any agent).
+        turns: Turns the dealer has; the buyer says so at the start.
+
+    Raises:
+        ValueError: An unknown option.
+    """
+
+    def __init__(self, buyer: str | Partner = "scripted", turns: int = 10) -> None:
+        super().__init__(buyer, ScriptedBuyer(), "buyer", turns)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Draws a buyer.
+
+        Raises:
+            ValueError: Options that do not exist.
+        """
+        super().reset(seed=seed)
+        chosen = dict(options or {})
+        for name in chosen:
+            self._one_of("options of reset", name, ("task", "buyer", "noise"))
+        draws = self.np_random.random(len(_LEGAL)).tolist()
+        if "task" in chosen:
+            task = int(chosen["task"]) % (len(BRANDS) * len(TYPES))
+            draws[0], draws[1] = (task // len(TYPES) + 0.5) / len(BRANDS), (task % len(TYPES) + 0.5) / len(TYPES)
+        facts = self._attributes("buyer", draws, _LEGAL, chosen.get("buyer"))
+        noise = int(chosen.get("noise", 0))
+        luck = self._luck(noise)
+        self._finish()
+        said = f"Hi! I am looking for a car. You have {self.turns} turns to sell me one."
+        self._scene = Scene(
+            role="buyer",
+            other="dealer",
+            brief=buyer_brief(facts) if self.blocking else "",
+            opening=said,
+            facts=facts,
+            turns=self.turns,
+            seed=int(luck.integers(2**63)) if self.blocking else 0,
+            luck=[] if self.blocking else luck.random(LUCK_A_TURN * self.turns).tolist(),
+            table={"offer": 0, "counter": 0},
+        )
+        task = BRANDS.index(facts["brand"]) * len(TYPES) + TYPES.index(facts["type"])
+        return said, {"task_id": f"buyer-{task}", "noise": noise}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """One turn of the dealer and the buyer's answer.
+
+        Raises:
+            ResetNeeded: The episode is over, or none was started.
+        """
+        scene = self._running()
+        table = scene.table
+        heard = _MARKERS.sub(r"(\1)", own_words(action, "dealer", "buyer"))
+        pitch = hear(heard)
+        if pitch.offer is not None:
+            table["offer"] = pitch.offer
+        elif pitch.agrees and table["counter"]:
+            table["offer"] = table["counter"]
+        try:
+            spoken = self.partner(scene, heard)
+        except PartnerFull as full:
+            self._finish()
+            return "", 0.0, False, True, {"truncated_by": "partner", "partner_error": str(full)}
+        said = own_words(spoken.text, "buyer", "dealer") if self.blocking else spoken.text
+        accepted = bool(table["offer"]) and _ACCEPTS.search(said, max(0, len(said) - 64)) is not None
+        left = not accepted and _REJECTS.search(said, max(0, len(said) - 64)) is not None
+        if not (accepted or left):
+            said = _MARKERS.sub(r"(\1)", said)
+        table["counter"] = (offered_price(said) if self.blocking else scene.memory["counter"]) or table["counter"]
+        scene.lines.append(Line(heard, said, dict(spoken.record)))
+        info = json.loads(json.dumps(dict(spoken.record)))
+        if table["offer"]:
+            info["offer"] = table["offer"]
+        if not (accepted or left or len(scene.lines) >= scene.turns):
+            return said, 0.0, False, False, info
+        price = min(table["offer"], SCALE) if accepted else 0
+        surplus = max(-1.0, (scene.facts["budget"] - price) / SCALE) if accepted else 0.0
+        info |= {"deal": price, "buyer": dict(scene.facts), "partner_reward": surplus}
+        self._finish()
+        return said, price / SCALE, True, False, info
+
+
+def buyer_brief(facts: dict[str, Any]) -> str:
+    """What a buyer played by a model is told about itself."""
+    return (
+        f"You want to buy a car and talk to a dealer. You like {facts['brand']}, want a {facts['type']}, and "
+        f"{facts['feature']} would be nice. You can spend at most ${facts['budget']:,}, and the less the better. "
+        f"{_MANNERS[facts['personality']]} Answer as the buyer only, in one to three sentences. When the dealer's last "
+        f'price is fine, finish your turn with "{ACCEPT}". To leave without a car, finish it with "{REJECT}".'
+    )

@@ -1,0 +1,201 @@
+"""Education Dialogue: teach a topic to a student whose way of learning is hidden."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from turnwise.envs.conversation import Line, Partner, PartnerFull, Scene, defused, ends, own_words
+from turnwise.envs.education_student import LUCK_A_TURN, ScriptedStudent
+from turnwise.envs.education_topics import (
+    BY_ID,
+    STUDENT_PREFERENCES,
+    STUDENT_REACTIONS,
+    TEACHER_PREFERENCES,
+    TEACHER_REACTIONS,
+    TOPICS,
+    opening,
+)
+from turnwise.envs.partner_env import PartnerEnv
+
+Reward = Literal["none", "outcome", "progress"]
+Side = Literal["student", "teacher", "either"]
+
+_KNOWLEDGE = ("nothing", "a little", "some of it")
+_LEGAL: dict[str, tuple[Any, ...]] = {
+    "preference": tuple(STUDENT_PREFERENCES),
+    "reaction": tuple(STUDENT_REACTIONS),
+    "knowledge": (0, 1, 2),
+    "pace": (1, 2),
+}
+
+
+class EducationDialogue(PartnerEnv):
+    """The agent teaches; observations are the student's turns; nothing is rewarded unless asked for.
+
+    After Shani et al. 2024 (arXiv 2405.14655, section 6 and appendix): a hidden learning preference, a hidden reaction
+    where it is not met, 10 teacher turns, feedback on whole conversations. What differs: by default the student is a
+    documented simulator (`turnwise.envs.education_student`) in place of a language model, topics and wordings are our
+    own, and the student has prior knowledge and a pace. `turnwise.envs.education_oracle` is the exact judge.
+
+    The student says when it is over: it has understood, has had enough, or time is up. Its turn then ends with
+    "[end of conversation]". The same words from the side that may not end the conversation are words like any others,
+    and so are lines that begin with the other speaker's name.
+
+    Infos: `task_id` and `noise` at reset; at every step what the student's player recorded (the scripted one:
+    `outcome` and `phase` after this turn); at the end `background_info` in the layout of the released data and
+    `ended_by`. Observations hold none of these.
+
+    Options of `reset`: `task`, an index into the topics; `student`, a dict that fixes hidden attributes (preference,
+    reaction, knowledge, pace); `noise`, an int: another number gives other luck from the identical start. Starts and
+    noise 0 depend on the seed alone.
+
+    Args:
+        student: "scripted", or a `turnwise.envs.conversation.Partner` (`turnwise.agents.roles.AgentPartner` makes one
+            of any agent).
+        turns: Turns the teacher has; the student says so at the start.
+        teacher_style: Whether the teacher is given a preference and a reaction of its own, told in the first
+            observation.
+        reward: "none"; "outcome": at the end the mean of the student's understanding, enjoyment and participation;
+            "progress": after every turn how much that mean changed (the same total). Scripted students only.
+        ends: Who may end the conversation by writing the marker.
+        topics: Ids or names of the topics to teach; all 80 by default.
+
+    Raises:
+        ValueError: An unknown option or topic; a reward asked of a student that has no outcome.
+    """
+
+    def __init__(
+        self,
+        student: str | Partner = "scripted",
+        turns: int = 10,
+        teacher_style: bool = False,
+        reward: Reward = "none",
+        ends: Side = "student",
+        topics: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(student, ScriptedStudent(), "student", turns)
+        self._one_of("reward", reward, get_args(Reward))
+        self._one_of("ends", ends, get_args(Side))
+        if self.blocking and reward != "none":
+            raise ValueError(
+                f"EducationDialogue: expected reward='none' with a student of your own, got {reward!r}; "
+                "only the scripted student has an outcome to reward"
+            )
+        by_name = BY_ID | {topic.name: topic for topic in TOPICS}
+        for name in topics or ():
+            self._one_of("topics", name, tuple(by_name))
+        if topics is not None and not topics:
+            raise ValueError("EducationDialogue: expected at least one topic, got none")
+        self.topics = TOPICS if topics is None else tuple(by_name[name] for name in topics)
+        self.teacher_style, self.reward, self.ends = teacher_style, reward, ends
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Draws a topic and a student.
+
+        Raises:
+            ValueError: Options that do not exist.
+        """
+        super().reset(seed=seed)
+        chosen = dict(options or {})
+        for name in chosen:
+            self._one_of("options of reset", name, ("task", "student", "noise"))
+        draws = self.np_random.random(7).tolist()
+        index = int(chosen["task"]) if "task" in chosen else int(draws[0] * len(self.topics))
+        topic = self.topics[index % len(self.topics)]
+        facts = {"topic": topic.id, **self._attributes("student", draws[1:5], _LEGAL, chosen.get("student"))}
+        teacher = {
+            "preference": tuple(TEACHER_PREFERENCES)[int(draws[5] * len(TEACHER_PREFERENCES))],
+            "reaction": tuple(TEACHER_REACTIONS)[int(draws[6] * len(TEACHER_REACTIONS))],
+        }
+        noise = int(chosen.get("noise", 0))
+        luck = self._luck(noise)
+        self._finish()
+        said = opening(topic.name, self.turns)
+        self._scene = Scene(
+            role="student",
+            other="teacher",
+            brief=student_brief(facts) if self.blocking else "",
+            opening=said,
+            facts=facts,
+            turns=self.turns,
+            seed=int(luck.integers(2**63)) if self.blocking else 0,
+            luck=[] if self.blocking else luck.random(LUCK_A_TURN * self.turns).tolist(),
+            table={"teacher": teacher, "paid": 0.0},
+        )
+        if self.teacher_style:
+            said = f"({teacher_brief(teacher)})\n{said}"
+        return said, {"task_id": topic.id, "noise": noise}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """One turn of the teacher and the student's answer.
+
+        Raises:
+            ResetNeeded: The episode is over, or none was started.
+        """
+        scene = self._running()
+        if self.ends != "student" and ends(action):
+            # The outcome stands as the last turn left it; what a model sampled then is on record there.
+            last = scene.lines[-1].record if scene.lines else {}
+            return self._over(scene, "", "teacher", {key: value for key, value in last.items() if key != "partner"})
+        heard = defused(own_words(action, "teacher", "student"))
+        try:
+            spoken = self.partner(scene, heard)
+        except PartnerFull as full:
+            self._finish()
+            return "", 0.0, False, True, {"truncated_by": "partner", "partner_error": str(full)}
+        said = own_words(spoken.text, "student", "teacher") if self.blocking else spoken.text
+        over = self.ends != "teacher" and ends(said)
+        if not over:
+            said = defused(said)
+        scene.lines.append(Line(heard, said, dict(spoken.record)))
+        info = json.loads(json.dumps(dict(spoken.record)))
+        if over or len(scene.lines) >= scene.turns:
+            return self._over(scene, said, "student" if over and len(scene.lines) < scene.turns else "turns", info)
+        return said, self._pay(scene, info, last=False), False, False, info
+
+    def _over(
+        self, scene: Scene, said: str, by: str, info: dict[str, Any]
+    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        reward = self._pay(scene, info, last=True)
+        facts, teacher = scene.facts, scene.table["teacher"]
+        info |= {
+            "ended_by": by,
+            "background_info": {
+                "topic": BY_ID[facts["topic"]].name,
+                "student_prefrences": facts["preference"],
+                "teacher_prefrences": teacher["preference"],
+                "student_reactions": facts["reaction"],
+                "teacher_reactions": teacher["reaction"],
+            },
+        }
+        self._finish()
+        return said, reward, True, False, info
+
+    def _pay(self, scene: Scene, info: dict[str, Any], *, last: bool) -> float:
+        if self.reward == "none" or "outcome" not in info or not (last or self.reward == "progress"):
+            return 0.0
+        total = sum(info["outcome"].values()) / len(info["outcome"])
+        reward, scene.table["paid"] = total - scene.table["paid"], total
+        return float(reward)
+
+
+def student_brief(facts: dict[str, Any]) -> str:
+    """What a student played by a model is told about itself."""
+    topic = BY_ID[facts["topic"]].name
+    return (
+        f"You are a student. A teacher teaches you about {topic}, of which you know {_KNOWLEDGE[facts['knowledge']]}. "
+        f"You learn best from {STUDENT_PREFERENCES[facts['preference']]}. Somebody who is not taught like that, and "
+        f"you are no exception, {STUDENT_REACTIONS[facts['reaction']]}. Do not say how you learn best unless you are "
+        "asked or it is in your nature to say so. Answer as the student only, in one to three sentences. To end the "
+        'conversation, because you understand or have had enough, finish your turn with "[end of conversation]".'
+    )
+
+
+def teacher_brief(teacher: dict[str, str]) -> str:
+    """What a teacher with a style of its own is told."""
+    return (
+        f"You are the teacher. You like {TEACHER_PREFERENCES[teacher['preference']]}. When that does not work, "
+        f"somebody like you {TEACHER_REACTIONS[teacher['reaction']]}."
+    )
