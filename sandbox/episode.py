@@ -27,6 +27,7 @@ CONTROL = 3  # the descriptor of the channel to the supervisor
 REPLY = ">I8sBIIII"  # length of the rest, token, kind, sizes of stdout, stderr, value, error
 OK, ERROR, MEMORY, PROCESS, CUT = 0, 1, 2, 3, 0x80
 HELLO = b"\0" * 8
+LAST_WORDS = 16384  # of output still unflushed when a program ends; a text stream holds 8 KiB
 _FRAMES_SHOWN, _MESSAGE_SHOWN = 8, 2000
 
 
@@ -129,9 +130,17 @@ class Episode:
     """The loop of one interpreter."""
 
     def __init__(
-        self, control: socket.socket, folder: str, limit: int, confine: Callable[[str], None], fork: Callable[[], int]
+        self,
+        control: socket.socket,
+        folder: str,
+        limit: int,
+        fork: Callable[[], int],
+        confine: Callable[[str], None],
+        silence: Callable[[], None],
     ) -> None:
-        self.control, self.folder, self.limit, self.confine, self.fork = control, folder, limit, confine, fork
+        self.control, self.folder, self.limit = control, folder, limit
+        self.fork, self.confine, self.silence = fork, confine, silence
+        self.silent = False
         self.pid = os.getpid()
         self.running = False
         self.turn = 0
@@ -180,10 +189,12 @@ class Episode:
         self, token: bytes, kind: int, out: bytes = b"", err: bytes = b"", value: str = "", error: str = ""
     ) -> None:
         """Sends one answer; texts longer than the limit are cut and the answer is marked as cut."""
-        texts = [out, err, value.encode("utf-8", "backslashreplace"), error.encode("utf-8", "backslashreplace")]
+        texts = [value.encode("utf-8", "backslashreplace"), error.encode("utf-8", "backslashreplace")]
         if max(map(len, texts)) > self.limit:
             kind |= CUT
             texts = [text[: self.limit] for text in texts]
+        most = max(self.limit, LAST_WORDS)
+        texts = [out[-most:], err[-most:], *texts]
         sizes = [len(text) for text in texts]
         head = struct.pack(REPLY, 25 + sum(sizes), token, kind, *sizes)
         self.control.sendall(b"".join((head, *texts)))
@@ -240,8 +251,8 @@ class Episode:
     def branch(self, token: bytes) -> None:
         """Forks this interpreter: the copy takes the channel and pipes that came with the request.
 
-        Both sides then move into Landlock domains of their own, so that neither can signal the other, and the copy
-        works on a copy of the files.
+        Both share a user id from then on, so neither may send signals any more, and the copy works on a copy of the
+        files in a folder of its own, in a Landlock domain that knows no other.
         """
         fds = array.array("i")
         _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(3 * 4))
@@ -251,6 +262,9 @@ class Episode:
         try:
             if len(sys._current_frames()) > 1:
                 raise OSError(11, "the program has started threads, which a fork would lose")
+            if not self.silent:
+                self.silence()
+                self.silent = True
             pid = self.fork()
         except OSError as error:
             for fd in fds:
@@ -260,7 +274,6 @@ class Episode:
         if pid:
             for fd in fds:
                 os.close(fd)
-            self.narrow()
             self.send(token, OK)
             return
         self.pid = os.getpid()
@@ -268,22 +281,19 @@ class Episode:
             os.dup2(fd, target, inheritable=True)
         for fd in fds:
             os.close(fd)
-        old, here = self.folder, os.getcwd()
-        self.folder = os.path.join(os.path.dirname(old), f"b{self.pid}")
-        shutil.copytree(old, self.folder, symlinks=True)
-        os.environ["HOME"] = os.environ["TMPDIR"] = self.folder
-        os.chdir(self.folder + here[len(old) :] if here.startswith(old) else self.folder)
-        self.narrow()
+        # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.
+        area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
+        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        here = os.getcwd()
+        os.chdir(folder + here[len(self.folder) :] if here.startswith(self.folder) else folder)
+        self.folder = os.environ["HOME"] = os.environ["TMPDIR"] = folder
+        try:
+            self.confine(area)
+        except OSError as error:
+            if error.errno != 7:  # the kernel nests sixteen Landlock domains at most
+                raise
         self.hello()
 
     def hello(self) -> None:
         """Shows the supervisor who speaks on this channel: the kernel adds the process id."""
         self.send(HELLO, OK, value=str(self.pid))
-
-    def narrow(self) -> None:
-        """Moves into a Landlock domain that knows only its own folder; the kernel nests sixteen at most."""
-        try:
-            self.confine(self.folder)
-        except OSError as error:
-            if error.errno != 7:  # E2BIG
-                raise

@@ -32,19 +32,24 @@ REPLY_SIZE = struct.calcsize(episode.REPLY)
 
 
 class Family:
-    """Interpreters forked from one another: one user id, one folder with a subfolder each."""
+    """Interpreters forked from one another: they share a user id."""
 
-    def __init__(self, uid: int | None, folder: str) -> None:
-        self.uid, self.folder = uid, folder
-        self.members = 0
-        self.attempts = 0
+    def __init__(self, uid: int | None) -> None:
+        self.uid = uid
+        self.members = 0  # interpreters alive or not yet swept up after
+        self.tainted = False  # something of theirs may be left, so the user id stays out of use
 
 
 class Interpreter:
     """One interpreter: its channel, its pipes, its process group."""
 
-    def __init__(self, control: socket.socket, out: int, err: int, family: Family, limits: dict[str, Any]) -> None:
+    def __init__(
+        self, control: socket.socket, out: int, err: int, family: Family, limits: dict[str, Any], above: str
+    ) -> None:
         self.control, self.out, self.err, self.family, self.limits = control, out, err, family, limits
+        self.area = os.path.join(above, os.urandom(12).hex())
+        self.folder = os.path.join(self.area, os.urandom(12).hex())
+        self.attempts = 0  # at emptying the folder
         self.fd = control.fileno()
         self.pid = 0  # known once it said hello
         self.captures = {out: Capture(limits["output_bytes"]), err: Capture(limits["output_bytes"])}
@@ -53,6 +58,7 @@ class Interpreter:
         self.session: Any = None
         self.dead = False
         self.idle_cpu = 0.0
+        self.first_size = 0  # bytes of address space when it was born
 
 
 class Interpreters(Loop):
@@ -65,8 +71,7 @@ class Interpreters(Loop):
         self.leaders: dict[int, Interpreter] = {}
         self.births: deque[tuple[Interpreter, bytes, list[int]]] = deque()
         self.unborn = 0
-        self.cleaners: dict[int, Family] = {}
-        self.cleaning: set[str] = set()
+        self.cleaners: dict[int, Interpreter] = {}
         first = config["uid_base"]
         self.free_uids: deque[int] = deque(range(first, first + config["uid_count"]) if config["users"] else ())
         self.processes = ProcessTable()
@@ -101,15 +106,18 @@ class Interpreters(Loop):
 
     # birth
 
-    def plumbing(self, family: Family, limits: dict[str, Any]) -> tuple[Interpreter, list[int]]:
-        """Channel and pipes for an interpreter to come: our side, listened to, and the descriptors of the other."""
+    def plumbing(self, family: Family, limits: dict[str, Any], above: str) -> tuple[Interpreter, list[int]]:
+        """Channel and pipes for an interpreter to come: our side, listened to, and the descriptors of the other.
+
+        Its area will lie in the folder `above`.
+        """
         ours, theirs = socket.socketpair()
         if hasattr(socket, "SO_PASSCRED"):
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         ours.setblocking(False)
         out, their_out = os.pipe()
         err, their_err = os.pipe()
-        child = Interpreter(ours, out, err, family, limits)
+        child = Interpreter(ours, out, err, family, limits, above)
         family.members += 1
         self.children.add(child)
         self.listen(child.fd, lambda events: self.heard(child, events))
@@ -125,8 +133,8 @@ class Interpreters(Loop):
             if not self.free_uids:
                 return None
             uid = self.free_uids.popleft()
-        child, theirs = self.plumbing(Family(uid, os.urandom(12).hex()), limits)
-        request = {"uid": uid, "folder": child.family.folder, "limits": limits}
+        child, theirs = self.plumbing(Family(uid), limits, self.config["work"])
+        request = {"uid": uid, "area": child.area, "folder": child.folder, "limits": limits}
         self.births.append((child, json.dumps(request).encode(), theirs))
         self.deliver()
         return child
@@ -172,6 +180,7 @@ class Interpreters(Loop):
             self.bury(child, None, NOT_STARTED)
             return
         child.pid = sender
+        child.first_size = self.processes.memory(sender)[0]
         self.unborn -= 1
         self.leaders[sender] = child
         self.processes.expect(sender)
@@ -231,7 +240,7 @@ class Interpreters(Loop):
         while len(child.incoming) >= REPLY_SIZE and not child.dead:
             size, token, kind, *sizes = struct.unpack_from(episode.REPLY, child.incoming)
             end = REPLY_SIZE + sum(sizes)
-            if size + 4 != end or max(sizes) > child.limits["output_bytes"]:
+            if size + 4 != end or max(sizes) > max(child.limits["output_bytes"], episode.LAST_WORDS):
                 self.kill(child, FORGERY)
                 return
             if len(child.incoming) < end:
@@ -332,7 +341,7 @@ class Interpreters(Loop):
                 code = os.waitstatus_to_exitcode(status)
                 self.bury(child, code, describe(code))
             elif pid in self.cleaners:
-                self.swept(self.cleaners.pop(pid))
+                self.sweep(self.cleaners.pop(pid))
             elif pid == self.zygote_pid:
                 sys.exit("the zygote died")
 
@@ -351,17 +360,14 @@ class Interpreters(Loop):
         else:
             self.unborn -= 1
             why += ": " + bytes(child.captures[child.err].text()[-300:]).decode("utf-8", "replace").strip()
-            if self.config["siblings"]:
-                child.family.uid = child.family.uid and -child.family.uid  # perhaps alive: never used again
+            child.family.tainted = child.family.tainted or self.config["siblings"]  # perhaps it lives after all
         self.forget(child.fd)
         child.control.close()
         for pipe in (child.out, child.err):
             self.mute(child, pipe)
             os.close(pipe)
         self.died(child, code, why)
-        child.family.members -= 1
-        if child.family.members == 0:
-            self.sweep(child.family)
+        self.sweep(child)
         self.deliver()
 
     # what is left behind
@@ -371,34 +377,31 @@ class Interpreters(Loop):
         if self.config["users"]:
             os.seteuid(uid or 0)
 
-    def sweep(self, family: Family) -> None:
-        """Removes a family's folder; whatever is in it is removed by a process of that user, off the loop."""
-        path = os.path.join(self.config["work"], family.folder)
-        self.cleaning.add(family.folder)
-        uid = abs(family.uid) if family.uid is not None else None
+    def sweep(self, child: Interpreter) -> None:
+        """Removes an interpreter's folder; whatever is in it is removed by a process of that user, off the loop."""
         try:
-            self.as_user(uid)
-            os.rmdir(os.path.join(path, "w"))
-        except OSError:
-            pass
-        finally:
-            self.as_user(None)
-        try:
-            os.rmdir(path)
+            os.rmdir(child.folder)
         except FileNotFoundError:
             pass
         except OSError:
-            family.attempts += 1
-            pid = os.fork()
-            if pid == 0:
-                empty_folder(path, uid)
-            self.cleaners[pid] = family
-            return
-        self.cleaning.discard(family.folder)
-        if family.uid is not None and family.uid > 0:
-            self.free_uids.append(family.uid)
-
-    def swept(self, family: Family) -> None:
-        """A cleaner is done: tries again, for a process that died slowly may have written once more."""
-        if family.attempts < SWEEP_ATTEMPTS:
-            self.sweep(family)
+            child.attempts += 1
+            if child.attempts > SWEEP_ATTEMPTS:
+                child.family.tainted = True
+            else:
+                pid = os.fork()
+                if pid == 0:
+                    empty_folder(child.folder, child.family.uid)
+                self.cleaners[pid] = child  # it comes back here: a process that died slowly may have written once more
+                return
+        area = child.area
+        while area != self.config["work"]:  # areas of ended branches go with the last of them
+            try:
+                os.rmdir(area)
+            except FileNotFoundError:
+                pass
+            except OSError:
+                break
+            area = os.path.dirname(area)
+        child.family.members -= 1
+        if child.family.members == 0 and child.family.uid is not None and not child.family.tainted:
+            self.free_uids.append(child.family.uid)

@@ -70,6 +70,8 @@ def _bubblewrap(readable: list[str], socket_folder: str, work_mb: int) -> list[s
     else:  # real root keeps just what it needs to become other users, and the ids it becomes must exist
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
     for path in readable:
+        for parent in reversed(Path(path).parents[:-1]):  # an interpreter in a closed home folder is still reachable
+            command += ["--perms", "0755", "--dir", str(parent)]
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):

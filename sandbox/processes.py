@@ -16,6 +16,7 @@ import time
 from collections.abc import Container
 
 _LINUX = sys.platform == "linux"
+_PAGE = resource.getpagesize()
 _SCAN_EVERY_S = 0.1  # where the kernel does not tell the last process id
 _EXAMINED_SINGLY = 512
 _OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
@@ -112,17 +113,14 @@ class ProcessTable:
         return found
 
     @staticmethod
-    def resident(pids: list[int]) -> int:
-        """Bytes these processes have to themselves in memory: resident less shared file pages."""
-        total = 0
-        for pid in pids:
-            try:
-                with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
-                    fields = file.read(128).split()
-                total += (int(fields[1]) - int(fields[2])) * resource.getpagesize()
-            except (OSError, IndexError):
-                continue
-        return total
+    def memory(pid: int) -> tuple[int, int]:
+        """Bytes of address space, and bytes of it resident and not file-backed; zeros where it is gone."""
+        try:
+            with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+                fields = [int(field) for field in file.read(128).split()]
+            return fields[0] * _PAGE, (fields[1] - fields[2]) * _PAGE
+        except (OSError, IndexError, ValueError):
+            return 0, 0
 
     @staticmethod
     def cpu(pid: int) -> float:

@@ -6,6 +6,7 @@ episode's own words are text. Only the host's channels are listened to for comma
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from typing import Any
 
-from turnwise.sandbox import episode, walls
+from turnwise.sandbox import episode, walls, zygote
 from turnwise.sandbox.interpreters import FORGERY, Interpreter, Interpreters
 from turnwise.sandbox.loop import Peer
 from turnwise.sandbox.processes import folder_usage
@@ -24,7 +25,7 @@ from turnwise.sandbox.processes import folder_usage
 GRACE_S = 0.5  # between the interrupt and the kill
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
-IDLE_CPU_S = 1.0  # what background threads may use between runs
+IDLE_CPU_S = 0.5  # what background threads may use between runs
 MOST_FILES = 2048
 FORK = b"fork".ljust(8, b"\0")
 STATUSES = ("ok", "error", "memory", "process-limit")
@@ -119,7 +120,7 @@ class Supervisor(Interpreters):
             "running": len(self.running),
             "interpreters": len(self.children),
             "spares": len(self.spares),
-            "cleaning": len(self.cleaning),
+            "cleaning": len(self.cleaners),
         }
 
     def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> Session:
@@ -187,9 +188,9 @@ class Supervisor(Interpreters):
             branch, session.branch = session.branch, None
             branch.origin = None
             self.lose(branch, "the session died while it was forked")
-        if session.origin is not None:
-            session.origin.branch = None
-            session.origin = None
+        if session.origin is not None:  # its origin, which knows why the fork failed, has yet to answer
+            session.lost = why
+            return
         if session.opening is not None:
             (peer, number), session.opening = session.opening, None
             peer.reply(number, fail=why)
@@ -217,16 +218,23 @@ class Supervisor(Interpreters):
             peer.reply(number, fail=problem)
             return
         branch = self.new_session(session.limits, session.seed, peer, number)
-        twin, theirs = self.plumbing(child.family, session.limits)
+        twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
         session.branch, branch.origin = branch, session
-        self.tell(child, b"F", FORK)
+        self.expect(twin)
         try:
+            zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
+            room = f"{twin.area}\n{twin.folder}".encode()
+            twin.control.send(struct.pack(">I", len(room)) + room)
+        except OSError as error:
+            for fd in theirs:
+                os.close(fd)
+            session.branch, branch.origin = None, None
+            self.bury(twin, None, str(error))
+            return
+        self.tell(child, b"F", FORK)
+        with contextlib.suppress(OSError):  # where it just died, its end is on its way
             self.hand_over(child.control, b"F", theirs)
-            self.expect(twin)
-        except OSError:
-            self.expect(twin)
-            self.kill(child, "its channel broke")
 
     # one run
 
@@ -287,11 +295,12 @@ class Supervisor(Interpreters):
         if session is not None and session.branch is not None and token == FORK:
             branch, session.branch = session.branch, None
             branch.origin = None
-            if kind != episode.OK and branch.child is not None:
-                twin = branch.child
-                self.lose(branch, texts[3].decode("utf-8", "replace") or "the fork failed")
-                twin.session = None
-                self.kill(twin, "")
+            twin = branch.child
+            if kind != episode.OK or twin is None:
+                self.lose(branch, texts[3].decode("utf-8", "replace") or branch.lost or "the fork failed")
+                if twin is not None:
+                    twin.session = None
+                    self.kill(twin, "")
             else:
                 self.opened(branch)
             return
@@ -304,6 +313,12 @@ class Supervisor(Interpreters):
             child.captures[pipe].add(text)
         if session.call is call:
             status = STATUSES[kind & 3]
+            if status == "memory" and self.is_full(child):
+                # Its variables fill the limit: kept, they would fail every later program as well.
+                session.child, child.session = None, None
+                self.kill(child, "")
+                self.finish(session, call, status, error=texts[3].decode("utf-8", "replace"), lost=True, last=child)
+                return
             self.finish(session, call, status, texts[2], texts[3].decode("utf-8", "replace"), bool(kind & episode.CUT))
 
     def flooded(self, child: Interpreter) -> None:
@@ -314,7 +329,7 @@ class Supervisor(Interpreters):
 
     def finish(
         self, session: Session, call: Call, status: str, value: bytes = b"", error: str = "", cut: bool = False,
-        lost: bool = False,
+        lost: bool = False, last: Interpreter | None = None,
     ) -> None:  # fmt: skip
         """Ends a call: decides its status, removes what it left running, answers the host."""
         session.call = None
@@ -325,7 +340,7 @@ class Supervisor(Interpreters):
             status = "process-limit"
         out = err = ""
         cpu = 0.0
-        child = session.child
+        child = last or session.child
         if child is not None:
             child.idle_cpu = self.processes.cpu(child.pid)
             cpu = max(0.0, child.idle_cpu - call.cpu)
@@ -340,7 +355,7 @@ class Supervisor(Interpreters):
 
     def after_run(self, session: Session, child: Interpreter) -> None:
         """Ends what the program started and left, and checks the room its files take."""
-        if child.dead:
+        if child.dead or session.child is not child:
             return
         if self.processes.refresh(self.leaders) or child.pid in self.processes.several:
             self.end_strays(child)
@@ -396,7 +411,7 @@ class Supervisor(Interpreters):
         self.processes.refresh(self.leaders)
         groups = self.processes.groups() if self.processes.several else {}
         used = self.disk_use() if self.config["watch_disk"] else self.disk
-        filling = used[0] > self.disk[0] + (8 << 20) or used[1] > self.disk[1] + 1024
+        filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64
         for session in list(self.running.values()):
             call, child = session.call, session.child
             if call is None or child is None:
@@ -408,18 +423,30 @@ class Supervisor(Interpreters):
                 self.check_files(session)
             if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
                 self.interrupt(session, call, "timeout")
-        self.disk = used
+        if filling or used < self.disk:
+            self.disk = used
         self.ticking = bool(self.running)
         if self.ticking:
             soonest = min((s.call.deadline for s in self.running.values() if s.call is not None), default=now + TICK_S)
             self.after(min(TICK_S, max(0.005, soonest - now)), self.tick)
 
     def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
-        """Memory is one session's together, however many processes it spreads over."""
+        """Memory is one session's together, however many processes it spreads over.
+
+        What a forked process still shares with the first one cannot be told apart cheaply, so only what it has
+        beyond the first one's size counts; the container's own limit stands behind.
+        """
         if len(members) >= child.limits["processes"]:
             call.crowded = True
-        if self.processes.resident(members) > child.limits["memory_mb"] << 20:
+        first = self.processes.memory(child.pid)[1]
+        others = sum(max(0, self.processes.memory(pid)[1] - first) for pid in members if pid != child.pid)
+        if others > child.limits["memory_mb"] << 20:
             self.kill(child, "memory: its processes together used more than the limit")
+
+    def is_full(self, child: Interpreter) -> bool:
+        """Whether so little memory is left that no further program could run."""
+        limit: int = child.limits["memory_mb"] << 20
+        return self.processes.memory(child.pid)[0] > child.first_size + limit - max(limit // 16, 8 << 20)
 
     def disk_use(self) -> tuple[int, int]:
         """Bytes and files in use on the work folders' file system."""
@@ -433,7 +460,7 @@ class Supervisor(Interpreters):
             return
         try:
             self.as_user(child.family.uid)
-            size, files = folder_usage(os.path.join(self.config["work"], child.family.folder), 2 * MOST_FILES)
+            size, files = folder_usage(child.folder, 2 * MOST_FILES)
         finally:
             self.as_user(None)
         if size > session.limits["disk_mb"] << 20:

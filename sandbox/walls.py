@@ -21,8 +21,8 @@ _libc = ctypes.PyDLL(None, use_errno=True) if LINUX else None
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 SUPPORTED = LINUX and MACHINE in _AUDIT_ARCH and sys.maxsize > 2**32
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_GET_TID_ADDRESS = 1, 4, 36, 38, 40
-PR_SET_SECCOMP = 22
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER = 1, 4, 22, 36
+PR_SET_NO_NEW_PRIVS, PR_GET_TID_ADDRESS = 38, 40
 
 # name -> (x86_64, aarch64); -1 where the architecture lacks it. Numbers from 424 on are shared.
 _ALLOWED: dict[str, tuple[int, int]] = {
@@ -78,7 +78,8 @@ _ALLOWED: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 _CLONE, _FORK, _VFORK, _PRCTL, _PRLIMIT = (56, 220), (57, -1), (58, -1), (157, 167), (302, 261)
 _SOCKETPAIR, _EXECVE, _EXECVEAT, _CLONE3 = (53, 199), (59, 221), (322, 281), (435, 435)
-_PRCTL_ALLOWED = (3, 15, 16, 23, 37, PR_SET_NO_NEW_PRIVS, 39, PR_GET_TID_ADDRESS, 0x53564D41)
+# reading its own attributes, naming threads and mappings, and further filters, which can only take more away
+_PRCTL_ALLOWED = (3, 15, 16, PR_SET_SECCOMP, 23, 37, PR_SET_NO_NEW_PRIVS, 39, PR_GET_TID_ADDRESS, 0x53564D41)
 _NEW_NAMESPACES = 0x02000000 | 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000 | 0x80
 _CLONE_THREAD = 0x00010000
 _EPERM, _ENOSYS, _NEWEST_KNOWN = 1, 38, 463
@@ -136,6 +137,8 @@ def filter_program(*, processes: bool, programs: bool) -> bytes:
     guarded(_PRCTL, [(_LD, 0, 0, 16), *checks, deny, allow])
     guarded(_PRLIMIT, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 0), deny, allow])  # only its own limits
     guarded(_SOCKETPAIR, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 1), deny, allow])  # AF_UNIX
+    signals = [(_JEQ, 2, 0, 8), (_JEQ, 1, 0, 15), (_JEQ, 0, 1, 10)]  # F_SETOWN, F_SETOWN_EX, F_SETSIG
+    guarded(_ALLOWED["fcntl"], [(_LD, 0, 0, 24), *signals, deny, allow])
     for name, numbers in _ALLOWED.items():
         if name == "ioctl":  # pushing characters into somebody's terminal
             guarded(numbers, [(_LD, 0, 0, 24), (_JEQ, 2, 0, 0x5412), (_JEQ, 1, 0, 0x541C), allow, deny])
@@ -145,6 +148,15 @@ def filter_program(*, processes: bool, programs: bool) -> bytes:
     put(_JGE, _NEWEST_KNOWN, 0, 1)
     code.append(absent)
     code.append(deny)
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+
+
+def silence_program() -> bytes:
+    """A second filter for interpreters that were forked from one another: they share a user id, so none may signal."""
+    col = _column()
+    numbers = [_ALLOWED[name][col] for name in ("kill", "tkill", "tgkill")]
+    checks = [(_JEQ, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+    code = [(_LD, 0, 0, 0), *checks, (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _ERRNO | _EPERM)]
     return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
 

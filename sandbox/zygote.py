@@ -6,6 +6,7 @@ It receives only user ids, folders, limits and descriptors, so no episode inheri
 from __future__ import annotations
 
 import array
+import errno
 import gc
 import json
 import os
@@ -13,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from typing import Any, NoReturn
 
 from turnwise.sandbox import episode, walls
@@ -87,13 +89,10 @@ def start(request: dict[str, Any], fds: array.array[int], config: dict[str, Any]
     os.setpgid(0, 0)
     os.umask(0o077)
     limits, uid = request["limits"], request["uid"]
-    family = os.path.join(config["work"], request["folder"])
-    folder = os.path.join(family, "w")
+    area, folder = request["area"], request["folder"]
+    make_room(area, folder, uid)
     if uid is not None:
-        # Root's group may create in the work folder, and the new folder belongs to the user: nobody needs CHOWN.
         os.seteuid(uid)
-    os.mkdir(family, 0o700)
-    os.mkdir(folder, 0o700)
     os.chdir(folder)
     if uid is not None:
         os.seteuid(0)
@@ -111,20 +110,55 @@ def start(request: dict[str, Any], fds: array.array[int], config: dict[str, Any]
     def confine(own: str) -> None:
         walls.confine(readable, [own, *devices], execute=limits["programs"])
 
+    def silence() -> None:
+        if config["filter"]:
+            walls.install_filter(walls.silence_program())
+
     _limit(limits, uid is not None)
     if walls.LINUX:
         walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
         walls.prctl(walls.PR_SET_DUMPABLE, 0)
         walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
-        confine(family)
+        confine(area)
     if config["filter"]:
         walls.install_filter(walls.filter_program(processes=config["forks"], programs=limits["programs"]))
     sys.path.append("")
     control = socket.socket(fileno=episode.CONTROL)
     fork = walls.clone_sibling if config["siblings"] else os.fork
-    served = episode.Episode(control, folder, limits["output_bytes"], confine, fork)
+    served = episode.Episode(control, folder, limits["output_bytes"], fork, confine, silence)
     served.hello()
     served.serve()
+
+
+def make_room(area: str, folder: str, uid: int | None, attempts: int = 250) -> None:
+    """Makes an interpreter's area, which only root can list, and in it the folder that belongs to its user.
+
+    Both names are random: who does not know them cannot find them, not even an interpreter of the same user. Root's
+    group may create in the area and the new folder belongs to the effective user: nobody needs CHOWN.
+    """
+    _make_folder(area, attempts)
+    os.chmod(area, 0o731)
+    if uid is not None:
+        os.seteuid(uid)
+    try:
+        _make_folder(folder, attempts)
+        os.chmod(folder, 0o700)
+    finally:
+        if uid is not None:
+            os.seteuid(0)
+
+
+def _make_folder(path: str, attempts: int) -> None:
+    """Makes a folder; where another episode has just filled the disk, waits for the supervisor to end that one."""
+    for _ in range(attempts):
+        try:
+            os.mkdir(path, 0o700)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            time.sleep(0.02)
+    os.mkdir(path, 0o700)
 
 
 def _first_to_be_killed() -> None:
