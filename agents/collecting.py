@@ -12,7 +12,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -278,6 +278,8 @@ class _Runner:
                     )
                 )
                 episode.observation = observation
+                # Where neither agent nor environment ever waits, this is when Ctrl-C is heard.
+                await asyncio.sleep(0)
             if turns:
                 info |= turns[-1].info
         except (SandboxUnavailable, ImageMissing):
@@ -321,7 +323,7 @@ async def _call(env: TextEnvironment, pool: ThreadPoolExecutor, function: Callab
 def _block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """Runs a coroutine to its end, also where an event loop is already running (notebooks)."""
     try:
-        asyncio.get_running_loop()
+        outer = asyncio.current_task()
     except RuntimeError:
         return _run(work)
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
@@ -335,9 +337,12 @@ def _block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="turnwise-collect") as pool:
         result = pool.submit(_run, announced)
         try:
+            # Ctrl-C reaches this thread alone, as an exception or as a request to the loop that waits for us.
+            while not wait([result], timeout=0.1).done:
+                if outer is not None and outer.cancelling():
+                    raise asyncio.CancelledError
             return result.result()
         except BaseException:
-            # Ctrl-C reaches the main thread alone; without this it would wait for every episode to end.
             if not result.done():
                 loop, task = started.result()
                 loop.call_soon_threadsafe(task.cancel)
