@@ -20,6 +20,7 @@ from turnwise.envs.trajectory import TokenIds, Trajectory, Turn
 # Private-use characters: no template trims or escapes them, and no tokenizer gives them meaning.
 _OBSERVATIONS = ("\ue000A\ue001", "\ue000B\ue001", "\ue000C\ue001")
 _ACTIONS = ("\ue002D\ue003", "\ue002E\ue003")
+_MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _THOUGHT = "<think>\nx\n</think>\n\n"
 
 
@@ -80,7 +81,8 @@ class ChatFormat:
             "".join((_ACTIONS[0], middle, _OBSERVATIONS[1], header)),
             "".join((_ACTIONS[1], middle, _OBSERVATIONS[2], header)),
         ]
-        if thrice != "".join(appended) or _THOUGHT not in thoughtful:
+        # Spaces around what an assistant said are trimmed here and added there; that rewrites nothing.
+        if "".join(thrice.split()) != "".join("".join(appended).split()) or _THOUGHT not in thoughtful:
             warnings.warn(
                 "this chat template rewrites earlier turns (or drops their reasoning) once later ones follow; "
                 "turnwise keeps every token as it was sampled, so the model sees its own turns unabridged",
@@ -101,9 +103,10 @@ class ChatFormat:
         self.stop_ids: frozenset[int] = ends | (frozenset([closing]) if closing >= 0 else frozenset())
         if not self.stop_ids:
             raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
-        added = tokenizer.added_tokens_decoder
-        named = {number for number, token in added.items() if token.content in str(tokenizer.chat_template)}
-        meaning = special | (named | self.stop_ids) & added.keys()
+        added, source = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
+        # Added tokens that are not declared special may still be structure, such as <think> or <tool_call>.
+        marks = {n for n, token in added.items() if token.content in source or _MARKUP.fullmatch(token.content)}
+        meaning = special | (marks | self.stop_ids) & added.keys()
         self._never_text = {n for n in meaning if str(added.get(n, "")).strip()} - {tokenizer.unk_token_id}
         contents = sorted((added[number].content for number in self._never_text if number in added), key=len)
         self._spelled = re.compile("|".join(re.escape(text) for text in reversed(contents) if len(text) > 1) or r"(?!)")

@@ -65,7 +65,8 @@ def gsm8k_calculation(problem: Problem) -> list[str]:
 
 
 def _gold(answer: str) -> Fraction | None:
-    text = answer.replace(",", "").replace("$", "").rstrip("%. ")
+    # Only commas between thousands: "0,1" is two answers.
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer).replace("$", "").rstrip("%. ")
     return Fraction(text) if re.fullmatch(r"-?(?:\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})", text) else None
 
 
