@@ -333,9 +333,7 @@ def test_hostile_and_honest_episodes_together(sandbox: Sandbox) -> None:
 
     def attack(number: int) -> None:
         session = sandbox.open(Limits(wall_s=0.5, memory_mb=128))
-        for _ in range(2):
-            if session.run(attacks[number % len(attacks)]).ok:
-                wrong.append(number)
+        wrong.extend(number for _ in range(2) if session.run(attacks[number % len(attacks)]).ok)
         session.close()
 
     def work(number: int) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one program a line reads better than a program folded)
 """Programs that pose as the sandbox: whatever they write, the host believes only what the supervisor saw."""
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def test_an_answer_written_with_the_right_token_is_only_the_programs_own_text(se
     )
     assert (result.status, result.value) == (Status.OK, "99")
     statuses = [session.run("6 * 7") for _ in range(3)]
-    assert [r.value for r in statuses if r.ok] and {r.value for r in statuses} <= {None, "42"}
+    assert {r.value for r in statuses} == {None, "42"}
     assert any(r.status is Status.CRASH for r in statuses)
 
 
@@ -124,7 +125,9 @@ def test_a_program_that_is_killed_cannot_say_it_went_well(session: Session) -> N
 
 
 def test_a_program_cannot_talk_its_way_out_of_a_time_out(session: Session) -> None:
-    result = session.run("import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    'all fine'\n1", wall_s=0.2)
+    result = session.run(
+        "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    'all fine'\n1", wall_s=0.2
+    )
     assert (result.status, result.value) == (Status.TIMEOUT, "1")
 
 

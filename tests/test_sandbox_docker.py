@@ -1,0 +1,245 @@
+# ruff: noqa: E501 (one program a line reads better than a program folded)
+"""The Docker backend's life: how a container is locked down, that it never outlives its program, how loss is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from turnwise.sandbox import ImageMissing, Limits, SandboxLost, Status, open_sandbox
+from turnwise.sandbox.docker import LABEL, DockerSandbox, connect, own_labels, remove_orphans
+
+pytestmark = pytest.mark.docker
+
+PROGRAM = """
+import sys, threading
+from turnwise.sandbox.docker import DockerSandbox
+sandbox = DockerSandbox(spares=0, transport=sys.argv[1])
+session = sandbox.open()
+print(sandbox.servers[0].name, flush=True)
+def work():
+    while True: session.run("sum(range(10000))")
+threading.Thread(target=work, daemon=True).start()
+sys.stdin.read()
+if sys.argv[2] == "raise": raise RuntimeError("the trainer fails")
+"""
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    opened = connect()
+    yield opened
+    opened.close()
+
+
+def names(client: Any) -> set[str]:
+    """Every sandbox container of the engine, running or not."""
+    return {
+        entry["Names"][0].lstrip("/")
+        for entry in client.api.containers(all=True, filters={"label": LABEL})
+        if entry["Names"]
+    }
+
+
+def gone(client: Any, name: str, seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while name in names(client):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_the_container_is_locked_down(client: Any) -> None:
+    with DockerSandbox(spares=0) as sandbox:
+        details = client.api.inspect_container(sandbox.servers[0].name)
+    host, config = details["HostConfig"], details["Config"]
+    assert host["NetworkMode"] == "none"
+    assert host["IpcMode"] == "none"
+    assert host["ReadonlyRootfs"] is True
+    assert host["Privileged"] is False
+    assert host["CapDrop"] == ["ALL"]
+    assert sorted(capability.removeprefix("CAP_") for capability in host["CapAdd"]) == ["KILL", "SETGID", "SETUID"]
+    assert host["SecurityOpt"] == ["no-new-privileges:true"]  # and the engine's default seccomp profile
+    assert host["PidsLimit"] > 0
+    assert host["Memory"] > 0
+    assert host["MemorySwap"] == host["Memory"]
+    assert host["LogConfig"]["Type"] == "none"
+    assert host["AutoRemove"] is True
+    assert not host["Devices"]
+    assert "noexec" in host["Tmpfs"]["/work"]
+    assert [mount["Target"] for mount in host["Mounts"]] == ["/run/turnwise"]
+    assert not any("docker.sock" in mount["Source"] for mount in host["Mounts"])
+    assert config["NetworkDisabled"] is True
+    assert not any(name in str(config["Env"]) for name in ("HOME", "USER", "TOKEN"))
+
+
+def test_nothing_of_the_hosts_environment_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNWISE_TEST_SECRET", "hunter2")
+    with DockerSandbox(spares=0) as sandbox:
+        session = sandbox.open()
+        assert "hunter2" not in (session.run("import os; dict(os.environ)").value or "")
+
+
+@pytest.mark.parametrize("transport", ["unix", "attach"])
+def test_both_transports_serve_many_threads(transport: str) -> None:
+    wrong: list[object] = []
+    with DockerSandbox(transport=transport, spares=0) as sandbox:
+
+        def work(number: int) -> None:
+            session = sandbox.open(Limits(wall_s=30))
+            answers = [session.run(f"{number} * 1000 + {step}").value for step in range(50)]
+            wrong.extend(set(answers) - {str(number * 1000 + step) for step in range(50)})
+            session.close()
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("transport", "end"), [("unix", "kill"), ("attach", "kill"), ("unix", "term"), ("unix", "raise"), ("unix", "exit")]
+)
+def test_the_container_ends_with_the_program_however_that_ends(client: Any, transport: str, end: str) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, transport, end],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    name = program.stdout.readline().strip()
+    assert name in names(client)
+    if end in ("kill", "term"):
+        program.send_signal(signal.SIGKILL if end == "kill" else signal.SIGTERM)
+    program.stdin.close()
+    program.wait(30)
+    program.stdout.close()
+    assert gone(client, name)
+
+
+def test_orphans_are_found_by_label_and_living_programs_are_left_alone(client: Any) -> None:
+    """An orphan is a container whose program's process is gone, or is another one with the same id."""
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    labels = own_labels()
+    cases = {
+        "orphan": labels | {f"{LABEL}.pid": str(ended.pid), f"{LABEL}.started": "1"},
+        "reused": labels | {f"{LABEL}.started": "1"},
+        "alive": labels,
+        "elsewhere": labels | {f"{LABEL}.host": "another machine", f"{LABEL}.pid": str(ended.pid)},
+    }
+    from turnwise.sandbox import image
+
+    made = {}
+    try:
+        for case, own in cases.items():
+            made[case] = f"turnwise-test-{os.getpid()}-{case}"
+            client.api.create_container(image.require(client), command=["sleep", "60"], name=made[case], labels=own)
+        removed = remove_orphans(client)
+        assert {made["orphan"], made["reused"]} <= set(removed)
+        assert {made["alive"], made["elsewhere"]} <= names(client)
+    finally:
+        for name in names(client) & set(made.values()):
+            client.api.remove_container(name, force=True)
+
+
+def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(client: Any) -> None:
+    with DockerSandbox(spares=0) as sandbox:
+        session = sandbox.open()
+        name = sandbox.servers[0].name
+        timer = threading.Timer(0.5, lambda: client.api.kill(name))
+        timer.start()
+        with pytest.raises(SandboxLost, match=name):
+            session.run("import time; time.sleep(20)", wall_s=20)
+        timer.join()
+        with pytest.raises(SandboxLost):
+            session.run("1")
+        session.close()
+        after = sandbox.open()
+        assert after.run("6 * 7").value == "42"
+        assert sandbox.servers[0].name != name
+
+
+def test_strict_gives_every_session_a_container(client: Any) -> None:
+    with DockerSandbox(level="strict", containers=2, wait_s=0.1) as sandbox:
+        first, second = sandbox.open(), sandbox.open()
+        assert first.run("6 * 7").value == second.run("42").value == "42"
+        assert len(sandbox.servers) == 2
+        with pytest.raises(Exception, match="were full"):
+            sandbox.open()
+        assert not sandbox.capabilities.fork
+
+
+def test_a_missing_image_says_how_to_build_it() -> None:
+    with pytest.raises(ImageMissing, match="no image nobody/nothing:1: pull or build it first"):
+        open_sandbox("docker", image="nobody/nothing:1")
+
+
+def test_a_runtime_the_engine_does_not_have_is_named() -> None:
+    with pytest.raises(Exception, match=r"no runtime 'kata-of-nowhere'; it has: .*runc"):
+        open_sandbox("docker", runtime="kata-of-nowhere")
+
+
+def test_the_shared_sandbox_is_one_container_for_everybody() -> None:
+    first, second = open_sandbox("docker"), open_sandbox("docker")
+    one, two = first.open(), second.open()
+    assert one.run("import os; os.uname().nodename, os.getpid()").ok
+    first.close()  # ends the sessions opened through it, not the container
+    assert two.run("6 * 7").value == "42"
+    with pytest.raises(Exception, match="closed"):
+        one.run("1")
+    third = open_sandbox("docker")
+    assert third.open().run("1").status is Status.OK
+    third.close()
+    second.close()
+
+
+def test_the_containers_memory_limit_ends_the_biggest_and_spares_the_rest() -> None:
+    """Three sessions may each have 700 MiB, the container 1 GiB: the kernel ends one, and the status says memory."""
+    with DockerSandbox(memory_mb=1024, spares=0) as sandbox:
+        honest = sandbox.open()
+        honest.run("x = 1")
+        results = []
+
+        def hog() -> None:
+            session = sandbox.open(Limits(wall_s=30, memory_mb=700))
+            results.append(
+                session.run(
+                    "import time\nx = bytearray(650 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\ntime.sleep(1)"
+                )
+            )
+
+        threads = [threading.Thread(target=hog) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {result.status for result in results} <= {Status.OK, Status.MEMORY}
+        assert [result for result in results if result.status is Status.MEMORY]
+        assert honest.run("x").value == "1"
+
+
+def test_a_forked_copy_of_the_program_gets_a_sandbox_of_its_own() -> None:
+    code = (
+        "import os\nfrom turnwise.sandbox import open_sandbox\n"
+        "box = open_sandbox('docker'); s = box.open(); s.run('x = 1')\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n    t = open_sandbox('docker').open(); ok = t.run('6*7').value == '42'; os._exit(0 if ok else 1)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\nassert s.run('x').value == '1'\nprint('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "fine\n", done.stderr

@@ -1,0 +1,278 @@
+"""Parts of the sandbox, each alone: frames, captures, safe text, the filter, the image's label, the commands."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import socket
+import struct
+import sys
+import threading
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from turnwise.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, image, open_sandbox, walls
+from turnwise.sandbox.capture import Capture
+from turnwise.sandbox.link import FrameReader, StreamLink, encode
+from turnwise.sandbox.server import BOOT, boot_frame, safe_text
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("plain\n\ttext", "plain\n\ttext"),
+        ("Größe 日本 🎲", "Größe 日本 🎲"),
+        ("a\x00b\x1b[31m\x7f\x9b", "a\\x00b\\x1b[31m\\x7f\\x9b"),
+        ("line\r\nnext\rback", "line\nnext\\x0dback"),
+        ("a\u202eb\u2066c\u2028d", "a\\u202eb\\u2066c\\u2028d"),
+        ("\ud800", "\\ud800"),
+    ],
+)
+def test_text_is_made_safe_to_print(written: str, shown: str) -> None:
+    assert safe_text(written) == shown
+    assert shown.encode()
+
+
+def test_a_capture_keeps_head_and_tail_and_says_what_is_missing() -> None:
+    capture = Capture(8)
+    for piece in (b"abc", b"def", b"g" * 100, b"xyz"):
+        capture.add(piece)
+    # 109 bytes came, 4 + 4 are kept
+    assert capture.text() == b"abcd\n... 101 bytes cut ...\ngxyz"
+    assert capture.cut
+    capture.clear()
+    capture.add(b"12345678")
+    assert (capture.text(), capture.cut) == (b"12345678", False)
+
+
+def test_a_capture_of_a_flood_stays_small() -> None:
+    capture = Capture(1000)
+    for _ in range(2000):
+        capture.add(b"x" * 65536)
+    assert capture.total == 2000 * 65536
+    assert len(capture.head) + len(capture.tail) < 5000
+
+
+def test_frames_survive_any_cutting_of_the_stream() -> None:
+    ours, theirs = socket.socketpair()
+    data = b"".join(encode({"id": n, "text": "ä" * n}) for n in range(50))
+
+    def send() -> None:
+        for start in range(0, len(data), 7):
+            theirs.sendall(data[start : start + 7])
+        theirs.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    reader = FrameReader(ours)
+    assert [reader.read(None)["text"] for _ in range(50)] == ["ä" * n for n in range(50)]
+    with pytest.raises(SandboxLost, match="ended"):
+        reader.read(None)
+    thread.join()
+    ours.close()
+
+
+@pytest.mark.parametrize("sent", [struct.pack(">I", 1 << 31), struct.pack(">I", 2) + b"[]"])
+def test_what_is_no_frame_ends_the_link(sent: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(sent)
+    with pytest.raises(SandboxLost):
+        FrameReader(ours).read(None)
+    ours.close()
+    theirs.close()
+
+
+class Echo:
+    """A supervisor's stand-in that answers in reverse order, two at a time."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self) -> None:
+        reader = FrameReader(self.theirs)
+        try:
+            while True:
+                pair = [reader.read(None), reader.read(None)]
+                for request in reversed(pair):
+                    self.theirs.sendall(encode({"id": request["id"], "twice": request["x"] * 2}))
+        except SandboxLost:
+            return
+
+
+def test_callers_that_share_a_stream_get_their_own_answers() -> None:
+    echo = Echo()
+    link = StreamLink(echo.ours)
+    answers: dict[int, int] = {}
+
+    def call(number: int) -> None:
+        for step in range(50):
+            answers[number * 50 + step] = link.call({"x": number * 50 + step}, 30)["twice"]
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {n: 2 * n for n in range(400)}
+
+    async def together() -> list[dict[str, Any]]:
+        return await asyncio.gather(*[link.acall({"x": n}, 30) for n in range(100)])
+
+    assert [answer["twice"] for answer in asyncio.run(together())] == [2 * n for n in range(100)]
+    link.close()
+
+
+def test_a_broken_stream_fails_everybody_who_waits() -> None:
+    ours, theirs = socket.socketpair()
+    link = StreamLink(ours)
+    problems: list[str] = []
+
+    def call() -> None:
+        try:
+            link.call({}, 30)
+        except SandboxLost as error:
+            problems.append(str(error))
+
+    threads = [threading.Thread(target=call) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    theirs.recv(1)
+    while len(link._waiters) < 5:
+        pass
+    theirs.close()
+    for thread in threads:
+        thread.join(20)
+    assert len(problems) == 5
+    with pytest.raises(SandboxLost):
+        link.call({}, 30)
+
+
+def test_an_answer_that_does_not_come_is_a_lost_sandbox() -> None:
+    ours, theirs = socket.socketpair()
+    with pytest.raises(SandboxLost, match="did not answer"):
+        StreamLink(ours).call({}, 0.05)
+    theirs.close()
+
+
+@pytest.mark.skipif(not walls.SUPPORTED, reason="the filter is for Linux on x86_64 and aarch64")
+def test_the_filter_is_well_formed() -> None:
+    """Every jump of the classic-BPF program lands inside it and the last instruction returns."""
+    for program in (
+        walls.filter_program(processes=True, programs=False),
+        walls.filter_program(processes=False, programs=True),
+        walls.silence_program(),
+    ):
+        code = list(struct.iter_unpack("HBBI", program))
+        assert len(code) < 4096
+        assert code[-1][0] == 0x06
+        for index, (_, yes, no, _) in enumerate(code):
+            assert index + 1 + max(yes, no) < len(code) or code[index][0] == 0x06
+
+
+def test_the_boot_program_is_the_source_of_this_package() -> None:
+    """The container runs what is installed here, so an image never holds an old supervisor."""
+    compile(BOOT, "boot", "exec")
+    frame = boot_frame({"answer": 42})
+    assert struct.unpack(">I", frame[:4])[0] == len(frame) - 4
+    assert b"def clone_sibling" in frame
+
+
+def test_an_unknown_kind_is_refused_with_a_hint() -> None:
+    with pytest.raises(ValueError, match="did you mean 'docker'"):
+        open_sandbox("dokcer")
+
+
+def test_docker_without_an_engine_fails_and_is_never_weaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with pytest.raises(SandboxUnavailable, match="no Docker engine answers at unix:///nowhere") as caught:
+        open_sandbox("docker", sessions=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_without_an_engine_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with open_sandbox("auto", spares=0) as sandbox:
+            assert sandbox.capabilities.name.startswith("local/")
+            assert sandbox.open().run("6 * 7").value == "42"
+    assert any("falling back to the local sandbox" in str(warning.message) for warning in seen)
+
+
+class Images:
+    """An engine's image list of one image."""
+
+    def __init__(self, name: str, label: str | None) -> None:
+        self.name, self.label = name, label
+        self.images = self
+
+    def get(self, name: str) -> SimpleNamespace:
+        from docker.errors import ImageNotFound
+
+        if name != self.name:
+            raise ImageNotFound("no such image")
+        return SimpleNamespace(id="sha256:1", labels={image.CONTENT_LABEL: self.label} if self.label else {})
+
+
+def test_an_image_must_be_there_and_made_from_this_recipe() -> None:
+    good: Any = Images(image.default_name(), image.content())
+    assert image.require(good) == "sha256:1"
+    missing: Any = Images("another", None)
+    with pytest.raises(ImageMissing, match="turnwise sandbox build"):
+        image.require(missing)
+    stale: Any = Images(image.default_name(), "0123456789ab")
+    with pytest.raises(ImageMissing, match=f"recipe 0123456789ab, expected {image.content()}"):
+        image.require(stale)
+    assert image.require(missing, "another") == "sha256:1"
+    assert image.default_name(["python3-scipy"]) != image.default_name()
+
+
+def command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    cli.add_commands(parser.add_subparsers())
+    parsed = parser.parse_args(["sandbox", *arguments])
+    code: int = parsed.run(parsed)
+    return code
+
+
+def test_run_prints_what_the_program_printed_and_its_value(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("print('hello')\n6 * 7")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert command("run", str(program), "--sandbox", "local") == 0
+        assert capsys.readouterr().out == "hello\n42\n"
+        monkeypatch.setattr(sys, "stdin", io.StringIO("1 / 0"))
+        assert command("run", "--sandbox", "local") == 1
+        assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_commands_fail_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    for arguments in (["run", str(tmp_path / "none.py")], ["clean"], ["build"]):
+        assert command(*arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("turnwise sandbox: ")
+        assert error.count("\n") == 1
+    assert command("check", "--sandbox", "docker") == 1
+    assert "docker: does not work here" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1"))
+    assert command("run", "--sandbox", "dokcer") == 2
+
+
+@pytest.mark.parametrize("name", ["build", "check", "run", "clean"])
+def test_every_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command(name, "--help")
+    assert "example" in capsys.readouterr().out

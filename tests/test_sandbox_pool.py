@@ -1,0 +1,181 @@
+"""The pool over stand-in servers: who gets the next place, what a sick server costs, who waits and for how long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from turnwise.sandbox.pool import Pool
+from turnwise.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
+from turnwise.sandbox.server import Server
+
+CAPABILITIES = Capabilities("stand-in", True, True, True, True, True, True, True)
+
+
+class Wire:
+    """A link whose far end answers at once, until it is cut."""
+
+    def __init__(self) -> None:
+        self.cut = False
+        self.sessions = 0
+
+    def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if self.cut:
+            raise SandboxLost("the sandbox ended")
+        self.sessions += request["op"] == "open"
+        return {"s": self.sessions, "status": "ok", "value": "1"}
+
+    async def acall(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        return self.call(request, timeout)
+
+    def close(self) -> None:
+        self.cut = True
+
+
+class Engine:
+    """Starts stand-in servers and counts them."""
+
+    def __init__(self, capacity: int = 2, broken: bool = False) -> None:
+        self.capacity, self.broken = capacity, broken
+        self.wires: list[Wire] = []
+        self.stopped = 0
+
+    def __call__(self) -> Server:
+        if self.broken:
+            raise SandboxUnavailable("no Docker engine answers")
+        wire = Wire()
+        self.wires.append(wire)
+
+        def stop() -> None:
+            self.stopped += 1
+
+        return Server(f"server {len(self.wires)}", wire, stop, self.capacity)
+
+
+def test_sessions_fill_one_server_before_another_is_started() -> None:
+    engine = Engine(capacity=2)
+    with Pool([engine], CAPABILITIES, servers=3) as pool:
+        sessions = [pool.open() for _ in range(4)]
+        assert [wire.sessions for wire in engine.wires] == [2, 2]
+        sessions[0].close()
+        pool.open()
+        assert [wire.sessions for wire in engine.wires] == [3, 2]
+    assert engine.stopped == 2
+
+
+def test_servers_spread_over_engines() -> None:
+    engines = [Engine(capacity=1), Engine(capacity=1)]
+    with Pool(engines, CAPABILITIES, servers=4) as pool:
+        for _ in range(4):
+            pool.open()
+        assert [len(engine.wires) for engine in engines] == [2, 2]
+
+
+def test_an_engine_that_does_not_answer_is_passed_over() -> None:
+    good = Engine()
+    with Pool([Engine(broken=True), good], CAPABILITIES, servers=2) as pool:
+        pool.open()
+        assert len(good.wires) == 1
+    with pytest.raises(SandboxUnavailable, match="no Docker engine answers"):
+        Pool([Engine(broken=True)], CAPABILITIES).open()
+
+
+def test_a_lost_server_is_replaced_and_the_others_keep_their_sessions() -> None:
+    engine = Engine(capacity=1)
+    with Pool([engine], CAPABILITIES, servers=2) as pool:
+        lost, kept = pool.open(), pool.open()
+        engine.wires[0].cut = True
+        with pytest.raises(SandboxLost, match="server 1"):
+            lost.run("1")
+        assert kept.run("1").value == "1"
+        assert pool.open().run("1").value == "1"
+        assert len(engine.wires) == 3
+
+
+def test_opening_on_a_server_that_just_died_tries_another() -> None:
+    engine = Engine(capacity=4)
+    with Pool([engine], CAPABILITIES) as pool:
+        pool.open()
+        engine.wires[0].cut = True
+        assert pool.open().run("1").value == "1"
+
+
+def test_the_full_pool_serves_those_who_wait_in_the_order_they_came() -> None:
+    engine = Engine(capacity=1)
+    order: list[int] = []
+    with Pool([engine], CAPABILITIES, servers=1) as pool:
+        first = pool.open()
+
+        def wait(number: int) -> None:
+            session = pool.open()
+            order.append(number)
+            session.close()
+
+        threads = []
+        for number in range(5):
+            threads.append(threading.Thread(target=wait, args=(number,)))
+            threads[-1].start()
+            while len(pool._queue) < number + 1:
+                time.sleep(0.001)
+        assert order == []
+        first.close()
+        for thread in threads:
+            thread.join()
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_waiting_for_room_ends_with_an_error_that_says_what_to_do() -> None:
+    with Pool([Engine(capacity=1)], CAPABILITIES, wait_s=0.05) as pool:
+        pool.open()
+        with pytest.raises(SandboxUnavailable, match="close sessions"):
+            pool.open()
+        assert len(pool._queue) == 0
+
+
+def test_closing_the_pool_wakes_whoever_waits() -> None:
+    pool = Pool([Engine(capacity=1)], CAPABILITIES)
+    pool.open()
+    problems: list[str] = []
+
+    def wait() -> None:
+        try:
+            pool.open()
+        except SandboxError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not pool._queue:
+        time.sleep(0.001)
+    pool.close()
+    thread.join()
+    assert problems == ["the sandbox is closed"]
+    pool.close()
+
+
+def test_servers_long_empty_are_closed_save_one() -> None:
+    engine = Engine(capacity=1)
+    with Pool([engine], CAPABILITIES, servers=3, spare_s=0.1) as pool:
+        sessions = [pool.open() for _ in range(3)]
+        for session in sessions:
+            session.close()
+        deadline = time.monotonic() + 20
+        while len(pool.servers) > 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert len(pool.servers) == 1
+        assert engine.stopped == 2
+
+
+def test_closing_a_session_twice_frees_one_place() -> None:
+    engine = Engine(capacity=1)
+    with Pool([engine], CAPABILITIES, servers=2) as pool:
+        session = pool.open(Limits())
+        session.close()
+        session.close()
+        pool.open()
+        assert len(engine.wires) == 1
+        pool.open()
+        assert len(engine.wires) == 2
