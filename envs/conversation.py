@@ -111,7 +111,7 @@ class Partner(Protocol):
 
 def ends(text: str) -> bool:
     """Whether a turn of the side that may end the conversation ends it: the marker is the last thing it says."""
-    return END[-2:] in text[-64:] and _AT_END.search(text, max(0, len(text) - 64)) is not None
+    return "]" in text[-64:] and _AT_END.search(text, max(0, len(text) - 64)) is not None
 
 
 def defused(text: str) -> str:

@@ -62,7 +62,7 @@ def first_state(topic: Topic, knowledge: int) -> dict[str, Any]:
     return {
         "understanding": [0.5 if index < knowledge else 0.05 for index in range(len(topic.concepts))],
         "engagement": 0.5,
-        "patience": 0.75,
+        "patience": 0.8,
         "phase": "curious",
         "joy": 0.0,
         "answered": 0,

@@ -64,7 +64,7 @@ light: reflection refraction colours shadow
 sound: vibration pitch echo loudness
 atoms: protons neutrons electrons nucleus
 chemical reactions: reactants products bonds heat
-acids and bases: acid base litmus salt
+acids and bases: litmus salt vinegar soap
 states of matter: solid liquid gas melting
 density: mass volume floating water
 simple machines: lever pulley wheel ramp

@@ -29,7 +29,7 @@ _WORDS: dict[int, str] = {
     _LECTURE: """because therefore thus means first second third next finally called definition defined key rule step
         important fact consists causes explains""",
     _HANDS: "experiment activity exercise hands-on yourself",
-    _DO: """try build draw make measure fold cut take mix write sketch act sort test use find collect count map model
+    _DO: """try build draw make measure fold cut take mix write sketch act sort test use find collect count model
         practise practice play pick place put grab""",
     _STORY: "imagine example instance story suppose everyday once picture",
     _WARM: """good great nice well wonderful excellent welcome thanks thank glad happy lovely right exactly fantastic
@@ -155,7 +155,7 @@ def _sentence(speech: Speech, sentence: str, words: list[str], concepts: Mapping
         return
     speech.proper += 1
     question = sentence.endswith("?") and bool(tags & _ASK or _TAGS.get(words[0], 0) & _OPENER)
-    if question and tags & _YOU and tags & _LEARN:
+    if question and tags & _YOU and tags & _LEARN and not topics:
         speech.asks_preference = True
         return
     if named:

@@ -1,0 +1,187 @@
+"""An agent behind a role: any agent plays the other side of a conversation, and that side's trajectory is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from turnwise.agents.agent import Action, Agent, ContextFull, Episode, Reply
+from turnwise.envs.conversation import PartnerFull, Scene, Spoken
+from turnwise.envs.trajectory import Trajectory, Turn
+
+_T = TypeVar("_T")
+
+
+class LoopThread:
+    """An event loop in a thread of its own, where agents that must be awaited live. Started at the first use."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Runs what `work` returns to its end and gives its value; callable from many threads at once."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="turnwise-partner", daemon=True).start()
+
+        async def awaited() -> _T:
+            return await work()
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
+
+
+async def reply(agent: Agent, episode: Episode) -> Action:
+    """An agent's next action, awaited if need be."""
+    value: Reply | Awaitable[Reply] = agent.act(episode)
+    said = await value if inspect.isawaitable(value) else value
+    return Action(said) if isinstance(said, str) else said
+
+
+class AgentPartner:
+    """Any agent as the other side of a conversation environment: a student, a buyer.
+
+    The agent sees its brief and the first thing said to it as its first observation, then one observation a turn; its
+    own turns are its actions. A transformer reads only what is new, as in any episode. What it sampled is recorded in
+    the step's info, so that `other_side` can rebuild its trajectory with every token.
+
+    Use another agent object here than the one that `collect` drives: one rollout engine lives in one event loop. They
+    may share the policy.
+
+    Args:
+        agent: Who plays.
+        retries: How often an agent that fails (a server that is down or overloaded) is asked again; then its error
+            ends the episode as invalid.
+        backoff: Seconds before the first retry; doubled each time.
+        sleep: Waits; given for tests.
+    """
+
+    def __init__(
+        self, agent: Agent, *, retries: int = 3, backoff: float = 1.0, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.agent = agent
+        self.name = str(getattr(agent, "name", type(agent).__name__))
+        self._retries, self._backoff, self._sleep = retries, backoff, sleep
+        self._loop = LoopThread()
+        self._episodes: dict[int, tuple[Scene, Episode]] = {}  # the scene too, so that its id is not used again
+
+    def __call__(self, scene: Scene, heard: str, /) -> Spoken:
+        """The agent's answer.
+
+        Raises:
+            PartnerFull: The conversation no longer fits the agent's context.
+        """
+        _, episode = self._episodes.get(id(scene)) or self._begin(scene)
+        turn = len(episode.turns)
+        episode.observation = _observation(scene, turn, heard)
+        # A generator a turn, so that a conversation goes on from a snapshot as it would have.
+        episode.rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([scene.seed, turn])))
+        action = self._ask(episode)
+        episode.turns.append(_turn(episode.observation, action))
+        return Spoken(action.text, {"partner": _recorded(episode.observation, action, self.agent)})
+
+    def release(self, scene: Scene) -> None:
+        """Forgets a conversation that is over."""
+        _, episode = self._episodes.pop(id(scene), (None, None))
+        release = getattr(self.agent, "release", None)
+        if episode is not None and release is not None:
+
+            async def there() -> None:
+                release(episode)
+
+            self._loop.run(there)
+
+    def _begin(self, scene: Scene) -> tuple[Scene, Episode]:
+        # A scene that was restored from a snapshot already holds turns; the agent is shown them as its own.
+        turns = [_turn(line.record["partner"]["observation"], _action(line.record["partner"])) for line in scene.lines]
+        episode = Episode(scene.role, scene.seed, "", 0, np.random.default_rng(scene.seed), "", turns)
+        self._episodes[id(scene)] = scene, episode
+        return scene, episode
+
+    def _ask(self, episode: Episode) -> Action:
+        wait = self._backoff
+        for attempt in range(self._retries + 1):
+            try:
+                return self._loop.run(lambda: reply(self.agent, episode))
+            except ContextFull as full:
+                raise PartnerFull(str(full)) from full
+            except Exception:
+                if attempt == self._retries:
+                    raise
+                self._sleep(wait)
+                wait *= 2.0
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def other_side(trajectory: Trajectory) -> Trajectory:
+    """The partner's own trajectory of a conversation that an `AgentPartner` took part in.
+
+    Its observations are what it heard, its actions what it wrote, with the tokens as sampled; the final reward is the
+    environment's `partner_reward` where there is one. It is trained on like any other; groups stay groups, as both
+    sides share the start.
+
+    Raises:
+        ValueError: The partner was no agent.
+    """
+    turns: list[Turn] = []
+    agent, version = "", ""
+    for turn in trajectory.turns:
+        record = turn.info.get("partner")
+        if record is None:
+            if turn is trajectory.turns[-1] and turns:
+                break  # the agent ended the conversation, and the partner did not speak again
+            raise ValueError(
+                "other_side: expected turns that record what a partner sampled, got one without; collect with "
+                "env_options={'student': AgentPartner(agent)} (or 'buyer')"
+            )
+        agent, version = record["agent"], record["version"]
+        info = {key: value for key, value in turn.info.items() if key != "partner"}
+        turns.append(replace(_turn(record["observation"], _action(record)), info=info))
+    if turns:
+        turns[-1] = replace(turns[-1], reward=float(trajectory.info.get("partner_reward", 0.0)))
+    return replace(
+        trajectory,
+        turns=tuple(turns),
+        agent=agent,
+        policy_version=version,
+        final_observation="",
+        env_options={**trajectory.env_options, "side": "partner"},
+        info={key: value for key, value in trajectory.info.items() if key != "partner"},
+    )
+
+
+def _observation(scene: Scene, index: int, heard: str) -> str:
+    return f"{scene.brief}\n\n{heard}" if index == 0 else heard
+
+
+def _turn(observation: str, action: Action) -> Turn:
+    return Turn(observation, action.text, 0.0, action.context_ids, action.action_ids, action.logps)
+
+
+def _recorded(observation: str, action: Action, agent: Agent) -> dict[str, Any]:
+    return {
+        "observation": observation,
+        "agent": str(getattr(agent, "name", type(agent).__name__)),
+        "version": str(getattr(agent, "version", "")),
+        "text": action.text,
+        "context_ids": action.context_ids.tolist(),
+        "action_ids": action.action_ids.tolist(),
+        "logps": action.logps.tolist(),
+    }
+
+
+def _action(record: dict[str, Any]) -> Action:
+    return Action(
+        record["text"],
+        np.asarray(record["context_ids"], np.int32),
+        np.asarray(record["action_ids"], np.int32),
+        np.asarray(record["logps"], np.float32),
+    )
