@@ -99,7 +99,7 @@ def collect(
     options = dict(env_options or {})
     factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))
     env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env
-    recorded = {name: _plain(value) for name, value in options.items()}
+    recorded = plain_options(options)
 
     jobs = [
         _Job(group, member, group_seed(seed, group), None if tasks is None else int(tasks[group]))
@@ -131,6 +131,11 @@ def group_seed(seed: int, group: int) -> int:
 def episode_rng(seed: int, group: int, member: int) -> np.random.Generator:
     """The generator of one episode's agent; independent of every other episode's and of the environment's."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, group, member + 1])))
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment's options as trajectories record them: JSON values."""
+    return {name: _plain(value) for name, value in options.items()}
 
 
 def _plain(value: Any) -> Any:

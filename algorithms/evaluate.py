@@ -37,12 +37,12 @@ class Proportion:
         return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def wilson(successes: float, trials: int, *, z: float = _Z95) -> Proportion:
-    """Wilson's score interval of a share; [0, 1] where nothing was tried.
+def wilson(successes: float, trials: float, *, z: float = _Z95) -> Proportion:
+    """Wilson's score interval of a share (JASA 22, 1927, page 209); [0, 1] where nothing was tried.
 
     Args:
         successes: Between 0 and `trials`.
-        trials: Number of independent trials.
+        trials: Number of independent trials; need not be whole where it is an effective number.
         z: Normal quantile; 1.96 gives 95%.
     """
     if not 0 <= successes <= trials:
@@ -52,13 +52,15 @@ def wilson(successes: float, trials: int, *, z: float = _Z95) -> Proportion:
     share = successes / trials
     middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Proportion(share, max(0.0, middle - half), min(1.0, middle + half), trials)
+    return Proportion(share, max(0.0, middle - half), min(1.0, middle + half), int(trials))
 
 
 def pass_at(correct: int, samples: int, k: int) -> float:
     """Chance that at least one of k samples drawn without replacement is right (unbiased; arXiv 2107.03374, eq. 1)."""
-    if not 1 <= k <= samples:
-        raise ValueError(f"pass_at: expected 1 <= k <= {samples} samples, got {k}")
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(
+            f"pass_at: expected 1 <= k <= samples and 0 <= correct <= samples, got k={k}, {correct} of {samples}"
+        )
     if samples - correct < k:
         return 1.0
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
@@ -69,9 +71,10 @@ class Report:
     """What an evaluation found.
 
     Attributes:
-        success: Share of episodes whose total reward reached `success_reward`. The interval counts problems, not
-            episodes, as independent: with several samples a problem it is the normal interval of the problem means.
-        pass_at_n: Share of problems solved by at least one of n samples.
+        success: Share of episodes whose total reward reached `success_reward`, every problem with equal weight. The
+            interval counts problems, not episodes, as independent; see `clustered`.
+        pass_at_n: Share of problems solved by at least one of n samples, among those with n valid ones (all problems
+            where there are none such).
         samples: Samples a problem (n).
         mean_return: Mean total reward.
         turns: Mean number of turns.
@@ -126,10 +129,12 @@ def report(groups: Sequence[Group], *, success_reward: float = 1.0) -> Report:
         raise ValueError(f"report: expected valid episodes, got none; errors were {sorted(errors)[:3]}")
     episodes = [m for members in kept for m in members]
     right = [[m.total_reward >= success_reward for m in members] for members in kept]
+    samples = max(len(group) for group in groups)
+    whole = [marks for marks in right if len(marks) == samples] or right
     return Report(
-        success=_mean_over_problems(right),
-        pass_at_n=wilson(sum(any(marks) for marks in right), len(right)),
-        samples=max(len(group) for group in groups),
+        success=clustered(right),
+        pass_at_n=wilson(sum(any(marks) for marks in whole), len(whole)),
+        samples=samples,
         mean_return=float(np.mean([m.total_reward for m in episodes])),
         turns=float(np.mean([len(m.turns) for m in episodes])),
         tokens=float(np.mean([sum(len(turn.action_ids) for turn in m.turns) for m in episodes])),
@@ -171,18 +176,31 @@ def evaluate(
     return report(groups, success_reward=success_reward)
 
 
-def _mean_over_problems(right: Sequence[Sequence[bool]]) -> Proportion:
+def clustered(right: Sequence[Sequence[bool]]) -> Proportion:
+    """Share of successes with an interval over problems: samples of one problem are not independent of each other.
+
+    Wilson's interval at the effective number of trials, p (1 - p) / var, where var is the variance of the mean of the
+    problem means: the trials divided by the design effect, as for clustered survey samples (Franco, Little, Louis and
+    Slud, J. Survey Statistics and Methodology 7, 2019). The number is kept between that of problems and that of
+    episodes; where all or none succeeded the variance says nothing, and it is that of problems.
+
+    Args:
+        right: For every problem, whether each of its samples succeeded.
+
+    Raises:
+        ValueError: No problem, or one without samples.
+    """
+    if not right or not all(right):
+        raise ValueError("clustered: expected problems with at least one sample each")
     means = np.array([np.mean(marks) for marks in right])
-    if all(len(marks) == 1 for marks in right):
-        return wilson(float(means.sum()), len(means))
     value = float(means.mean())
-    # Samples of one problem are not independent; problems are. Wilson with the design effect keeps the interval
-    # inside [0, 1] and honest at the edges, where the normal interval collapses.
-    episodes = sum(len(marks) for marks in right)
-    binomial = value * (1 - value) / episodes
-    clustered = float(means.var(ddof=1)) / len(means) if len(means) > 1 else binomial
-    effective = (
-        episodes if binomial == 0 else max(len(means), round(episodes * min(1.0, binomial / max(clustered, 1e-12))))
-    )
+    problems, episodes = len(means), sum(len(marks) for marks in right)
+    variance = float(means.var(ddof=1)) / problems if problems > 1 else 0.0
+    if problems == 1 or value in (0.0, 1.0):
+        effective = float(problems)
+    elif variance == 0.0:
+        effective = float(episodes)
+    else:
+        effective = min(max(value * (1.0 - value) / variance, problems), episodes)
     interval = wilson(value * effective, effective)
-    return Proportion(value, interval.low, interval.high, len(means))
+    return Proportion(value, interval.low, interval.high, problems)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from turnwise.agents.collecting import collect
+from turnwise.agents.collecting import collect, plain_options
 from turnwise.agents.generation import Sampling
 from turnwise.agents.policy import Policy
 from turnwise.agents.transformer import TransformerAgent
+from turnwise.algorithms import checkpoint
+from turnwise.algorithms.checkpoint import CheckpointError
 from turnwise.algorithms.feed import minibatches
 from turnwise.algorithms.methods import Method, needs_reference
 from turnwise.algorithms.pairing import Example
@@ -47,7 +49,7 @@ class Iteration:
 
     Attributes:
         number: 0 for the starting policy, then 1, 2, ...
-        policy: Folder of its weights.
+        policy: Folder of its weights, seen from the run's.
         episodes: Episodes collected for it.
         invalid: How many of them failed for reasons outside the agent.
         mean_return: Mean return of the valid ones: how good the policy was that they came from.
@@ -94,7 +96,8 @@ def iterate(
         method: What is learned from annotated groups: `MDPO`, `MKTO`, `RAFT`, ...
         policy: The starting policy, usually after supervised fine-tuning.
         env: Registered id of the environment.
-        out: Folder of the run. Calling again with the same arguments goes on with what is there.
+        out: Folder of the run. Calling again with the same arguments goes on with what is there, from the starting
+            policy saved in it; `iterations` may have grown.
         iterations: How many.
         groups: Starts per iteration.
         group_size: Trajectories per start (N).
@@ -118,24 +121,44 @@ def iterate(
 
     Raises:
         NothingToLearn: All groups of an iteration were alike, right throughout or wrong throughout.
-        ValueError: Arguments that do not fit together.
+        CheckpointError: The folder holds a run of another architecture.
+        ValueError: Arguments that do not fit together, or not with those that the run in the folder was started with.
     """
     if not 0 <= from_previous < group_size:
         raise ValueError(f"iterate: expected 0 <= from_previous < group_size ({group_size}), got {from_previous}")
+    if iterations < 1 or groups < 1:
+        raise ValueError(f"iterate: expected at least one iteration and one group, got {iterations} and {groups}")
+    sampling = Sampling() if sampling is None else sampling
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    first = policy.copy()
-    previous = first
+    _same_run(
+        folder / "run.json",
+        {
+            "method": _described(method), "env": env, "env_options": plain_options(env_options or {}), "groups": groups,
+            "group_size": group_size, "from_previous": from_previous, "tasks": None if tasks is None else len(tasks),
+            "reference": reference, "sampling": repr(sampling), "max_tokens": max_tokens, "slots": slots,
+            "epochs": epochs, "batch_size": batch_size, "seed": seed,
+        },
+    )  # fmt: skip
+    if (folder / "iteration-0" / "done.json").is_file():
+        # The policy given may have been trained already, by the call that was interrupted.
+        _load_into(policy, folder / "iteration-0" / "policy")
     records = [_once(folder / "iteration-0", lambda place: _start(place, policy, evaluate))]
+    anchored = needs_reference(method)
+    first = policy.copy() if anchored and reference == "first" else None
+    previous: Policy | None = None
     for number in range(1, iterations + 1):
         place = folder / f"iteration-{number}"
-        current = policy.copy()
+        # Every copy is a whole model: one is made only for whoever needs the policy as it is now.
+        current = policy.copy() if from_previous or (anchored and first is None) else None
 
-        def run(place: Path, number: int = number, current: Policy = current, previous: Policy = previous) -> Iteration:
+        def run(
+            place: Path, number: int = number, current: Policy | None = current, previous: Policy | None = previous
+        ) -> Iteration:
             place.mkdir(exist_ok=True)
-            acting = TransformerAgent(current, sampling=sampling, max_tokens=max_tokens, slots=slots)
+            acting = TransformerAgent(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
             members = [acting] * group_size
-            if from_previous and number > 1:
+            if previous is not None:
                 older = TransformerAgent(previous, sampling=sampling, max_tokens=max_tokens, slots=slots)
                 members[group_size - from_previous :] = [older] * from_previous
             with Store(place / "trajectories.jsonl") as store:
@@ -153,7 +176,8 @@ def iterate(
                     label=f"iteration {number}: collect",
                 )
             rng = np.random.default_rng([seed, number, 1])
-            found = [method.examples(group, annotate(group), rng) for group in collected if group.valid is not None]
+            taught = [group for group in map(_learnable, collected) if group is not None]
+            found = [method.examples(group, annotate(group), rng) for group in taught]
             examples = [example for example in found if example is not None]
             if not examples:
                 raise NothingToLearn(
@@ -162,11 +186,10 @@ def iterate(
                 )
             policy.version = f"iteration-{number}"
             steps = max(1, round(epochs * len(examples) / batch_size))
-            anchor = (first if reference == "first" else current) if needs_reference(method) else None
             train(
                 method,
                 policy,
-                anchor,
+                (first or current) if anchored else None,
                 minibatches(examples, batch_size, seed=_derive(seed, number, 2)),
                 steps=steps,
                 out=place / "train",
@@ -179,7 +202,7 @@ def iterate(
             valid = [m for group in collected for m in group if m.valid]
             return Iteration(
                 number,
-                "policy",
+                f"iteration-{number}/policy",
                 episodes=groups * group_size,
                 invalid=groups * group_size - len(valid),
                 mean_return=float(np.mean([m.total_reward for m in valid])),
@@ -191,13 +214,41 @@ def iterate(
         records.append(_once(place, run))
         if done:
             _load_into(policy, place / "policy")
-        previous = current
+        previous = current if from_previous else None
     return records
+
+
+def _learnable(group: Group) -> Group | None:
+    """The members that may be compared: valid, and with at least one action (a prompt may not fit the context)."""
+    members = tuple(member for member in group if member.valid and member.turns)
+    return Group(members) if members else None
+
+
+def _described(method: OfflineMethod) -> dict[str, str]:
+    """The method's settings as text; functions by their name, which is the same in every process."""
+    names = [f.name for f in fields(method)] if is_dataclass(method) else []
+    values = {name: getattr(method, name) for name in names}
+    return {"class": type(method).__name__} | {n: getattr(v, "__qualname__", repr(v)) for n, v in values.items()}
+
+
+def _same_run(note: Path, settings: Mapping[str, Any]) -> None:
+    """Writes down what a run is, or holds it against what was written when it began."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    if not note.is_file():
+        _write_whole(note, plain)
+        return
+    before = json.loads(note.read_text("utf-8"))
+    for name, value in plain.items():
+        if before.get(name) != value:
+            raise ValueError(
+                f"iterate: expected to go on with the run in {str(note.parent)!r}, whose {name} is "
+                f"{before.get(name)!r}, got {value!r}; pass the same, or another out"
+            )
 
 
 def _start(place: Path, policy: Policy, evaluate: Callable[[Policy], Mapping[str, Any]] | None) -> Iteration:
     policy.save_pretrained(place / "policy")
-    return Iteration(0, "policy", 0, 0, float("nan"), 0, dict(evaluate(policy)) if evaluate else {})
+    return Iteration(0, "iteration-0/policy", 0, 0, float("nan"), 0, dict(evaluate(policy)) if evaluate else {})
 
 
 def _once(place: Path, work: Callable[[Path], Iteration]) -> Iteration:
@@ -206,14 +257,26 @@ def _once(place: Path, work: Callable[[Path], Iteration]) -> Iteration:
     if note.is_file():
         return Iteration(**json.loads(note.read_text("utf-8")))
     record = work(place)
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record.__dict__, indent=1) + "\n", "utf-8")
-    os.replace(temporary, note)
+    _write_whole(note, record.__dict__)
     return record
 
 
+def _write_whole(note: Path, value: Mapping[str, Any]) -> None:
+    temporary = note.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+    os.replace(temporary, note)
+
+
 def _load_into(policy: Policy, folder: Path) -> None:
-    saved = Policy.from_pretrained(folder, device=policy.device)
+    """Puts saved weights into the policy, bit for bit."""
+    saved = Policy.from_pretrained(folder, device="cpu")
+    mine, theirs = checkpoint.parameters(policy.model), checkpoint.parameters(saved.model)
+    if different := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
+        raise CheckpointError(
+            f"expected in {str(folder)!r} the weights of this architecture, got others: parameter {different[0]!r} is "
+            f"{theirs.get(different[0], 'missing')} there and {mine.get(different[0], 'missing')} here; "
+            "pass another out, or the model that the run was started with"
+        )
     policy.model.load_state_dict(saved.model.state_dict())
     policy.version = saved.version
 
