@@ -21,6 +21,7 @@ from turnwise.envs.problems import Problem, Problems, load_problems
 from turnwise.envs.spaces import UnicodeText
 from turnwise.envs.suggest import did_you_mean
 from turnwise.sandbox import open_sandbox
+from turnwise.sandbox.opening import KINDS
 from turnwise.sandbox.sandbox import Limits, Result, Sandbox, Session, Status
 
 PROMPTS: Mapping[str, str] = {
@@ -87,10 +88,17 @@ class ToolMath(gymnasium.Env[str, str]):
             raise ValueError(f"ToolMath(max_turns): expected 1 or more, got {max_turns}")
         if output_limit < 64:
             raise ValueError(f"ToolMath(output_limit): expected 64 or more characters, got {output_limit}")
+        if not time_limit_s > 0:
+            raise ValueError(f"ToolMath(time_limit_s): expected more than 0 seconds, got {time_limit_s}")
+        if isinstance(sandbox, str) and sandbox not in KINDS:
+            raise ValueError(
+                f"ToolMath(sandbox): expected one of {', '.join(KINDS)} or an open sandbox, got {sandbox!r}."
+                f"{did_you_mean(sandbox, KINDS)}"
+            )
         if prompt not in PROMPTS and "{question}" not in prompt:
             raise ValueError(
-                f"ToolMath(prompt): expected one of {sorted(PROMPTS)} or a text with {{question}} in it, got "
-                f"{prompt!r}{did_you_mean(prompt, PROMPTS)}"
+                f"ToolMath(prompt): expected one of {', '.join(PROMPTS)} or a text with {{question}} in it, got "
+                f"{prompt!r}.{did_you_mean(prompt, PROMPTS)}"
             )
         self.problems = problems if isinstance(problems, Problems) else load_problems(problems, split=split)
         if not len(self.problems):
@@ -120,7 +128,7 @@ class ToolMath(gymnasium.Env[str, str]):
         task = (options or {}).get("task")
         if task is None:
             self._index = int(self.np_random.integers(len(self.problems)))
-        elif isinstance(task, (int, np.integer)) and 0 <= int(task) < len(self.problems):
+        elif isinstance(task, (int, np.integer)) and not isinstance(task, bool) and 0 <= int(task) < len(self.problems):
             self._index = int(task)
         else:
             raise ValueError(f'reset(options={{"task": n}}): expected 0 <= n < {len(self.problems)}, got {task!r}')

@@ -1,0 +1,259 @@
+"""The iterative protocol: what it learns from, and that kill -9 anywhere leads to the same weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from turnwise.agents.generation import Sampling
+from turnwise.agents.policy import Policy
+from turnwise.agents.tiny import tiny_policy
+from turnwise.algorithms.checkpoint import CheckpointError
+from turnwise.algorithms.iterate import Iteration, NothingToLearn, _tasks_of, iterate
+from turnwise.algorithms.methods import MDPO, RAFT
+from turnwise.algorithms.warmup import demonstrations, warm_start
+from turnwise.envs.preference import Preference, by_return
+from turnwise.envs.spaces import UnicodeText
+from turnwise.envs.store import read
+from turnwise.envs.trajectory import Group, Trajectory, Turn
+from turnwise.sandbox.sandbox import SandboxLost
+
+torch.set_num_threads(1)
+ENV = "turnwise-tests/Vowels-v0"
+WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
+
+
+class Vowels(gymnasium.Env[str, str]):
+    """Two turns; 1 point if the second action has more vowels than the first. `trouble` makes some episodes fail."""
+
+    def __init__(self, reward: float | None = None, trouble: bool = False, delay: float = 0.0) -> None:
+        self.reward, self.trouble, self.delay = reward, trouble, delay
+        self.observation_space = self.action_space = UnicodeText()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.said: list[int] = []
+        task = (options or {}).get("task", int(self.np_random.integers(9)))
+        return f"cat {task}", {"task_id": str(task)}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        time.sleep(self.delay)
+        self.said.append(len([letter for letter in action if letter in "aeiou"]))
+        if self.trouble and len(action) % 4 == 3:
+            raise SandboxLost("gone")
+        over = len(self.said) == 2
+        won = float(self.said[-1] > self.said[0]) if self.reward is None else self.reward
+        return "the mat", won if over else 0.0, over, False, {}
+
+
+gymnasium.register(ENV, entry_point=Vowels)
+
+
+def policy(seed: int = 0, hidden: int = 32) -> Policy:
+    return tiny_policy(WORDS, seed=seed, vocab_size=280, hidden=hidden, layers=1, heads=2, version="start")
+
+
+def go(out: Path, start: Policy | None = None, method: Any = None, **options: Any) -> tuple[Policy, list[Iteration]]:
+    learner = policy() if start is None else start
+    settings: dict[str, Any] = {
+        "iterations": 2, "groups": 6, "group_size": 4, "from_previous": 1, "slots": 8, "max_tokens": 120,
+        "batch_size": 2, "sampling": Sampling(max_new_tokens=8), "lr": 1e-3, "progress": False, "cpu": True, "seed": 5, **options,
+    }  # fmt: skip
+    return learner, iterate(MDPO() if method is None else method, learner, ENV, out=out, **settings)
+
+
+def bits(model: Policy) -> bytes:
+    return b"".join(p.detach().numpy().tobytes() for p in model.model.parameters())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[Iteration]]:
+    out = tmp_path_factory.mktemp("whole")
+    learner, records = go(out, evaluate=_evaluate)
+    return out, bits(learner), records
+
+
+def test_every_iterate_is_saved_and_told_of(whole: tuple[Path, bytes, list[Iteration]]) -> None:
+    out, final, records = whole
+    assert [record.number for record in records] == [0, 1, 2]
+    assert all(record.episodes == 24 and record.invalid == 0 and record.examples > 0 for record in records[1:])
+    assert math.isnan(records[0].mean_return)
+    assert [record.evaluation["version"] for record in records] == ["start", "iteration-1", "iteration-2"]
+    assert bits(Policy.from_pretrained(out / records[0].policy)) == bits(policy())
+    assert bits(Policy.from_pretrained(out / records[2].policy)) == final != bits(policy())
+    assert Policy.from_pretrained(out / records[1].policy).version == "iteration-1"
+    runs = list(read(out / "iteration-1" / "trajectories.jsonl"))
+    assert np.mean([run.total_reward for run in runs]) == pytest.approx(records[1].mean_return)
+
+
+def test_current_and_previous_policies_act(whole: tuple[Path, bytes, list[Iteration]]) -> None:
+    """One of four members by the previous iterate, from the second iteration on."""
+    for number, expected in ((1, ["start"] * 4), (2, ["iteration-1"] * 3 + ["start"])):
+        runs = list(read(whole[0] / f"iteration-{number}" / "trajectories.jsonl"))
+        for run in runs:
+            assert run.policy_version == expected[run.member]
+
+
+MOMENTS = ("iteration-1/trajectories", "iteration-1/train", "iteration-2/trajectories", "iteration-2/policy")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_anywhere_it_ends_with_the_same_weights(
+    moment: str, whole: tuple[Path, bytes, list[Iteration]], tmp_path: Path
+) -> None:
+    """Signal 9 while collecting, while training, between iterations, while saving; then the same call again."""
+    child = subprocess.Popen(
+        [sys.executable, __file__, str(tmp_path), moment], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert child.wait(timeout=120) == -signal.SIGKILL
+    assert not (tmp_path / "iteration-2" / "done.json").exists()
+    learner, records = go(tmp_path, evaluate=_evaluate)
+    assert bits(learner) == whole[1]
+    assert json.dumps([r.__dict__ for r in records]) == json.dumps([r.__dict__ for r in whole[2]])
+
+
+def test_a_finished_run_is_read_and_may_be_lengthened(
+    whole: tuple[Path, bytes, list[Iteration]], tmp_path: Path
+) -> None:
+    """Also with a policy object that was trained already: the run goes on from what it saved."""
+    learner, records = go(tmp_path, iterations=1)
+    assert len(records) == 2
+    learner, records = go(tmp_path, start=learner, iterations=2)
+    assert bits(learner) == whole[1]
+    again, _ = go(tmp_path, iterations=2)
+    assert bits(again) == whole[1]
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    go(tmp_path, iterations=1)
+    with pytest.raises(ValueError, match=r"whose group_size is 4, got 5; pass the same, or another out"):
+        go(tmp_path, group_size=5)
+    with pytest.raises(ValueError, match=r"whose method is .*'beta': '0.1'.*, got .*'beta': '0.3'"):
+        go(tmp_path, method=MDPO(beta=0.3))
+    with pytest.raises(CheckpointError, match=r"the weights of this architecture, got others: parameter"):
+        go(tmp_path, start=policy(hidden=48))
+
+
+def test_the_reference_is_the_previous_iterate_or_the_first(tmp_path: Path) -> None:
+    """At an iteration's first step policy and previous iterate are one: the margin is 0, the loss log 2."""
+    losses = {}
+    for reference in ("previous", "first"):
+        out = tmp_path / reference
+        go(out, reference=reference, lr=3e-3)
+        lines = (out / "iteration-2" / "train" / "metrics.jsonl").read_text("utf-8").splitlines()
+        losses[reference] = json.loads(lines[0])["loss"]
+    assert losses["previous"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(losses["first"] - math.log(2)) > 1e-4
+
+
+def test_without_differences_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    with pytest.raises(
+        NothingToLearn, match=r"iteration 1: expected groups with better and worse .* larger group_size"
+    ):
+        go(tmp_path, env_options={"reward": 1.0})
+    with pytest.raises(ValueError, match=r"0 <= from_previous < group_size \(4\), got 4"):
+        go(tmp_path, from_previous=4)
+
+
+@pytest.mark.parametrize("method", [MDPO(pairs_per_group=None), RAFT()])
+def test_failed_and_empty_episodes_are_never_learned_from(tmp_path: Path, method: Any) -> None:
+    """Invalid members reach no annotator and no loss; neither do episodes whose prompt left no room for a turn."""
+    seen: list[Trajectory] = []
+
+    def annotate(group: Group) -> Preference:
+        seen.extend(group)
+        return by_return(group)
+
+    _, records = go(tmp_path, method=method, env_options={"trouble": True}, annotate=annotate, iterations=1)
+    assert 0 < records[1].invalid < records[1].episodes
+    assert len(seen) == records[1].episodes - records[1].invalid
+    assert all(run.valid and run.turns for run in seen)
+    with pytest.raises(NothingToLearn):
+        go(tmp_path / "short", method=method, max_tokens=8, annotate=annotate, iterations=1)
+
+
+def test_tasks_come_round_without_repetition() -> None:
+    first, second = (_tasks_of(range(10), number, 5, 0) or [] for number in (1, 2))
+    assert sorted(first + second) == list(range(10))
+    third = _tasks_of(range(10), 3, 10, 1)
+    assert third is not None
+    assert sorted(third) == list(range(10))
+    with pytest.raises(ValueError, match="an empty sequence"):
+        _tasks_of([], 1, 5, 0)
+
+
+def test_a_warm_start_learns_the_agents_words_alone() -> None:
+    """Written text gets the policy's tokens; invalid and empty conversations are left out."""
+    learner = policy()
+    said = Trajectory("E", 0, (Turn("the cat", "sat"), Turn("on", "the mat")), terminated=True)
+    lost = Trajectory("E", 1, (Turn("the cat", "ran"),), terminated=True, error="x")
+    never = Trajectory("E", 2, (), truncated=True)
+    (example,) = demonstrations(learner, [said, lost, never])
+    ids, owner = example.trajectories[0].tokens
+    assert learner.chat.text(ids[owner == 0]) == "sat"
+    with pytest.raises(ValueError, match="valid trajectories with turns, got none"):
+        demonstrations(learner, [lost, never])
+    result = warm_start(learner, [said, lost], steps=40, lr=1e-2, progress=False, cpu=True)
+    assert result.history[-1]["loss"] < 0.1 * result.history[0]["loss"]
+    assert learner.version == "sft"
+
+
+def _evaluate(learner: Policy) -> dict[str, Any]:
+    return {
+        "version": learner.version,
+        "norm": float(sum(p.detach().double().norm() for p in learner.model.parameters())),
+    }
+
+
+def _kill_at(moment: str, out: Path) -> None:
+    """Ends this process the hard way as soon as a file shows that the moment has come."""
+    import turnwise.algorithms.training as training
+    import turnwise.envs.store as store
+
+    name, _, what = moment.partition("/")
+    if what == "trajectories":
+        append = store.Store.append
+
+        def counted(self: Any, trajectory: Trajectory) -> None:
+            append(self, trajectory)
+            if self.path.parent.name == name and len(list(read(self.path))) == 7:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        store.Store.append = counted  # type: ignore[method-assign]
+    elif what == "train":
+        step = training.Learner.step
+
+        def killed(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = step(self, *args, **kwargs)
+            if len(list(out.glob("iteration-*"))) == int(name[-1]) + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        training.Learner.step = killed  # type: ignore[method-assign]
+    else:
+        save = Policy.save_pretrained
+
+        def torn(self: Policy, folder: Any) -> None:
+            save(self, folder)
+            if Path(folder) == out / name / what:
+                (Path(folder) / "model.safetensors").write_bytes(b"torn")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Policy.save_pretrained = torn  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    _kill_at(sys.argv[2], Path(sys.argv[1]))
+    go(Path(sys.argv[1]), evaluate=_evaluate)
