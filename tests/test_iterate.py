@@ -69,7 +69,8 @@ def go(out: Path, start: Policy | None = None, method: Any = None, **options: An
     learner = policy() if start is None else start
     settings: dict[str, Any] = {
         "iterations": 2, "groups": 6, "group_size": 4, "from_previous": 1, "slots": 8, "max_tokens": 120,
-        "batch_size": 2, "sampling": Sampling(max_new_tokens=8), "lr": 1e-3, "progress": False, "cpu": True, "seed": 5, **options,
+        "batch_size": 2, "sampling": Sampling(max_new_tokens=8), "lr": 1e-3, "progress": False, "cpu": True,
+        "seed": 5, **options,
     }  # fmt: skip
     return learner, iterate(MDPO() if method is None else method, learner, ENV, out=out, **settings)
 
