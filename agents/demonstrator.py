@@ -25,16 +25,16 @@ class Habits:
         slip: Per operation of a program, the wrong operator is written.
         no_print: The program does not print its result.
         wrong_name: The program's last line uses a name that does not exist.
-        repair: After an error or an empty output, writes a working last line instead of guessing.
+        repair: After an error or an empty output, writes a working last line instead of giving up.
         misread: Boxes a number of the problem instead of the program's output.
     """
 
-    in_the_head: float = 0.55
+    in_the_head: float = 0.2
     head_right: float = 0.1
-    slip: float = 0.06
-    no_print: float = 0.06
-    wrong_name: float = 0.1
-    repair: float = 0.5
+    slip: float = 0.04
+    no_print: float = 0.45
+    wrong_name: float = 0.15
+    repair: float = 0.4
     misread: float = 0.06
 
 
@@ -68,7 +68,7 @@ class Demonstrator:
             return boxed(_number(problem, rng) if rng.random() < habits.misread else shown)
         if rng.random() < habits.repair:
             return _fenced("print(x)")
-        return boxed(_guess(problem, rng))
+        return "I do not know."
 
     def _program(self, problem: Problem, rng: np.random.Generator) -> str:
         lines = []

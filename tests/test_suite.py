@@ -1,0 +1,129 @@
+"""The suite runner: resuming, refusing, reporting; intervals by hand; pages that escape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnwise.benchmarks.pages import comparison_page
+from turnwise.benchmarks.suite import Cell, Outcome, Suite, SuiteError, load, mean_interval, names, run_suite, table
+from turnwise.envs.trajectory import Trajectory, Turn
+
+
+class Counting:
+    """A suite whose cells square their seed, counting how often one was run."""
+
+    def __init__(self, fail_at: int | None = None, options: dict[str, Any] | None = None) -> None:
+        self.ran: list[str] = []
+        self.fail_at = fail_at
+        self.options = options or {}
+
+    def cells(self, quick: bool, seeds: int) -> list[Cell]:
+        return [Cell("square", seed, {"quick": quick, **self.options}) for seed in range(seeds)]
+
+    def run(self, cell: Cell, work: Path) -> dict[str, Any]:
+        if cell.seed == self.fail_at:
+            raise KeyboardInterrupt
+        self.ran.append(cell.key)
+        return {"value": cell.seed**2}
+
+    def report(self, outcomes: Any, out: Path) -> str:
+        return table(["seed", "value"], [[o.cell.seed, o.result["value"]] for o in outcomes])
+
+    def suite(self) -> Suite:
+        return Suite("counting", "squares", self.cells, self.run, self.report, seeds=3)
+
+
+def test_an_interrupted_suite_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Cells 0 and 1 are done when 2 is interrupted; the second call runs 2 alone and reports all three."""
+    first = Counting(fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(first.suite(), tmp_path, progress=False)
+    assert first.ran == ["square-seed0", "square-seed1"]
+    assert not (tmp_path / "report.md").exists()
+
+    second = Counting()
+    record = run_suite(second.suite(), tmp_path, progress=False)
+    assert second.ran == ["square-seed2"]
+    assert [cell["result"]["value"] for cell in record["cells"]] == [0, 1, 4]
+    assert json.loads((tmp_path / "results.json").read_text()) == record
+    assert (tmp_path / "report.md").read_text().splitlines()[-1].split() == ["|", "2", "|", "4", "|"]
+
+
+def test_results_of_other_settings_are_refused_not_mixed_in(tmp_path: Path) -> None:
+    run_suite(Counting().suite(), tmp_path, seeds=1, progress=False)
+    with pytest.raises(SuiteError, match="another --out"):
+        run_suite(Counting(options={"size": 7}).suite(), tmp_path, seeds=1, progress=False)
+
+
+def test_the_quick_form_runs_one_seed_and_says_so(tmp_path: Path) -> None:
+    record = run_suite(Counting().suite(), tmp_path, quick=True, progress=False)
+    assert record["seeds"] == 1
+    assert record["quick"] is True
+    assert record["command"] == "turnwise bench counting --quick --seeds 1"
+
+
+def test_no_seeds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="at least one seed"):
+        run_suite(Counting().suite(), tmp_path, seeds=0, progress=False)
+
+
+@pytest.mark.parametrize("name", sorted(names()))
+def test_every_listed_suite_loads_and_has_cells_in_both_forms(name: str) -> None:
+    suite = load(name)
+    assert suite.name == name
+    for quick in (True, False):
+        cells = suite.cells(quick, 2)
+        assert len({cell.key for cell in cells}) == len(cells) > 0
+        json.dumps([dict(cell.options) for cell in cells])
+
+
+def test_an_unknown_suite_is_named_with_what_was_meant() -> None:
+    with pytest.raises(SuiteError, match="tool_math"):
+        load("tool_mth")
+
+
+def test_a_suite_of_ones_own_is_found_by_module_and_attribute() -> None:
+    assert load("turnwise.benchmarks.tool_math:SUITE").name == "tool_math"
+    with pytest.raises(SuiteError, match="expected a turnwise"):
+        load("turnwise.benchmarks.tool_math:ENV")
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    """1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303; half width 4.303 / sqrt(3) = 2.484."""
+    mean, low, high = mean_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert low == pytest.approx(2 - 2.484, abs=1e-3)
+    assert high == pytest.approx(2 + 2.484, abs=1e-3)
+    assert mean_interval([5.0]) == (5.0, float("-inf"), float("inf"))
+
+
+def _episode(action: str, reward: float, seed: int = 0) -> Trajectory:
+    return Trajectory("x/y-v0", seed, (Turn("What is <b>1+1</b>?", action, reward),), terminated=True)
+
+
+def test_a_page_escapes_what_a_model_wrote(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    hostile = "<script>alert(1)</script>\x1b[31m\u202e"
+    comparison_page(page, "t", "n", [("SFT", [_episode(hostile, 0.0)]), ("after", [_episode("2", 1.0)])])
+    text = page.read_text("utf-8")
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert text.index("SFT: wrong") < text.index("after: right")
+
+
+def test_a_page_compares_the_same_problems_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="same starts"):
+        comparison_page(
+            tmp_path / "p.html", "t", "n", [("a", [_episode("2", 1.0)]), ("b", [_episode("2", 1.0, seed=1)])]
+        )
+
+
+def test_outcomes_keep_their_cells() -> None:
+    cell = Cell("a b/c", 3)
+    assert Outcome(cell, {"x": 1}).cell.key == "a-b-c-seed3"
