@@ -120,7 +120,7 @@ class Interpreters(Loop):
         child = Interpreter(ours, out, err, family, limits, above)
         family.members += 1
         self.children.add(child)
-        self.listen(child.fd, lambda events: self.heard(child, events))
+        self.listen(child.fd, lambda events: self.heard(child, events), last=True)
         for pipe in (out, err):
             os.set_blocking(pipe, False)
             self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
@@ -294,13 +294,11 @@ class Interpreters(Loop):
         self.forget(pipe)
 
     def start_capture(self, child: Interpreter) -> None:
-        """Drops what was written between runs and begins to keep."""
+        """Begins to keep what is written; what was written between runs has been dropped as it came."""
         for pipe, capture in child.captures.items():
             if pipe in child.muted:
                 child.muted.discard(pipe)
                 self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
-            if child.pid:
-                self.drain(child, pipe)
             capture.clear()
 
     # death

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from turnwise.sandbox.sandbox import SandboxLost
 
+_encode = json.JSONEncoder(check_circular=False).encode
 _LARGEST_FRAME = 16 << 20  # what the host accepts from a supervisor
 
 
@@ -47,7 +48,7 @@ class Link(Protocol):
 
 def encode(request: dict[str, Any]) -> bytes:
     """One frame."""
-    body = json.dumps(request).encode()
+    body = _encode(request).encode()
     return struct.pack(">I", len(body)) + body
 
 

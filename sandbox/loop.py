@@ -13,6 +13,7 @@ from typing import Any
 
 READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT; POLLIN and POLLOUT are the same numbers
 _LARGEST_FRAME = 64 << 20
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 class Loop:
@@ -22,12 +23,19 @@ class Loop:
         self._poll: Any = select.epoll() if hasattr(select, "epoll") else select.poll()
         self._unit = 1.0 if hasattr(select, "epoll") else 1000.0
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._last: set[int] = set()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
 
-    def listen(self, fd: int, handler: Callable[[int], None], events: int = READ) -> None:
-        """Calls `handler(events)` whenever `fd` is ready."""
+    def listen(self, fd: int, handler: Callable[[int], None], events: int = READ, *, last: bool = False) -> None:
+        """Calls `handler(events)` whenever `fd` is ready.
+
+        Of what is ready together, those marked `last` come last: an interpreter's answer is read after the output
+        it wrote before, without asking its pipes once more.
+        """
         self._handlers[fd] = handler
+        if last:
+            self._last.add(fd)
         self._poll.register(fd, events)
 
     def watch(self, fd: int, events: int) -> None:
@@ -38,6 +46,7 @@ class Loop:
     def forget(self, fd: int) -> None:
         """Stops listening to `fd`; harmless when it was not listened to."""
         if self._handlers.pop(fd, None) is not None:
+            self._last.discard(fd)
             self._poll.unregister(fd)
 
     def after(self, delay: float, action: Callable[[], object]) -> None:
@@ -47,11 +56,17 @@ class Loop:
 
     def run(self) -> None:
         """Serves for ever."""
+        handlers, last = self._handlers, self._last
         while True:
             wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else 3600.0
-            for fd, events in self._poll.poll(wait * self._unit):
-                handler = self._handlers.get(fd)
-                if handler is not None:
+            later: list[tuple[int, int]] = []
+            for ready in self._poll.poll(wait * self._unit):
+                if ready[0] in last:
+                    later.append(ready)
+                elif (handler := handlers.get(ready[0])) is not None:
+                    handler(ready[1])
+            for fd, events in later:
+                if (handler := handlers.get(fd)) is not None:
                     handler(events)
             if self._timers:
                 now = time.monotonic()
@@ -79,7 +94,7 @@ class Peer:
 
     def _read(self) -> None:
         try:
-            data = os.read(self.reading, 1 << 20)
+            data = os.read(self.reading, 1 << 16)
         except BlockingIOError:
             return
         except OSError:
@@ -106,7 +121,7 @@ class Peer:
         if not self.open:
             return
         fields["id"] = number
-        body = json.dumps(fields, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        body = _encode(fields).encode("utf-8", "backslashreplace")
         data = struct.pack(">I", len(body)) + body
         if not self.outgoing:
             try:

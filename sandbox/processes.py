@@ -38,15 +38,16 @@ class ProcessTable:
     """Process groups and their members."""
 
     def __init__(self) -> None:
+        self._load = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC) if _LINUX else -1
         self.seen = self._last_pid()
         self.several: set[int] = set()
         self._scanned = 0.0
         self._oom_file = next((path for path in _OOM_FILES if _LINUX and os.path.exists(path)), None)
+        self._oom_kills = self._count_oom_kills()
 
     def _last_pid(self) -> int:
         try:
-            with open("/proc/loadavg", "rb", buffering=0) as file:
-                return int(file.read(128).split()[4])
+            return int(os.pread(self._load, 128, 0).rsplit(None, 1)[1])
         except (OSError, IndexError, ValueError):
             return 0
 
@@ -132,8 +133,12 @@ class ProcessTable:
         except OSError:
             return 0.0
 
-    def oom_kills(self) -> int:
-        """How often the kernel killed for memory in this container."""
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel has killed for memory in this container since the last time somebody asked."""
+        before, self._oom_kills = self._oom_kills, self._count_oom_kills()
+        return self._oom_kills > before
+
+    def _count_oom_kills(self) -> int:
         if self._oom_file is None:
             return 0
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import signal
 import socket
@@ -35,7 +36,7 @@ class Call:
     """A run in progress."""
 
     __slots__ = (
-        "cpu", "cpu_limit", "crowded", "deadline", "id", "oom_kills", "peer", "start", "stopped_for", "token", "why",
+        "cpu", "cpu_limit", "crowded", "deadline", "id", "peer", "start", "stopped_for", "token", "why",
     )  # fmt: skip
 
     def __init__(self, peer: Peer, request: dict[str, Any], token: bytes) -> None:
@@ -44,7 +45,6 @@ class Call:
         self.deadline: float = self.start + request["wall"]
         self.cpu_limit: float = request["cpu"]
         self.cpu = 0.0
-        self.oom_kills = 0
         self.stopped_for = ""  # the status for which it was interrupted
         self.crowded = False
         self.why = ""
@@ -82,6 +82,7 @@ class Supervisor(Interpreters):
         self.spare_limits: dict[str, Any] | None = None
         self.next_session = 1
         self.ticking = False
+        self.random = random.SystemRandom()
         self.disk = self.disk_use()
         self.after(SLOW_TICK_S, self.slow_tick)
 
@@ -254,12 +255,11 @@ class Supervisor(Interpreters):
             peer.reply(request["id"], fail="no interpreter")
             return
         session.runs += 1
-        token = struct.pack(">II", session.runs, int.from_bytes(os.urandom(4), "big") | 1)
+        token = struct.pack(">II", session.runs, self.random.getrandbits(32) | 1)
         self.start_capture(child)
         call = session.call = Call(peer, request, token)
         self.running[session.number] = session
         call.cpu = self.processes.cpu(child.pid)
-        call.oom_kills = self.processes.oom_kills()
         self.tell(child, b"R", token, request["code"].encode("utf-8", "surrogatepass"))
         if not self.ticking:
             self.ticking = True
@@ -309,7 +309,6 @@ class Supervisor(Interpreters):
             return
         call = session.call
         for pipe, text in ((child.out, texts[0]), (child.err, texts[1])):
-            self.drain(child, pipe)
             child.captures[pipe].add(text)
         if session.call is call:
             status = STATUSES[kind & 3]
@@ -394,7 +393,7 @@ class Supervisor(Interpreters):
         call, status = session.call, "crash"
         if call is not None:
             unasked = code == -signal.SIGKILL and not call.stopped_for and not call.why
-            if unasked and self.processes.oom_kills() > call.oom_kills:
+            if unasked and self.processes.killed_for_memory():
                 status, why = "memory", "killed: out of memory"
             elif call.why.startswith("memory"):
                 status = "memory"

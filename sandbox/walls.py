@@ -198,41 +198,66 @@ def landlock_abi() -> int:
 
 _READ = (1 << 2) | (1 << 3)
 _FILE_ONLY = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
+_NEVER = (1 << 0) | (1 << 6) | (1 << 9) | (1 << 11) | (1 << 15)  # executing, devices, sockets, device controls
 
 
-def confine(readable: list[str], writable: list[str], *, execute: bool) -> None:
-    """Narrows this process to read `readable` and write `writable`, and cuts its signals off from other domains."""
-    abi = landlock_abi()
-    if abi < 1:
-        return
-    handled = (1 << 13) - 1
-    for version, bit in ((2, 13), (3, 14), (5, 15)):
-        if abi >= version:
-            handled |= 1 << bit
-    network = 3 if abi >= 4 else 0
-    scoped = 3 if abi >= 6 else 0
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    attributes = ctypes.create_string_buffer(struct.pack("QQQ", handled, network, scoped))
-    ruleset = _call(444, attributes, ctypes.c_size_t(size), ctypes.c_uint(0))
-    try:
-        reading = _READ | (1 if execute else 0)
-        # writing never includes making devices; sockets and links across folders stay out as well
-        writing = handled & ~((1 << 0) | (1 << 6) | (1 << 9) | (1 << 11) | (1 << 15))
-        for access, paths in ((reading, readable), (writing, writable)):
-            for path in paths:
-                try:
-                    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-                except OSError:
-                    continue
-                try:
-                    allowed = access if os.path.isdir(path) else access & _FILE_ONLY
-                    rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed & handled, fd))
-                    _call(445, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
-                finally:
-                    os.close(fd)
-        _call(446, ctypes.c_int(ruleset), ctypes.c_uint(0))
-    finally:
-        os.close(ruleset)
+class Landlock:
+    """What an interpreter may reach of the file system; prepared once, since every episode needs the same.
+
+    Args:
+        readable: Files and folders to read; those that do not exist are left out.
+        writable: Files to write (devices), besides the folder each interpreter has of its own.
+    """
+
+    def __init__(self, readable: list[str], writable: list[str]) -> None:
+        self.abi = landlock_abi()
+        self.handled = (1 << 13) - 1
+        for version, bit in ((2, 13), (3, 14), (5, 15)):
+            if self.abi >= version:
+                self.handled |= 1 << bit
+        # The network as well from version 4, signals and abstract sockets to other domains from version 6.
+        self._attributes = struct.pack("QQQ", self.handled, 3 if self.abi >= 4 else 0, 3 if self.abi >= 6 else 0)
+        self._size = 24 if self.abi >= 6 else 16 if self.abi >= 4 else 8
+        self.writing = self.handled & ~_NEVER
+        self.paths = [(path, _READ) for path in readable] + [(path, self.writing & _FILE_ONLY) for path in writable]
+        self._rules: list[tuple[int, int]] = []
+
+    def prepare(self) -> None:
+        """Opens the paths now; `restrict` then needs no more than a system call for each."""
+        if self.abi:
+            self._rules = [rule for path, access in self.paths if (rule := self._rule(path, access)) is not None]
+
+    def forget(self) -> None:
+        """After the descriptors were closed: `restrict` opens the paths itself."""
+        self._rules = []
+
+    def _rule(self, path: str, access: int) -> tuple[int, int] | None:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        return fd, access if os.path.isdir(path) else access & _FILE_ONLY
+
+    def restrict(self, folder: str, *, execute: bool) -> None:
+        """Narrows this process for good to the prepared paths and to writing below `folder`."""
+        if not self.abi:
+            return
+        opened = [] if self._rules else [rule for path, access in self.paths if (rule := self._rule(path, access))]
+        own = self._rule(folder, self.writing)
+        if own is not None:
+            opened.append(own)
+        ruleset = _call(444, self._attributes, ctypes.c_size_t(self._size), ctypes.c_uint(0))
+        number, one, zero = ctypes.c_int(ruleset), ctypes.c_int(1), ctypes.c_uint(0)
+        try:
+            for fd, access in (*self._rules, *opened):
+                if execute and access & _READ == access:
+                    access |= 1
+                _call(445, number, one, struct.pack("=Qi", access & self.handled, fd), zero)
+            _call(446, number, zero)
+        finally:
+            os.close(ruleset)
+            for fd, _ in opened:
+                os.close(fd)
 
 
 def _tid_address() -> int:

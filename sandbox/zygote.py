@@ -54,7 +54,7 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         del sys.modules[name]
     gc.collect()
     gc.freeze()  # objects of the parent never move through the collector: their pages stay shared
-    fork = walls.clone_sibling if config["siblings"] else os.fork
+    room = Prepared(config)
     channel.sendall(b"+")
     while True:
         data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
@@ -64,13 +64,13 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         for _, _, payload in ancillary:
             fds.frombytes(payload[: len(payload) - len(payload) % 4])
         try:
-            pid = fork()
+            pid = room.fork()
         except OSError:
             pid = -1  # the descriptors close, which tells the supervisor
         if pid == 0:
             try:
                 channel.close()
-                start(json.loads(data), fds, config)
+                start(json.loads(data), fds, room)
             except BaseException as error:
                 os.write(2, f"episode did not start: {type(error).__name__}: {error}\n".encode())
             finally:
@@ -79,53 +79,76 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
             os.close(fd)
 
 
-def start(request: dict[str, Any], fds: array.array[int], config: dict[str, Any]) -> None:
+class Prepared:
+    """What every episode needs the same, worked out once: a fresh copy pays for each page it touches."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.siblings: bool = config["siblings"]
+        self.fork = walls.clone_sibling if config["siblings"] else os.fork
+        self.filters: dict[bool, bytes] = {}
+        self.silence = b""
+        if config["filter"]:
+            for programs in (False, True):
+                self.filters[programs] = walls.filter_program(processes=config["forks"], programs=programs)
+            self.silence = walls.silence_program()
+        self.landlock = walls.Landlock(config["readable"], ["/dev/null"])
+        self.landlock.prepare()
+        self.size = walls.address_space() if walls.LINUX else 0
+        for which in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK):
+            walls.set_limit(which, 0)
+        if walls.LINUX:
+            walls.set_limit(resource.RLIMIT_MSGQUEUE, 0)
+            walls.set_limit(resource.RLIMIT_RTPRIO, 0)
+            walls.set_limit(resource.RLIMIT_SIGPENDING, 256)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.umask(0o077)
+        os.environ.clear()
+        os.environ.update(LANG="C.UTF-8", PATH="/usr/local/bin:/usr/bin:/bin")
+        sys.path.append("")
+
+
+def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared) -> None:
     """Turns this fresh copy of the zygote into one walled-in episode and serves it."""
     for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
         os.dup2(fd, target, inheritable=True)
-    os.closerange(4, 4096)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setpgid(0, 0)
-    os.umask(0o077)
-    limits, uid = request["limits"], request["uid"]
-    area, folder = request["area"], request["folder"]
+    limits, uid, area, folder = request["limits"], request["uid"], request["area"], request["folder"]
+    programs: bool = limits["programs"]
+    if walls.LINUX:
+        _first_to_be_killed()
     make_room(area, folder, uid)
     if uid is not None:
         os.seteuid(uid)
-    os.chdir(folder)
-    if uid is not None:
+        os.chdir(folder)
         os.seteuid(0)
-        if walls.LINUX:
-            _first_to_be_killed()
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    elif walls.LINUX:
-        _first_to_be_killed()
-    os.environ.clear()
-    os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8", PATH="/usr/local/bin:/usr/bin:/bin")
-    readable, devices = config["readable"], ["/dev/null"]
-
-    def confine(own: str) -> None:
-        walls.confine(readable, [own, *devices], execute=limits["programs"])
-
-    def silence() -> None:
-        if config["filter"]:
-            walls.install_filter(walls.silence_program())
-
-    _limit(limits, uid is not None)
+    else:
+        os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = folder
+    _limit(limits, uid is not None, prepared.size)
+    landlock = prepared.landlock
     if walls.LINUX:
         walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
         walls.prctl(walls.PR_SET_DUMPABLE, 0)
         walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
-        confine(area)
-    if config["filter"]:
-        walls.install_filter(walls.filter_program(processes=config["forks"], programs=limits["programs"]))
-    sys.path.append("")
+        landlock.restrict(area, execute=programs)
+        landlock.forget()
+    os.closerange(4, 4096)
+    if prepared.filters:
+        walls.install_filter(prepared.filters[programs])
+
+    def confine(own: str) -> None:
+        landlock.restrict(own, execute=programs)
+
+    def silence() -> None:
+        if prepared.silence:
+            walls.install_filter(prepared.silence)
+
     control = socket.socket(fileno=episode.CONTROL)
-    fork = walls.clone_sibling if config["siblings"] else os.fork
-    served = episode.Episode(control, folder, limits["output_bytes"], fork, confine, silence)
+    served = episode.Episode(control, folder, limits["output_bytes"], prepared.fork, confine, silence)
     served.hello()
     served.serve()
 
@@ -169,16 +192,11 @@ def _first_to_be_killed() -> None:
         pass  # a read-only /proc: the kernel then chooses by size, which is nearly as good
 
 
-def _limit(limits: dict[str, Any], own_user: bool) -> None:
-    """Sets the rlimits; sizes are above what the interpreter itself maps."""
+def _limit(limits: dict[str, Any], own_user: bool, size: int) -> None:
+    """Sets the rlimits of one episode; memory is above what the interpreter itself maps."""
     megabyte = 1 << 20
     if walls.LINUX:
-        walls.set_limit(resource.RLIMIT_AS, walls.address_space() + limits["memory_mb"] * megabyte)
-        walls.set_limit(resource.RLIMIT_MSGQUEUE, 0)
-        walls.set_limit(resource.RLIMIT_SIGPENDING, 256)
-        walls.set_limit(resource.RLIMIT_RTPRIO, 0)
-    walls.set_limit(resource.RLIMIT_CORE, 0)
-    walls.set_limit(resource.RLIMIT_MEMLOCK, 0)
+        walls.set_limit(resource.RLIMIT_AS, size + limits["memory_mb"] * megabyte)
     walls.set_limit(resource.RLIMIT_FSIZE, limits["disk_mb"] * megabyte)
     walls.set_limit(resource.RLIMIT_NOFILE, limits["files"])
     if own_user:  # the kernel counts per user: shared, the limit would be everybody's
