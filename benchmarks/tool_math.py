@@ -63,7 +63,7 @@ class Setting:
     demonstrations: int = 4000
     hidden: int = 128
     layers: int = 2
-    sft_steps: int = 450
+    sft_steps: int = 350
     sft_lr: float = 3e-3
     iterations: int = 3
     groups: int = 96
