@@ -86,6 +86,13 @@ def sampling(args: argparse.Namespace) -> Any:
     return Sampling(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
 
 
+def no_loading_bars() -> None:
+    """Keeps transformers from drawing progress bars of its own: a run loads and saves many policies."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def make_agent(args: argparse.Namespace, options: dict[str, Any]) -> Any:
     """The agent named on the command line.
 
@@ -104,6 +111,7 @@ def make_agent(args: argparse.Namespace, options: dict[str, Any]) -> Any:
     if args.agent in ("gold", "demonstrator"):
         problems = problems_of(args.env, options)
         return GoldAgent(problems) if args.agent == "gold" else Demonstrator(problems)
+    no_loading_bars()
     return TransformerAgent.from_pretrained(
         args.agent, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
     )

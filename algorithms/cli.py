@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.cli import add_env_arguments, add_sampling_arguments, env_options, sampling
+from turnwise.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
 
 TRAIN_HELP = """\
 examples:
@@ -47,9 +47,13 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument("--reference", choices=["previous", "first"], default="previous", help="default previous")
     train.add_argument("--epochs", type=float, default=1.0, help="passes over the data (default 1)")
     train.add_argument("--batch-size", type=int, default=32, help="examples an update (default 32)")
-    train.add_argument("--lr", type=float, default=5e-7, help="learning rate (default 5e-7)")
-    train.add_argument("--warmup", type=int, default=0, help="steps over which the rate rises (default 0)")
-    train.add_argument("--schedule", choices=["constant", "linear", "cosine"], default="constant")
+    train.add_argument("--lr", type=float, help="learning rate (default 5e-7; sft: 2e-5)")
+    train.add_argument(
+        "--warmup", type=int, help="steps over which the rate rises (default 0; sft: a tenth, at most 40)"
+    )
+    train.add_argument(
+        "--schedule", choices=["constant", "linear", "cosine"], help="of the rate (default constant; sft: cosine)"
+    )
     train.add_argument("--tokens-per-micro-batch", type=int, default=16384, help="memory bound (default 16384)")
     train.add_argument("--mixed-precision", choices=["no", "bf16"], help="default: what accelerate is configured to")
     train.add_argument("--gradient-checkpointing", action="store_true", help="trade time for memory")
@@ -84,13 +88,15 @@ def _train(args: argparse.Namespace) -> int:
         raise ValueError("train sft: expected --data STORE to imitate, got none (make one with turnwise rollout)")
     options = None if args.method == "sft" else env_options(args)
     args.out.mkdir(parents=True, exist_ok=True)
+    no_loading_bars()
     policy = Policy.from_pretrained(args.model)
     if args.lora is not None:
-        policy = _with_adapters(policy, args.lora)
+        policy = _with_adapters(policy, args.lora, args.seed)
+    rate = {"lr": args.lr, "warmup": args.warmup, "schedule": args.schedule}
+    if options is not None:
+        rate["lr"] = 5e-7 if args.lr is None else args.lr
     common = {
-        "lr": args.lr,
-        "warmup": args.warmup,
-        "schedule": args.schedule,
+        **{name: value for name, value in rate.items() if value is not None},
         "tokens_per_micro_batch": args.tokens_per_micro_batch,
         "mixed_precision": args.mixed_precision,
         "gradient_checkpointing": args.gradient_checkpointing,
@@ -100,8 +106,8 @@ def _train(args: argparse.Namespace) -> int:
     }
     try:
         return _imitate(args, policy, common) if options is None else _iterate(args, method, policy, options, common)
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(str(interrupt) or f"run the same command again to go on with {args.out}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
 
 
 def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> int:
@@ -157,7 +163,9 @@ def _iterate(
     return 0
 
 
-def _with_adapters(policy: Any, rank: int) -> Any:
+def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
+    import torch
+
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -169,7 +177,9 @@ def _with_adapters(policy: Any, rank: int) -> Any:
     from turnwise.agents.policy import Policy
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = cast("PreTrainedModel", get_peft_model(policy.model, config))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = cast("PreTrainedModel", get_peft_model(policy.model, config))
     return Policy(adapted, policy.tokenizer, version=policy.version)
 
 
@@ -181,25 +191,32 @@ def _eval(args: argparse.Namespace) -> int:
     from turnwise.envs.store import Store
 
     options = env_options(args)
+    no_loading_bars()
     agent = TransformerAgent.from_pretrained(
         args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
     )
+    if args.json is not None:
+        args.json.open("a").close()  # an evaluation may take hours; a path that cannot be written is told of now
     tasks = None
     if "problems" in options:
         tasks = range(min(len(options["problems"]), args.limit or len(options["problems"])))
-    with Store(args.out) if args.out else nullcontext() as store:
-        result = evaluate(
-            agent,
-            args.env,
-            tasks=tasks,
-            problems=(args.limit or 100) if tasks is None else None,
-            samples=args.samples,
-            seed=args.seed,
-            env_options=options,
-            concurrency=args.slots,
-            store=store,
-            progress=not args.quiet,
-        )
+    try:
+        with Store(args.out) if args.out else nullcontext() as store:
+            result = evaluate(
+                agent,
+                args.env,
+                tasks=tasks,
+                problems=(args.limit or 100) if tasks is None else None,
+                samples=args.samples,
+                seed=args.seed,
+                env_options=options,
+                concurrency=args.slots,
+                store=store,
+                progress=not args.quiet,
+            )
+    except KeyboardInterrupt:
+        how = f"run the same command again to go on with {args.out}" if args.out else "--out keeps what is finished"
+        raise KeyboardInterrupt(how) from None
     print(result)
     if args.json is not None:
         args.json.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8")

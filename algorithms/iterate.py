@@ -168,7 +168,7 @@ def iterate(
                     groups=groups,
                     group_size=group_size,
                     seed=_derive(seed, number, 0),
-                    tasks=_tasks_of(tasks, number, groups, seed),
+                    tasks=tasks_of(tasks, number, groups, seed),
                     env_options=env_options,
                     concurrency=slots,
                     store=store,
@@ -176,7 +176,7 @@ def iterate(
                     label=f"iteration {number}: collect",
                 )
             rng = np.random.default_rng([seed, number, 1])
-            taught = [group for group in map(_learnable, collected) if group is not None]
+            taught = [group for group in map(learnable, collected) if group is not None]
             found = [method.examples(group, annotate(group), rng) for group in taught]
             examples = [example for example in found if example is not None]
             if not examples:
@@ -218,7 +218,7 @@ def iterate(
     return records
 
 
-def _learnable(group: Group) -> Group | None:
+def learnable(group: Group) -> Group | None:
     """The members that may be compared: valid, and with at least one action (a prompt may not fit the context)."""
     members = tuple(member for member in group if member.valid and member.turns)
     return Group(members) if members else None
@@ -226,7 +226,7 @@ def _learnable(group: Group) -> Group | None:
 
 def _described(method: OfflineMethod) -> dict[str, str]:
     """The method's settings as text; functions by their name, which is the same in every process."""
-    names = [f.name for f in fields(method)] if is_dataclass(method) else []
+    names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
     values = {name: getattr(method, name) for name in names}
     return {"class": type(method).__name__} | {n: getattr(v, "__qualname__", repr(v)) for n, v in values.items()}
 
@@ -281,7 +281,7 @@ def _load_into(policy: Policy, folder: Path) -> None:
     policy.version = saved.version
 
 
-def _tasks_of(tasks: Sequence[int] | None, number: int, groups: int, seed: int) -> list[int] | None:
+def tasks_of(tasks: Sequence[int] | None, number: int, groups: int, seed: int) -> list[int] | None:
     """The iteration's share of the tasks: consecutive slices of a shuffled order, a new order for every pass."""
     if tasks is None:
         return None

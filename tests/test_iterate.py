@@ -21,7 +21,7 @@ from turnwise.agents.generation import Sampling
 from turnwise.agents.policy import Policy
 from turnwise.agents.tiny import tiny_policy
 from turnwise.algorithms.checkpoint import CheckpointError
-from turnwise.algorithms.iterate import Iteration, NothingToLearn, _tasks_of, iterate
+from turnwise.algorithms.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from turnwise.algorithms.methods import MDPO, RAFT
 from turnwise.algorithms.warmup import demonstrations, warm_start
 from turnwise.envs.preference import Preference, by_return
@@ -186,13 +186,13 @@ def test_failed_and_empty_episodes_are_never_learned_from(tmp_path: Path, method
 
 
 def test_tasks_come_round_without_repetition() -> None:
-    first, second = (_tasks_of(range(10), number, 5, 0) or [] for number in (1, 2))
+    first, second = (tasks_of(range(10), number, 5, 0) or [] for number in (1, 2))
     assert sorted(first + second) == list(range(10))
-    third = _tasks_of(range(10), 3, 10, 1)
+    third = tasks_of(range(10), 3, 10, 1)
     assert third is not None
     assert sorted(third) == list(range(10))
     with pytest.raises(ValueError, match="an empty sequence"):
-        _tasks_of([], 1, 5, 0)
+        tasks_of([], 1, 5, 0)
 
 
 def test_a_warm_start_learns_the_agents_words_alone() -> None:
