@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from turnwise.agents.token_logps import soft_cap, token_logps, token_logps_from_hidden
+from turnwise.agents.prediction import Prediction, divergence
+from turnwise.agents.token_logps import soft_cap
 from turnwise.agents.tokens import ChatFormat
 
 _BASE = "base"
@@ -37,28 +38,45 @@ class Scorer(nn.Module):
         self.model = model
         self._direct_head: bool | None = None
 
-    def forward(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        where: Tensor | None = None,
+        *,
+        against: Prediction | None = None,
+        reference_first: bool = True,
+    ) -> Tensor | dict[str, Tensor]:
         """Log-probability of every wanted token given the tokens before it.
 
         Args:
             ids: `[N, T]` int64, right padded.
             mask: `[N, T]` bool, True on real tokens.
             where: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
+            against: Another model's prediction of the same rows, to be compared with over the whole vocabulary.
+            reference_first: Direction of that comparison: KL(other || this), or KL(this || other).
 
         Returns:
             `[N, T]` float32 (or wider, as the model) in nats: entry (n, t) is log p(ids[n, t] | ids[n, :t]) where
-            wanted, 0 elsewhere and at t = 0.
+            wanted, 0 elsewhere and at t = 0. With `against` a dictionary of these, "logps", and the divergence "kl"
+            `[N, T]`.
         """
-        wanted = (mask if where is None else where & mask).clone()
-        wanted[:, 0] = False
+        prediction = self.predict(ids, mask)
+        wanted = wanted_tokens(mask, where)
+        logps = prediction.logps(ids, wanted)
+        if against is None:
+            return logps
+        return {"logps": logps, "kl": divergence(prediction, against, wanted, reference_first=reference_first)}
+
+    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
+        """What the model predicts after every token of `ids [N, T]`, as little of it as there is a need to keep."""
         attention = None if bool(mask.all()) else mask.long()
         if not self._head_is_direct():
-            logits = self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
-            return token_logps(logits, ids, wanted)
+            return Prediction(self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits)
         inner = _inner(self.model)
         hidden = inner.get_decoder()(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
         head = cast("nn.Linear", inner.get_output_embeddings())
-        return token_logps_from_hidden(hidden, head.weight, ids, wanted, bias=head.bias, softcap=_final_cap(inner))
+        return Prediction(hidden, head.weight, head.bias, _final_cap(inner))
 
     @torch.no_grad()
     def _head_is_direct(self) -> bool:
@@ -80,6 +98,13 @@ class Scorer(nn.Module):
                 # Relative to the spread: a random model's logits are so small that scaling them hides in a constant.
                 self._direct_head = bool((mine - theirs).abs().max() <= 1e-3 * theirs.abs().max())
         return self._direct_head
+
+
+def wanted_tokens(mask: Tensor, where: Tensor | None) -> Tensor:
+    """`[N, T]` bool: real tokens that are asked for and that something predicts (never the first of a row)."""
+    wanted = (mask if where is None else where & mask).clone()
+    wanted[:, 0] = False
+    return wanted
 
 
 @contextmanager

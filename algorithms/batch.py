@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from turnwise.algorithms.estimators import mismatched_partners
 from turnwise.algorithms.pairing import Example
 from turnwise.envs.trajectory import Trajectory
 
+_MAPPINGS = ("shared", "outputs")
 _Row = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.float32]]
 
 
@@ -46,6 +48,8 @@ class Batch:
         mismatched: `[N]` bool, rows that join one example's prompt with another's continuation. They estimate how far
             the policy is from the reference; nothing is learned from them.
         shared: Means over a whole training step that couple its rows (set by `train`), scalars by name.
+        outputs: What the policy's network says of each token besides its log-probability, `[N, T]` by name, with
+            gradient (set by `train`): "values" of a value network, "kl" over the whole vocabulary.
     """
 
     ids: Tensor
@@ -60,6 +64,7 @@ class Batch:
     group: Tensor
     mismatched: Tensor
     shared: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -71,8 +76,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "shared"}
-        return Batch(**moved, shared={name: value.to(device) for name, value in self.shared.items()})
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            mapping = name in _MAPPINGS
+            moved[name] = {key: x.to(device) for key, x in value.items()} if mapping else value.to(device)
+        return Batch(**moved)
 
     def select(self, rows: Tensor) -> Batch:
         """The given rows in the given order, without the columns that only padding is left in.
@@ -90,15 +98,17 @@ class Batch:
         per_token = {n: getattr(self, n)[rows][:, :width] for n in ("ids", "mask", "turn", "behaviour_logps")}
         per_row = {n: getattr(self, n)[rows] for n in ("scores", "desirable", "group", "mismatched")}
         per_pair = {"pairs": pairs[kept], "probability": self.probability[kept], "weight": self.weight[kept]}
-        return Batch(**per_token, **per_row, **per_pair, shared=self.shared)
+        outputs = {name: value[rows][:, :width] for name, value in self.outputs.items()}
+        return Batch(**per_token, **per_row, **per_pair, shared=self.shared, outputs=outputs)
 
     def share(self, values: Mapping[str, Tensor]) -> Batch:
         """The same batch with `shared` values added."""
         return replace(self, shared={**self.shared, **values})
 
     def save(self, stem: str | Path) -> None:
-        """Writes `stem.safetensors` and a readable `stem.json`."""
-        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self) if f.name != "shared"}
+        """Writes `stem.safetensors` and a readable `stem.json`; all but `outputs`, which come from the weights."""
+        names = [f.name for f in fields(self) if f.name not in _MAPPINGS]
+        tensors: dict[str, Tensor] = {name: getattr(self, name).cpu().contiguous() for name in names}
         tensors |= {f"shared.{name}": value.cpu().contiguous() for name, value in self.shared.items()}
         save_file(tensors, f"{stem}.safetensors")
         text = {name: value.tolist() for name, value in tensors.items() if value.ndim < 2 or name == "pairs"}
@@ -110,7 +120,8 @@ class Batch:
         """Reads what `save` wrote."""
         tensors = load_file(f"{stem}.safetensors")
         shared = {name.removeprefix("shared."): tensors.pop(name) for name in list(tensors) if "." in name}
-        return cls(**tensors, shared=shared)
+        loaded: dict[str, Any] = tensors
+        return cls(**loaded, shared=shared)
 
 
 def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: int = 0) -> Batch:

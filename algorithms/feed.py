@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
@@ -10,10 +11,30 @@ import numpy as np
 
 from turnwise.algorithms.batch import Batch
 from turnwise.algorithms.pairing import Example
+from turnwise.envs.preference import Preference
+from turnwise.envs.trajectory import Group
 
-Step = Batch | Sequence[Example]
+
+@dataclass(frozen=True, eq=False)
+class AnnotatedGroup:
+    """A group and what is preferred in it, before a method has taken from it what it learns from.
+
+    Attributes:
+        group: Valid trajectories from one start.
+        preference: Over all members of `group`.
+        seed: Of whatever the method draws at random: which pairs, which winners.
+    """
+
+    group: Group
+    preference: Preference
+    seed: tuple[int, ...]
+
+
+Step = Batch | Sequence[Example] | Sequence[AnnotatedGroup]
 Source = Callable[[int], Step] | Iterable[Step]
 """What `train` takes: a function of the step (counted from 0), or an iterable.
+
+A step is a batch, or examples, or annotated groups that the method makes examples of.
 
 A function resumes by itself. A sequence, or anything else that can be iterated again, starts over at its end. An
 iterator ends the training where it ends. An iterable with `state_dict` and `load_state_dict` (JSON values) is put back
@@ -77,6 +98,11 @@ class Feed:
         """Position of a source that knows its own, as JSON values; None for any other."""
         own = getattr(self._source, "state_dict", None)
         return None if own is None else own()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What a source reports of the step it gave last, for the run's records; nothing unless it has `metrics`."""
+        return dict(getattr(self._source, "metrics", {}))
 
     def next(self) -> Step | None:
         """The next step's examples; None where an iterator has ended."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -38,7 +39,12 @@ class Scorable(Protocol):
 
     @property
     def scorer(self) -> nn.Module:
-        """Module around `model`, from `(ids, mask, where)`, all `[N, T]`, to log-probabilities `[N, T]`."""
+        """Module around `model`, from `(ids, mask, where)`, all `[N, T]`, to log-probabilities `[N, T]`.
+
+        Or to a dictionary of "logps" and whatever else it says of each token; that reaches the loss as
+        `batch.outputs`. Where a method wants the KL over the whole vocabulary, it must work as
+        `turnwise.agents.policy.Scorer` does.
+        """
         ...
 
 
@@ -54,13 +60,15 @@ class _Scoring(nn.Module):
         self.scorer = scorer
         self._dropout = dropout
 
-    def forward(self, ids: Tensor, mask: Tensor, where: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, where: Tensor, **options: Any) -> Any:
         learning = torch.is_grad_enabled()
         self.train(self._dropout and learning)
         for module in self.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = learning
-        return cast("Tensor", self.scorer(ids, mask, where))
+        if options.pop("predict", False):
+            return cast("Any", self.scorer).predict(ids, mask)
+        return self.scorer(ids, mask, where, **options)
 
 
 class Learner:
@@ -118,12 +126,7 @@ class Learner:
         device = next(policy.model.parameters()).device
         with torch.no_grad():
             scoring(torch.zeros((1, 2), dtype=torch.int64, device=device), *[_ones(device)] * 2)
-        trained = [p for p in policy.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
-        ]
-        made = optimizer([group for group in groups if group["params"]])
+        made = optimizer(_parameter_groups(policy, lr, weight_decay))
         self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
         self._plain = accelerator.unwrap_model(self._wrapped)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -164,7 +167,8 @@ class Learner:
         """
         world = self._accelerator.num_processes
         mine = shard(batch, world)[self._accelerator.process_index] if self._sharded else batch
-        lesson = mine.select(~mine.mismatched).share(self._look_ahead(mine))
+        lesson = mine.select(~mine.mismatched)
+        lesson = lesson.share(self._tally(lesson) | self._look_ahead(mine))
         micros = split(lesson, pieces=self._accumulate, tokens=self._tokens)
         own = len(micros)
         micros = self._evened(micros, batch)
@@ -203,23 +207,53 @@ class Learner:
     def _loss(self, micro: Batch, stream: int, *, counts: bool) -> Loss:
         where = methods.where(self._method, micro)
         # The reference first, while no activations of the policy are alive.
-        reference = self._score_reference(micro, where)
+        reference, options = self._compare(micro, where)
         with self._dropout_stream(stream):
-            logps = self._wrapped(micro.ids, micro.mask, where)
-        return self._method.loss(logps, reference, micro) if counts else Loss(logps.sum(1) * 0.0)
+            logps, outputs = _unpacked(self._wrapped(micro.ids, micro.mask, where, **options))
+        if not counts:
+            return Loss(sum((value.sum(1) for value in outputs.values()), logps.sum(1)) * 0.0)
+        return self._method.loss(logps, reference, replace(micro, outputs=outputs))
+
+    def _tally(self, lesson: Batch) -> dict[str, Tensor]:
+        """Means over all rows of the step of what a method reads from the rows alone."""
+        sums: Sums = {}
+        add(sums, methods.tally(self._method, lesson))
+        return _means(self._gather(sums)) if methods.tallies(self._method) else {}
 
     @torch.no_grad()
     def _look_ahead(self, mine: Batch) -> dict[str, Tensor]:
-        """Means over all mismatched rows of the step: they need no gradient, and every micro-batch needs them."""
-        if not methods.wants_mismatched(self._method):
+        """Means over rows of the whole step that need no gradient, and that every micro-batch needs.
+
+        The rows are the mismatched ones, or all others where the method looks ahead on them.
+        """
+        if methods.wants_mismatched(self._method):
+            rows = mine.select(mine.mismatched)
+        elif methods.looks_ahead(self._method):
+            rows = mine.select(~mine.mismatched)
+        else:
             return {}
         sums: Sums = {}
-        for micro in split(mine.select(mine.mismatched), pieces=self._accumulate, tokens=self._tokens):
-            rows = micro.to(self._accelerator.device)
-            where = methods.where(self._method, rows)
-            logps = self._plain(rows.ids, rows.mask, where)
-            add(sums, methods.shared(self._method, logps, self._score_reference(rows, where), rows))
-        return {name: torch.tensor(mean, dtype=torch.float32) for name, mean in merge(self._gather(sums)).items()}
+        for micro in split(rows, pieces=self._accumulate, tokens=self._tokens):
+            micro = micro.to(self._accelerator.device)
+            where = methods.where(self._method, micro)
+            reference, options = self._compare(micro, where)
+            logps, outputs = _unpacked(self._plain(micro.ids, micro.mask, where, **options))
+            add(sums, methods.shared(self._method, logps, reference, replace(micro, outputs=outputs)))
+        return _means(self._gather(sums))
+
+    @torch.no_grad()
+    def _compare(self, micro: Batch, where: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
+        """Log-probabilities under the reference, and what the policy's scorer needs to compare whole distributions."""
+        direction = methods.full_kl(self._method)
+        if self._reference is None or direction is None:
+            return self._score_reference(micro, where), {}
+        with self._reference_context():
+            prediction = self._reference(micro.ids, micro.mask, where, predict=True)
+        # Such a loss has its pull to the reference from the KL; the reference's log-probs come at no further pass.
+        wanted = where & micro.mask
+        wanted[:, 0] = False
+        options = {"against": prediction, "reference_first": direction == "reference_first"}
+        return prediction.logps(micro.ids, wanted), options
 
     @torch.no_grad()
     def _score_reference(self, batch: Batch, where: Tensor) -> Tensor | None:
@@ -227,7 +261,7 @@ class Learner:
             return None
         with self._reference_context():
             if self._cache is None:
-                return cast("Tensor", self._reference(batch.ids, batch.mask, where))
+                return _unpacked(self._reference(batch.ids, batch.mask, where))[0]
             result = torch.zeros(batch.ids.shape, dtype=torch.float32, device=batch.ids.device)
             for row, length in enumerate(batch.mask.sum(1).tolist()):
                 # Scored one row at a time: what is kept must not depend on which rows it was batched with, or a
@@ -235,7 +269,7 @@ class Learner:
                 ids, mask, wanted = (x[row : row + 1, :length] for x in (batch.ids, batch.mask, where))
                 key = hashlib.blake2b(ids.cpu().numpy().tobytes() + wanted.cpu().numpy().tobytes()).digest()
                 if key not in self._cache:
-                    self._cache[key] = self._reference(ids, mask, wanted)[0].cpu()
+                    self._cache[key] = _unpacked(self._reference(ids, mask, wanted))[0][0].cpu()
                 result[row, :length] = self._cache[key].to(result.device)
             return result
 
@@ -280,6 +314,33 @@ class Learner:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(stream)
             yield
+
+
+def _parameter_groups(policy: Scorable, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters by learning rate and decay; `policy.lr_scales` multiplies rates by prefixes of names."""
+    scales: Mapping[str, float] = getattr(policy, "lr_scales", {})
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in policy.model.named_parameters():
+        if parameter.requires_grad:
+            scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
+            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
+        for (scale, decays), parameters in groups.items()
+        if parameters
+    ]
+
+
+def _unpacked(scored: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities, and whatever else a scorer said."""
+    if isinstance(scored, Tensor):
+        return scored, {}
+    outputs = dict(scored)
+    return outputs.pop("logps"), outputs
+
+
+def _means(parts: list[Sums]) -> dict[str, Tensor]:
+    return {name: torch.tensor(mean, dtype=torch.float32) for name, mean in merge(parts).items()}
 
 
 def _checkpoint_activations(model: Any) -> None:

@@ -2,7 +2,8 @@
 
 A method is any object with `loss`. What else it may have is optional and read by the functions at the end of this file:
 a `name`, whether it `needs_reference`, the tokens `where` it needs log-probabilities, whether it wants `mismatched`
-rows, and what couples all rows of a step (`shared`). `examples` says what it takes of an annotated group.
+rows, what couples all rows of a step (`shared`, `tally`), whether it `looks_ahead` on them, and which KL over the whole
+vocabulary it wants (`full_kl`). `examples` says what it takes of an annotated group.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ class MDPO:
     needs_reference: bool = True
 
     def __post_init__(self) -> None:
-        _check_choice("MDPO.mask", self.mask, ("agent", "all"))
-        _check_choice("MDPO.turns", self.turns, ("all", "last"))
+        check_choice("MDPO.mask", self.mask, ("agent", "all"))
+        check_choice("MDPO.turns", self.turns, ("all", "last"))
         if self.mask == "all" and self.turns == "last":
             raise ValueError('MDPO: expected mask="agent" with turns="last"; the last turn holds no observation')
 
@@ -159,21 +160,14 @@ class MDPO:
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """f(beta h) per pair, times the pair's weight."""
         assert reference is not None
-        winner, loser = batch.pairs.unbind(1)
+        winner = batch.pairs[:, 0]
         logratio = sequence_logratio(logps, reference, self._turn(batch), turns=self.turns)
-        margin = logratio[winner] - logratio[loser]
+        margin, metrics = margins(logratio, batch)
         values = gpo(margin, beta=self.beta, f=self.f, probability=batch.probability)
         if self.nll_weight:
             length = policy_mask(batch.turn, turns=self.turns).sum(1).clamp(min=1)
             values = values - self.nll_weight * (sequence_sum(logps, batch.turn, turns=self.turns) / length)[winner]
-        with torch.no_grad():
-            metrics = {
-                "margin": margin,
-                "accuracy": (margin > 0).to(margin.dtype),
-                "chosen_logratio": logratio[winner],
-                "rejected_logratio": logratio[loser],
-            }
-        return Loss(values * batch.weight, batch.weight, {name: value.detach() for name, value in metrics.items()})
+        return Loss(values * batch.weight, batch.weight, metrics)
 
     def _turn(self, batch: Batch) -> Tensor:
         if self.mask == "agent":
@@ -211,7 +205,7 @@ class MKTO:
     mismatched: bool = True
 
     def __post_init__(self) -> None:
-        _check_choice("MKTO.turns", self.turns, ("all", "last"))
+        check_choice("MKTO.turns", self.turns, ("all", "last"))
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """Winners and losers of random pairs, as unpaired rows, so both kinds are balanced."""
@@ -261,6 +255,19 @@ class MKTO:
         return Loss(values, None, metrics)
 
 
+def margins(logratio: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """`[P]` log-ratio of each pair's first minus its second, and the metrics of methods that compare pairs."""
+    first, second = batch.pairs.unbind(1)
+    margin = logratio[first] - logratio[second]
+    metrics = {
+        "margin": margin,
+        "accuracy": (margin > 0).to(margin.dtype),
+        "chosen_logratio": logratio[first],
+        "rejected_logratio": logratio[second],
+    }
+    return margin, {name: value.detach() for name, value in metrics.items()}
+
+
 METHODS: dict[str, Callable[..., Any]] = {"sft": SFT, "raft": RAFT, "mdpo": MDPO, "mkto": MKTO}
 """Methods by the name the command line knows them by."""
 
@@ -294,6 +301,15 @@ def needs_reference(method: Method) -> bool:
     return bool(getattr(method, "needs_reference", True))
 
 
+def full_kl(method: Method) -> Literal["reference_first", "policy_first"] | None:
+    """Which KL over the whole vocabulary, token by token, the loss reads from `batch.outputs["kl"]`; none by default.
+
+    "reference_first" is KL(reference || policy), "policy_first" KL(policy || reference).
+    """
+    direction: Literal["reference_first", "policy_first"] | None = getattr(method, "full_kl", None)
+    return direction
+
+
 def wants_mismatched(method: Method) -> bool:
     """Whether batches need mismatched rows; no unless it says so."""
     return bool(getattr(method, "mismatched", False))
@@ -311,6 +327,22 @@ def shared(method: Method, logps: Tensor, reference: Tensor | None, batch: Batch
     return {} if function is None else function(logps, reference, batch)
 
 
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+def looks_ahead(method: Method) -> bool:
+    """Whether `shared` is asked on all rows before the step, at the price of one more forward pass."""
+    return bool(getattr(method, "looks_ahead", False))
+
+
+def tallies(method: Method) -> bool:
+    """Whether the method has a `tally`."""
+    return callable(getattr(method, "tally", None))
+
+
+def tally(method: Method, batch: Batch) -> Mapping[str, Tensor]:
+    """As `shared`, of the rows alone, without any log-probabilities: counts, means and deviations of scores."""
+    function = getattr(method, "tally", None)
+    return {} if function is None else function(batch)
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{what}: expected one of {', '.join(choices)}, got {value!r}.{did_you_mean(value, choices)}")

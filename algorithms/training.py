@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
@@ -22,12 +23,16 @@ from tqdm.auto import tqdm
 from turnwise.algorithms import checkpoint, methods
 from turnwise.algorithms.batch import Batch, collate, drop_long
 from turnwise.algorithms.checkpoint import CheckpointError, Saveable
-from turnwise.algorithms.feed import Feed, Source, Step
+from turnwise.algorithms.feed import AnnotatedGroup, Feed, Source
 from turnwise.algorithms.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
 from turnwise.algorithms.methods import Method
 from turnwise.algorithms.metrics import MetricsFile
+from turnwise.algorithms.pairing import Example
 from turnwise.algorithms.schedule import Schedule, factor
 from turnwise.algorithms.signals import Interrupted, Interruptions
+
+# A source of fresh groups is asked this often for something to learn from before training gives up.
+_EMPTY_DRAWS = 16
 
 
 class Trainable(Scorable, Saveable, Protocol):
@@ -47,8 +52,9 @@ class TrainResult:
     """What training leaves.
 
     Attributes:
-        history: One record a step: step (from 1), loss, grad_norm, lr, tokens, seconds, the method's metrics, and
-            "eval/..." where it was evaluated (step 0 is before training). A resumed run's includes what came before.
+        history: One record a step: step (from 1), loss, grad_norm, lr, tokens, seconds, the method's and the source's
+            metrics, and "eval/..." where it was evaluated (step 0 is before training). A resumed run's includes what
+            came before.
         steps: Steps done.
         path: Folder of the trained policy, for `from_pretrained`; None without `out`.
     """
@@ -209,14 +215,14 @@ def train(
                 note({"step": start, **first})
             while done < steps:
                 begun = time.perf_counter()
-                item = feed.next()
-                if item is None:
+                batch = _next_batch(feed, method, max_length)
+                if batch is None:
                     warnings.warn(f"batches ended after {done} of {steps} steps", stacklevel=2)
                     break
                 rate = factor(done, steps=steps, warmup=warmup, schedule=schedule)
-                numbers = learner.step(_as_batch(item, method, max_length), done, lr_factor=rate)
+                numbers = learner.step(batch, done, lr_factor=rate)
                 done, position = done + 1, feed.state
-                record = {"step": done, **numbers, "seconds": time.perf_counter() - begun}
+                record = {"step": done, **numbers, **feed.metrics, "seconds": time.perf_counter() - begun}
                 try:
                     record |= evaluated(done)
                 finally:
@@ -335,18 +341,48 @@ def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         warnings.warn(f"resuming with other settings: {'; '.join(changed)}", ResumeWarning, stacklevel=3)
 
 
-def _as_batch(item: Step, method: Method, max_length: int | None) -> Batch:
-    mismatched = methods.wants_mismatched(method)
-    if isinstance(item, Batch):
-        if max_length is not None:
-            raise ValueError("max_length: expected examples to choose from, got a ready batch; use drop_long before")
-        if mismatched and not bool(item.mismatched.any()):
-            raise ValueError(f"{methods.name_of(method)} needs collate(examples, mismatched=True), got a batch without")
-        return item
-    kept = list(item) if max_length is None else drop_long(item, max_length)
-    if not kept:
-        raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
-    return collate(kept, mismatched=mismatched)
+def _next_batch(feed: Feed, method: Method, max_length: int | None) -> Batch | None:
+    """The next step's batch; None where the source has ended.
+
+    Fresh groups may hold nothing to compare (all right, all wrong); then the source is asked again.
+    """
+    for _ in range(_EMPTY_DRAWS):
+        item = feed.next()
+        if item is None:
+            return None
+        if isinstance(item, Batch):
+            return _checked(item, method, max_length)
+        examples = [one if isinstance(one, Example) else _taught(method, one) for one in item]
+        found = [example for example in examples if example is not None]
+        kept = found if max_length is None else drop_long(found, max_length)
+        if kept:
+            return collate(kept, mismatched=methods.wants_mismatched(method))
+        if found or not any(isinstance(one, AnnotatedGroup) for one in item):
+            raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
+    raise ValueError(
+        f"{methods.name_of(method)}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "
+        "use larger groups, a higher temperature or other tasks"
+    )
+
+
+def _taught(method: Method, annotated: AnnotatedGroup) -> Example | None:
+    examples = getattr(method, "examples", None)
+    if examples is None:
+        raise ValueError(
+            f"{methods.name_of(method)}: expected a method with examples(group, preference, rng) to learn from "
+            "annotated groups, got one without; give it batches or examples"
+        )
+    rng = np.random.default_rng(annotated.seed)
+    example: Example | None = examples(annotated.group, annotated.preference, rng)
+    return example
+
+
+def _checked(batch: Batch, method: Method, max_length: int | None) -> Batch:
+    if max_length is not None:
+        raise ValueError("max_length: expected examples to choose from, got a ready batch; use drop_long before")
+    if methods.wants_mismatched(method) and not bool(batch.mismatched.any()):
+        raise ValueError(f"{methods.name_of(method)} needs collate(examples, mismatched=True), got a batch without")
+    return batch
 
 
 def _farewell(path: Path | None, done: int, steps: int) -> str:
