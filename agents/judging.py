@@ -62,6 +62,7 @@ class PromptedJudge:
         concurrency: Questions under way at once.
         retries: How often a failed question is asked again.
         backoff: Seconds before the first retry; doubled each time.
+        timeout: Seconds until a question that is still waited for has failed; None waits for ever.
         seed: Of a sampling agent's randomness; the same prompt always gets the same.
         sleep: Waits; given for tests.
     """
@@ -75,6 +76,7 @@ class PromptedJudge:
         concurrency: int = 16,
         retries: int = 3,
         backoff: float = 1.0,
+        timeout: float | None = 300.0,
         seed: int = 0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -84,7 +86,8 @@ class PromptedJudge:
             )
         self.agent, self.question, self.speakers = agent, question, speakers
         self._concurrency = min(concurrency, int(getattr(agent, "max_concurrency", concurrency)))
-        self._retries, self._backoff, self._seed, self._sleep = retries, backoff, seed, sleep
+        self._retries, self._backoff, self._timeout = retries, backoff, timeout
+        self._seed, self._sleep = seed, sleep
         self._loop = LoopThread()
         self.failures: list[str] = []
 
@@ -117,7 +120,7 @@ class PromptedJudge:
             rng = np.random.default_rng([self._seed, crc32(prompt.encode("utf-8", "replace")), attempt])
             episode = Episode("judge", self._seed, "", 0, rng, prompt)
             try:
-                answer = await self._answer(episode)
+                answer = await asyncio.wait_for(self._answer(episode), self._timeout)
             except Exception as error:
                 if attempt == self._retries:
                     self.failures.append(f"{type(error).__name__}: {error}")

@@ -26,15 +26,19 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 
-    def run(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Runs what `work` returns to its end and gives its value; callable from many threads at once."""
+    def run(self, work: Callable[[], Awaitable[_T]], timeout: float | None = None) -> _T:
+        """Runs what `work` returns to its end and gives its value; callable from many threads at once.
+
+        Raises:
+            TimeoutError: It was still waiting after `timeout` seconds.
+        """
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="turnwise-partner", daemon=True).start()
 
         async def awaited() -> _T:
-            return await work()
+            return await asyncio.wait_for(work(), timeout)
 
         return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
 
@@ -54,22 +58,30 @@ class AgentPartner:
     the step's info, so that `other_side` can rebuild its trajectory with every token.
 
     Use another agent object here than the one that `collect` drives: one rollout engine lives in one event loop. They
-    may share the policy.
+    may share the policy. Collect with `concurrency=1` where two local models must agree to the last bit from run to run:
+    their engines work in two threads, and which attention kernel torch uses is one setting for the whole process.
 
     Args:
         agent: Who plays.
         retries: How often an agent that fails (a server that is down or overloaded) is asked again; then its error
             ends the episode as invalid.
         backoff: Seconds before the first retry; doubled each time.
+        timeout: Seconds until an agent that is still waiting has failed; None waits for ever.
         sleep: Waits; given for tests.
     """
 
     def __init__(
-        self, agent: Agent, *, retries: int = 3, backoff: float = 1.0, sleep: Callable[[float], None] = time.sleep
+        self,
+        agent: Agent,
+        *,
+        retries: int = 3,
+        backoff: float = 1.0,
+        timeout: float | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.agent = agent
         self.name = str(getattr(agent, "name", type(agent).__name__))
-        self._retries, self._backoff, self._sleep = retries, backoff, sleep
+        self._retries, self._backoff, self._timeout, self._sleep = retries, backoff, timeout, sleep
         self._loop = LoopThread()
         self._episodes: dict[int, tuple[Scene, Episode]] = {}  # the scene too, so that its id is not used again
 
@@ -110,7 +122,7 @@ class AgentPartner:
         wait = self._backoff
         for attempt in range(self._retries + 1):
             try:
-                return self._loop.run(lambda: reply(self.agent, episode))
+                return self._loop.run(lambda: reply(self.agent, episode), self._timeout)
             except ContextFull as full:
                 raise PartnerFull(str(full)) from full
             except Exception:

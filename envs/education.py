@@ -16,6 +16,7 @@ from turnwise.envs.education_topics import (
     TEACHER_REACTIONS,
     TOPICS,
     opening,
+    student_brief,
 )
 from turnwise.envs.partner_env import PartnerEnv
 
@@ -116,7 +117,7 @@ class EducationDialogue(PartnerEnv):
         self._scene = Scene(
             role="student",
             other="teacher",
-            brief=student_brief(facts) if self.blocking else "",
+            brief=_brief(facts) if self.blocking else "",
             opening=said,
             facts=facts,
             turns=self.turns,
@@ -181,15 +182,12 @@ class EducationDialogue(PartnerEnv):
         return float(reward)
 
 
-def student_brief(facts: dict[str, Any]) -> str:
-    """What a student played by a model is told about itself."""
-    topic = BY_ID[facts["topic"]].name
-    return (
-        f"You are a student. A teacher teaches you about {topic}, of which you know {_KNOWLEDGE[facts['knowledge']]}. "
-        f"You learn best from {STUDENT_PREFERENCES[facts['preference']]}. Somebody who is not taught like that, and "
-        f"you are no exception, {STUDENT_REACTIONS[facts['reaction']]}. Do not say how you learn best unless you are "
-        "asked or it is in your nature to say so. Answer as the student only, in one to three sentences. To end the "
-        'conversation, because you understand or have had enough, finish your turn with "[end of conversation]".'
+def _brief(facts: dict[str, Any]) -> str:
+    return student_brief(
+        BY_ID[facts["topic"]].name,
+        STUDENT_PREFERENCES[facts["preference"]],
+        STUDENT_REACTIONS[facts["reaction"]],
+        _KNOWLEDGE[facts["knowledge"]],
     )
 
 

@@ -15,8 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from turnwise.envs.conversation import END
-from turnwise.envs.education_topics import opening
+from turnwise.envs.education_topics import opening, student_brief
 from turnwise.envs.trajectory import Trajectory, Turn
 
 ENV_ID = "turnwise/EducationDialogue-v0"
@@ -90,7 +89,7 @@ class Dialogue:
             turns: Turns that the opening promises.
         """
         topic = self.background["topic"]
-        heard = [opening(topic, turns)] if side == "teacher" else [_brief(self.background)]
+        heard = [opening(topic, turns)] if side == "teacher" else [self._brief()]
         acted: list[Turn] = []
         for role, text in self.lines:
             if role == side:
@@ -109,6 +108,10 @@ class Dialogue:
             env_options={} if side == "teacher" else {"side": "partner"},
             info={"background_info": dict(self.background)},
         )
+
+    def _brief(self) -> str:
+        background = self.background
+        return student_brief(background["topic"], background["student_prefrences"], background["student_reactions"])
 
 
 def read_dialogues(path: str | Path | None = None) -> Iterator[Dialogue]:
@@ -164,14 +167,6 @@ def write_dialogues(path: str | Path, dialogues: Iterable[Dialogue]) -> None:
     """Writes dialogues in the released layout."""
     text = json.dumps([dialogue.to_json() for dialogue in dialogues], indent=1, ensure_ascii=False)
     Path(path).write_text(text + "\n", "utf-8")
-
-
-def _brief(background: Mapping[str, str]) -> str:
-    return (
-        f"You are a student. A teacher teaches you about {background['topic']}. You learn best like this: "
-        f"{background['student_prefrences']}. When you are not taught like that: {background['student_reactions']}. "
-        f'To end the conversation, finish your turn with "{END}".'
-    )
 
 
 def _short(value: Any) -> str:

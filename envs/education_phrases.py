@@ -62,4 +62,6 @@ KEEN = (
 FOLLOWING = ("Okay, I think I follow the part about {concept}.", "All right. So that is {concept}.")
 LOST = ("I do not get {concept} yet.", "Hm, {concept} is still unclear to me.")
 KNOWN = ("I know about {concept} already.", "Yes, {concept} is clear to me by now.")
+GUESSES = ("Let me think. Yes, I guess so.", "I have thought about that before, but I am not sure.")
+GO_ON = ("Okay. And what comes next?", "All right, go on.")
 IDLE = ("Okay. What should I know about {topic}?", "I am ready. Where do we start?")

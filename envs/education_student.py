@@ -12,13 +12,14 @@ State: understanding u_c of each of the topic's four concepts, engagement e and 
     p   += 0.08 where fit >= 1/2 and nothing is wrong
     p   -= 0.02 + 0.10 (1 - fit)               otherwise ("gets annoyed": 1.5 times as much while reacting)
     p   -= 0.40 [rude] + 0.15 [off topic or repeated] + 0.08 per concept beyond the pace + 0.08 [more than 70 words]
-    u_c += g (1 - u_c) for each concept c stated, g = (0.15 + 0.45 e) min(1, pace/number stated) (0.85 to 1.15)
-           (+ 0.1 with an example or something to do; a quarter of it for who daydreams while reacting)
+    u_c += g (1 - u_c) for each concept c stated,
+           g = (0.3 + 0.25 e) min(1, pace / number stated) min(1, sqrt(1.5 / proper sentences)) (0.85 to 1.15)
+           a quarter of it for who daydreams while reacting; + 0.1 with an example or something to do
     u_c += 0.25 e (1 - u_c) for the first concept asked about, if the student answers
 
-An answer is given with probability e to at most two proper questions a turn; more is an interrogation, which nobody
-answers and which costs 0.1 of patience. Asking how the student likes to learn costs the turn but neither e nor p the
-first time, and is a repetition after that; it is answered truthfully, except that who "pretends" shrugs half of the
+An answer is given with probability 0.4 + 0.6 e to at most two proper questions a turn; more is an interrogation, which
+nobody answers and which costs 0.1 of patience. Asking how the student likes to learn costs the turn but neither e nor p
+the first time, and is a repetition after that; it is answered truthfully, except that who "pretends" shrugs half of the
 time. A turn of nothing but a few kind words costs 0.1 of patience and draws e towards 0.1.
 
 The phases, of which only words and silence can be seen:
@@ -126,7 +127,7 @@ def _feel(memory: dict[str, Any], facts: dict[str, Any], speech: Speech, luck: l
         patience -= 0.1
     elif speech.questions and not speech.rude:
         willing = not (reacting and facts["reaction"] in ("goes quiet", "changes the subject", "daydreams"))
-        answers = willing and luck[1] < engagement
+        answers = willing and luck[1] < 0.4 + 0.6 * engagement
     memory["engagement"] = min(1.0, max(0.0, engagement))
     memory["patience"] = min(1.0, max(0.0, patience))
     return answers
@@ -137,7 +138,8 @@ def _understand(
 ) -> None:
     understanding, engagement = memory["understanding"], memory["engagement"]
     if speech.taught:
-        gain = (0.15 + 0.45 * engagement) * min(1.0, facts["pace"] / len(speech.taught)) * (0.85 + 0.3 * luck[2])
+        gain = (0.3 + 0.25 * engagement) * (0.85 + 0.3 * luck[2])
+        gain *= min(1.0, facts["pace"] / len(speech.taught)) * min(1.0, (1.5 / speech.proper) ** 0.5)
         if reacting and facts["reaction"] == "daydreams":
             gain *= 0.25
         for concept in speech.taught:
@@ -208,7 +210,7 @@ def _content(memory: dict[str, Any], speech: Speech, pick: Any, answered: bool) 
         concept = speech.asked[0]
         return str(pick(phrases.ANSWERS if understanding[concept] >= 0.3 else phrases.UNSURE, concept))
     if not speech.taught:
-        return str(pick(phrases.IDLE))
+        return str(pick(phrases.GUESSES if answered else phrases.GO_ON))
     concept = speech.taught[-1]
     if understanding[concept] >= 0.85:
         return str(pick(phrases.KNOWN, concept))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from turnwise.envs.conversation import END
+
 STUDENT_PREFERENCES = {
     "lecture": "clear explanations, one step after the other",
     "discussion": "being asked questions and talking it over",
@@ -171,3 +173,21 @@ BY_ID: dict[str, Topic] = {topic.id: topic for topic in TOPICS}
 def opening(topic: str, turns: int) -> str:
     """The student's first words, which are the agent's first observation."""
     return f"Hi! Please teach me about {topic}. You have {turns} turns."
+
+
+def student_brief(topic: str, preference: str, reaction: str, knowledge: str = "") -> str:
+    """What a student played by a model is told about itself, in play and in recorded dialogues alike.
+
+    Args:
+        topic: As it stands in a sentence.
+        preference: How the student learns best.
+        reaction: What the student does when it is not taught like that.
+        knowledge: What it knows of the topic, if anybody said so.
+    """
+    known = f" You know {knowledge} about it." if knowledge else ""
+    return (
+        f"You are a student. A teacher teaches you about {topic}.{known} You learn best like this: {preference}. A "
+        f"student who is not taught like that, and you are such a student: {reaction}. Do not say how you learn best "
+        "unless you are asked or it is in your nature to say so. Answer as the student only, in one to three "
+        f'sentences. To end the conversation, because you understand or have had enough, finish your turn with "{END}".'
+    )
