@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from turnwise.agents.agent import Action, Agent, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
     from turnwise.agents.collecting import CollectError, collect
     from turnwise.agents.demonstrator import Demonstrator, Habits
-    from turnwise.agents.generation import Sampling
+    from turnwise.agents.generation import GenerationError, Sampling
     from turnwise.agents.gold import GoldAgent
     from turnwise.agents.policy import Policy, PolicyLoadError
     from turnwise.agents.tiny import tiny_policy
@@ -23,7 +23,7 @@ _HOME = {
     "agent": ("Action", "Agent", "ContextFull", "Episode", "HumanAgent", "RandomAgent", "ScriptedAgent"),
     "collecting": ("CollectError", "collect"),
     "demonstrator": ("Demonstrator", "Habits"),
-    "generation": ("Sampling",),
+    "generation": ("GenerationError", "Sampling"),
     "gold": ("GoldAgent",),
     "policy": ("Policy", "PolicyLoadError"),
     "tiny": ("tiny_policy",),
@@ -40,6 +40,7 @@ __all__ = [
     "ContextFull",
     "Demonstrator",
     "Episode",
+    "GenerationError",
     "GoldAgent",
     "Habits",
     "HistoryRewrittenWarning",

@@ -38,6 +38,10 @@ class CollectError(RuntimeError):
     """Every episode, or many in a row, failed: the infrastructure is down. What was finished is in the store."""
 
 
+class _Left(Exception):
+    """An agent stopped the collection by a KeyboardInterrupt of its own."""
+
+
 @dataclass(frozen=True)
 class _Job:
     group: int
@@ -287,6 +291,9 @@ class _Runner:
                 await asyncio.sleep(0)
             if turns:
                 info |= turns[-1].info
+        except KeyboardInterrupt as stop:
+            # Left to itself it would tear the event loop down with every other episode's traceback.
+            raise _Left(*stop.args) from None
         except (SandboxUnavailable, ImageMissing):
             raise  # no episode can go on without it; what is finished is in the store
         except Exception as failure:  # infrastructure: recorded on the trajectory, never turned into a reward
@@ -327,9 +334,12 @@ async def _call(env: TextEnvironment, pool: ThreadPoolExecutor, function: Callab
 
 def _block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """Runs a coroutine to its end, also where an event loop is already running (notebooks)."""
+    outer, inside = None, True
     try:
         outer = asyncio.current_task()
     except RuntimeError:
+        inside = False
+    if not inside:
         return _run(work)
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
@@ -361,4 +371,6 @@ def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         first: BaseException = errors
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
+        if isinstance(first, _Left):
+            raise KeyboardInterrupt(*first.args) from None
         raise first from first.__cause__

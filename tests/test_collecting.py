@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import io
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode, ScriptedAgent
+from turnwise.agents.agent import Episode, HumanAgent, ScriptedAgent
 from turnwise.agents.collecting import CollectError, collect, episode_rng, group_seed
 from turnwise.agents.generation import Sampling
 from turnwise.agents.tiny import tiny_policy
@@ -289,6 +291,14 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_finished(tmp_path: Path) -
             collect(ScriptedAgent(act), Chatter, groups=50, concurrency=2, store=store, progress=False)
         assert 3 <= len(list(read(store.path))) < 10
         assert len(collect(ScriptedAgent(["x"]), Chatter, groups=50, store=store, progress=False)) == 50
+
+
+def test_a_person_who_leaves_ends_the_collection_quietly(capfd: pytest.CaptureFixture[str]) -> None:
+    agent = HumanAgent(io.StringIO("one\n\n"), io.StringIO())
+    with pytest.raises(KeyboardInterrupt, match="end of input"):
+        collect(agent, Chatter, groups=9, progress=False)
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_it_runs_inside_a_running_event_loop() -> None:
