@@ -58,8 +58,8 @@ class AgentPartner:
     the step's info, so that `other_side` can rebuild its trajectory with every token.
 
     Use another agent object here than the one that `collect` drives: one rollout engine lives in one event loop. They
-    may share the policy. Collect with `concurrency=1` where two local models must agree to the last bit from run to run:
-    their engines work in two threads, and which attention kernel torch uses is one setting for the whole process.
+    may share the policy. Collect with `concurrency=1` where two local models must agree to the last bit from run to
+    run: their engines work in two threads, and which attention kernel torch uses is one setting for the process.
 
     Args:
         agent: Who plays.

@@ -2,9 +2,10 @@
 
 A cue counts only inside a *proper sentence*: 4 to 40 words, between a fifth and four fifths of them function words
 ("the", "is", "of", ...), at least 60% of the words distinct, at most seven content words in a row, at most two
-concepts. A list of keywords breaks several of these. A sentence with cues of several approaches is split among them,
-and a sentence that was said before counts for nothing. Nothing here understands language, and nothing checks whether
-what is said is true.
+concepts, no article or possessive at the end or before a word that cannot follow one ("the of", "my is"). A list of
+keywords breaks several of these. A sentence with cues of several approaches is split among them, and a sentence that
+was said before counts for nothing. Nothing here understands language: nonsense in the shape of a sentence passes, and
+nothing checks whether what is said is true.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from zlib import crc32
 APPROACHES = ("lecture", "discussion", "hands-on", "stories")
 
 _FUNCTION, _LECTURE, _HANDS, _DO, _STORY, _WARM, _RUDE, _NO, _YOU, _ASK, _LEARN = (1 << n for n in range(11))
-_OPENER = 1 << 11
+_OPENER, _DETERMINER, _NO_NOUN = 1 << 11, 1 << 12, 1 << 13
 
 _WORDS: dict[int, str] = {
     _FUNCTION: """a an the this that these those i you he she it we they me him her us them my your his its our their
@@ -39,6 +40,9 @@ _WORDS: dict[int, str] = {
     _YOU: "you your you're yourself you'd you've",
     _ASK: "what which who whom why how when where whose",
     _LEARN: "learn learning teach taught study studying lesson lessons helps help explain explained",
+    _DETERMINER: "a an the my your his its our their every",
+    _NO_NOUN: """a an the my your his its our their every is are was were be been am of in on at to from by with without
+        about into for as and or but so if than because when while not nor i you he she it we they me him us them""",
     _OPENER: "do does did is are was were can could would will should have has shall may",
 }
 _TAGS: dict[str, int] = {}
@@ -117,11 +121,14 @@ def listen(text: str, concepts: Mapping[str, int], before: list[int]) -> Speech:
 def _sentence(speech: Speech, sentence: str, words: list[str], concepts: Mapping[str, int], before: list[int]) -> None:
     count = len(words)
     speech.words += count
-    tags, function, run, longest = 0, 0, 0, 0
+    tags, function, run, longest, previous, salad = 0, 0, 0, 0, 0, False
     named: list[int] = []
     for word in words:
         tag = _TAGS.get(word, 0)
         tags |= tag
+        if previous & _DETERMINER and tag & _NO_NOUN:
+            salad = True
+        previous = tag
         if tag & _FUNCTION:
             function += 1
             run = 0
@@ -150,6 +157,8 @@ def _sentence(speech: Speech, sentence: str, words: list[str], concepts: Mapping
         or len(set(words)) < 0.6 * count
         or longest > 7
         or topics > 2
+        or salad
+        or previous & _DETERMINER
     ):
         speech.broken += 1
         return

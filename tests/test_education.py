@@ -134,7 +134,18 @@ def test_reactions_show_once_patience_is_short() -> None:
     assert not any("stories" in said or "example" in said for said in seen["pretends"][1:])
 
 
+CUES = ("imagine", "example", "try", "draw", "what", "why", "first", "because", "story", "yourself")
+GLUE = ("the", "a", "is", "of", "in", "to", "and", "your", "it", "on", "with", "for", "an", "my", "are")
+
+
+def word_salad(topic: Topic, turn: int, rng: np.random.Generator) -> str:
+    """A third cue words, two thirds function words, one concept, shuffled."""
+    words = [*rng.choice(CUES, 4, replace=False), *rng.choice(GLUE, 8, replace=False), topic.concepts[turn % 4].lower()]
+    return " ".join(rng.permutation(words)) + rng.choice([".", "?"])
+
+
 SOUPS: dict[str, Teacher] = {
+    "word salad": word_salad,
     "keywords": lambda topic, turn, rng: " ".join(topic.concepts) + " example imagine try draw why question because",
     "sentences of keywords": lambda topic, turn, rng: ". ".join(
         f"example story {c} try draw why {turn}" for c in topic.concepts
@@ -168,8 +179,8 @@ def test_cue_words_alone_do_not_pay(soup: str) -> None:
                 outcomes(honest, seeds, preference=way), outcomes(SOUPS[soup], seeds, preference=way)
             ).mean()
         )
-    assert np.mean(wins) > 0.68, wins
-    assert min(wins) > 0.55, wins
+    assert np.mean(wins) > 0.7, wins
+    assert min(wins) > 0.6, wins
 
 
 def test_rudeness_ends_lessons_early() -> None:

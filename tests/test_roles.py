@@ -21,6 +21,7 @@ from turnwise.agents.roles import AgentPartner, other_side
 from turnwise.agents.teachers import ScriptedTeacher
 from turnwise.agents.tiny import tiny_policy
 from turnwise.agents.transformer import TransformerAgent
+from turnwise.envs import check_text_env
 from turnwise.envs.car_dealer import CarDealer
 from turnwise.envs.education import EducationDialogue
 from turnwise.envs.store import Store, read
@@ -131,6 +132,12 @@ def test_noise_gives_the_agent_that_plays_other_luck() -> None:
 
     assert first(1) == first(1)
     assert len({first(noise) for noise in range(5)}) > 3
+
+
+@pytest.mark.parametrize("env", [EducationDialogue, CarDealer])
+def test_the_contract_holds_with_an_agent_as_partner(env: Any) -> None:
+    role = {EducationDialogue: "student", CarDealer: "buyer"}[env]
+    assert check_text_env(env, **{role: AgentPartner(RandomAgent()), "turns": 4}).turns > 200
 
 
 def test_a_buyer_that_is_an_agent_has_a_reward_of_its_own() -> None:
