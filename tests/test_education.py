@@ -96,6 +96,24 @@ def test_the_teachers_sentences_are_understood_as_meant(topic: Topic) -> None:
                 assert concept in (speech.asked if way == "discussion" else speech.taught), text
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        *ASKING,
+        "How do you like to learn?",
+        "How do you learn best?",
+        "What is your preferred way of learning?",
+        "Hi there! Before we start, what kind of learner are you?",
+        "Do you prefer stories or exercises?",
+        "Great! And how can I help you learn this?",
+    ],
+)
+def test_there_are_many_ways_of_asking(question: str) -> None:
+    env = EducationDialogue()
+    env.reset(seed=1, options={"student": {"preference": "hands-on", "reaction": "goes quiet"}})
+    assert env.step(question)[0] in VOICED["hands-on"]
+
+
 def test_asking_once_reveals_the_preference_and_asking_again_does_not_pay() -> None:
     for way, phrases in VOICED.items():
         env = EducationDialogue()
