@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,6 +101,8 @@ class Engine:
         capacity: Tokens an episode may have in all.
         prefill_rows: Rows of one prefill step.
         prefill_chunk: Tokens of one prefill step.
+        beside: A second model over the same vocabulary, which reads what the first reads.
+        mix: From the two models' logits `[S, V]` (soft-capped, float32) to those that are sampled from.
 
     Raises:
         GenerationError: The model's attention is not the ordinary kind.
@@ -115,9 +118,15 @@ class Engine:
         capacity: int = 2048,
         prefill_rows: int = 8,
         prefill_chunk: int = 64,
+        beside: PreTrainedModel | None = None,
+        mix: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        _check_layers(model)
-        self.model = model
+        if (beside is None) != (mix is None):
+            raise ValueError("Engine: expected both a second model and how to mix it in, got one of them")
+        self._models = [model] if beside is None else [model, beside]
+        for each in self._models:
+            _check_layers(each)
+        self._mix = mix
         self.sampling = sampling
         self.capacity = capacity
         self.slots = slots
@@ -127,7 +136,7 @@ class Engine:
         self._free = deque(range(slots))
         self._waiting: deque[asyncio.Future[int]] = deque()
         self._requests: dict[int, _Request] = {}
-        self._cache: _SlotCache | None = None
+        self._caches: list[_SlotCache] = []
         self._task: asyncio.Task[None] | None = None
 
     async def acquire(self) -> int:
@@ -203,14 +212,18 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> None:
         """Prefills every row that has more than one token to read, then decodes one token for all that can."""
-        with acting(self.model), explicit_attention(self.model), sdpa_kernel(SDPBackend.MATH):
-            if self._cache is None:
-                self._cache = self._checked_cache()
+        with ExitStack() as modes:
+            for model in self._models:
+                modes.enter_context(acting(model))
+                modes.enter_context(explicit_attention(model))
+            modes.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if not self._caches:
+                self._caches = [self._checked_cache(model) for model in self._models]
             while reading := [r for r in self._requests.values() if len(r.pending) > 1]:
                 self._prefill(reading[: self._rows])
             self._decode()
 
-    def _checked_cache(self) -> _SlotCache:
+    def _checked_cache(self, model: PreTrainedModel) -> _SlotCache:
         """A cache with which the model is known to work.
 
         Compares a few tokens, read in two pieces, with the model's own forward pass over all of them.
@@ -219,8 +232,8 @@ class Engine:
         nothing would say so.
         """
         cache = _SlotCache(self.slots + 1, -(-(self.capacity + self._chunk) // _KEY_BLOCK) * _KEY_BLOCK)
-        tokens = np.arange(1, 7) % self.model.config.get_text_config().vocab_size
-        device = next(self.model.parameters()).device
+        tokens = np.arange(1, 7) % model.config.get_text_config().vocab_size
+        device = next(model.parameters()).device
         ids = np.zeros((self._rows, self._chunk), np.int64)
         read = min(5, self._chunk)
         ids[0, :read] = tokens[:read]
@@ -228,30 +241,29 @@ class Engine:
         rows[0] = 0
         last = np.zeros((self.slots, 1), np.int64)
         try:
-            whole = self.model(input_ids=torch.from_numpy(tokens[None]).to(device), use_cache=False).logits[0, -1]
-            self._forward(cache, ids, rows, np.zeros(self._rows, np.int64))
+            whole = model(input_ids=torch.from_numpy(tokens[None]).to(device), use_cache=False).logits[0, -1]
+            self._forward(model, cache, ids, rows, np.zeros(self._rows, np.int64))
             for position in range(read, 6):
                 last[0] = tokens[position]
                 starts = np.zeros(self.slots, np.int64)
                 starts[0] = position
-                pieces = self._forward(cache, last, None, starts)[0]
+                pieces = self._forward(model, cache, last, None, starts)[0]
             if not bool(torch.isfinite(whole.amax())):
                 raise GenerationError(_NOT_FINITE)
             difference = float((pieces - whole).float().abs().max())
             spread = float(whole.float().abs().max())
         except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
             raise GenerationError(
-                f"{_EXPECTED}, got {type(self.model).__name__}, which does not run on the engine's cache: {error}"
+                f"{_EXPECTED}, got {type(model).__name__}, which does not run on the engine's cache: {error}"
             ) from error
         if not difference <= spread * (1e-3 if whole.dtype in (torch.float32, torch.float64) else 0.1):
             raise GenerationError(
-                f"{_EXPECTED}, got {type(self.model).__name__}, whose logits with the engine's cache differ by "
+                f"{_EXPECTED}, got {type(model).__name__}, whose logits with the engine's cache differ by "
                 f"{difference:.3g} from those without (they reach {spread:.3g})"
             )
         return cache
 
     def _prefill(self, requests: list[_Request]) -> None:
-        assert self._cache is not None
         rows = np.full(self._rows, self.slots)
         ids = np.zeros((self._rows, self._chunk), np.int64)
         for row, request in enumerate(requests):
@@ -259,23 +271,27 @@ class Engine:
             rows[row] = request.slot
             ids[row, : len(piece)] = piece
         starts = self._lengths[rows]
-        self._forward(self._cache, ids, rows, starts)
+        for model, cache in zip(self._models, self._caches, strict=True):
+            self._forward(model, cache, ids, rows, starts)
         for request in requests:
             taken = min(len(request.pending) - 1, self._chunk)
             del request.pending[:taken]
             self._lengths[request.slot] += taken
 
     def _decode(self) -> None:
-        assert self._cache is not None
         ids = np.zeros((self.slots, 1), np.int64)
         uniform = np.zeros(self.slots, np.float64)
         active = list(self._requests.values())
         for request in active:
             ids[request.slot, 0] = request.pending[0]
             uniform[request.slot] = request.rng.random()
-        logits = self._forward(self._cache, ids, None, self._lengths[: self.slots])
+        said = [
+            self._forward(model, cache, ids, None, self._lengths[: self.slots])
+            for model, cache in zip(self._models, self._caches, strict=True)
+        ]
+        logits = said[0] if self._mix is None else self._mix(said[0].float(), said[1].to(said[0].device).float())
         if not bool(torch.isfinite(logits[[request.slot for request in active]].amax(-1)).all()):
-            self._cache = None  # what was read into it may not be finite either
+            self._caches = []  # what was read into it may not be finite either
             raise GenerationError(_NOT_FINITE)
         tokens, logps = _draw(self.sampling.log_probs(logits), torch.from_numpy(uniform).to(logits.device))
         chosen = torch.stack([tokens.double(), logps.double()]).cpu().numpy()
@@ -295,9 +311,16 @@ class Engine:
         if not request.future.done():
             request.future.set_result((np.asarray(request.ids, np.int32), np.asarray(request.logps, np.float32)))
 
-    def _forward(self, cache: _SlotCache, ids: np.ndarray, rows: np.ndarray | None, starts: np.ndarray) -> Tensor:
-        """Runs the model on `ids [R, C]` standing at `starts [R]` of the given cache rows; `[R, V]` last logits."""
-        device = next(self.model.parameters()).device
+    def _forward(
+        self,
+        model: PreTrainedModel,
+        cache: _SlotCache,
+        ids: np.ndarray,
+        rows: np.ndarray | None,
+        starts: np.ndarray,
+    ) -> Tensor:
+        """Runs a model on `ids [R, C]` standing at `starts [R]` of the given cache rows; `[R, V]` last logits."""
+        device = next(model.parameters()).device
         # A product over keys may be summed in another order when their number changes. For one query a row it is not,
         # as long as keys come in whole blocks; for a chunk of queries it is, so a prefill always reads all keys.
         longest = cache.length if rows is not None else int(max(self._lengths.max(), starts.max())) + 1
@@ -310,10 +333,10 @@ class Engine:
             keys=keys,
         )
         # The padding behind a row's last piece may stand past the end of a learned position table.
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or self.capacity
-        output = self.model(
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or self.capacity
+        output = model(
             input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=_masks(self.model, position, keys),
+            attention_mask=_masks(model, position, keys),
             position_ids=position.clamp(max=limit - 1),
             past_key_values=cache,
             use_cache=True,

@@ -1,0 +1,66 @@
+"""Acting from the geometric mixture of two policies, token by token: the opponent of Nash-MD, the sampler of IPO-MD."""
+
+from __future__ import annotations
+
+from turnwise.agents.generation import Engine, Sampling
+from turnwise.agents.policy import Policy
+from turnwise.agents.transformer import TransformerAgent
+
+
+class MixtureAgent(TransformerAgent):
+    """Samples each token from softmax((1 - beta) log pi + beta log pi_ref) (arXiv 2312.00886, 2403.08635).
+
+    Both models read the whole conversation. Their logits are mixed after soft-capping and before the temperature;
+    recorded log-probabilities are those of the mixture, which is what sampled. Mixing token by token is not the
+    geometric mixture of whole answers: that would need a sum over all continuations.
+
+    Args:
+        policy: The trained policy; its present weights are used.
+        reference: The policy it is mixed with, of the same tokenizer.
+        beta: The reference's share in [0, 1]; 0 samples from the policy alone.
+        sampling: How tokens are drawn.
+        max_tokens: Tokens a whole episode may have; then it is truncated.
+        slots: Episodes held at once; part of the numbers, as in `TransformerAgent`.
+
+    Raises:
+        ValueError: A beta outside [0, 1], or tokenizers or vocabularies that differ.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Policy,
+        *,
+        beta: float,
+        sampling: Sampling | None = None,
+        max_tokens: int = 2048,
+        slots: int = 64,
+    ) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"MixtureAgent.beta: expected a number in [0, 1], got {beta}")
+        super().__init__(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
+        self.reference, self.beta = reference, beta
+        sizes = [int(p.model.config.get_text_config().vocab_size) for p in (policy, reference)]
+        same = (
+            policy.tokenizer is reference.tokenizer or policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+        )
+        if sizes[0] != sizes[1] or not same:
+            raise ValueError(
+                f"MixtureAgent: expected two policies with one tokenizer, got vocabularies of {sizes[0]} and {sizes[1]} "
+                "logits whose tokens differ"
+            )
+        limit = getattr(reference.model.config.get_text_config(), "max_position_embeddings", max_tokens)
+        self._engine = Engine(
+            policy.model,
+            policy.chat.stop_ids,
+            self.sampling,
+            slots=slots,
+            capacity=min(self._engine.capacity, limit),
+            beside=reference.model,
+            mix=lambda own, other: (1.0 - beta) * own + beta * other,
+        )
+
+    @property
+    def name(self) -> str:
+        """Recorded in trajectories, with the mixture's share and the reference's weights."""
+        return f"{super().name} mixed {self.beta:g} with {self.reference.version or 'reference'}"
