@@ -137,6 +137,28 @@ def test_a_finished_run_is_read_and_may_be_lengthened(
     assert bits(again) == whole[1]
 
 
+def test_adapters_are_iterated_and_resumed(tmp_path: Path) -> None:
+    """Only adapters are written; stopped after one iteration and gone on with, the same adapters come out."""
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> Policy:
+        start = policy()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = peft.get_peft_model(start.model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+        return Policy(model, start.tokenizer, version="start")
+
+    whole_run, _ = go(tmp_path / "whole", start=adapted())
+    go(tmp_path / "cut", start=adapted(), iterations=1)
+    resumed, _ = go(tmp_path / "cut", start=adapted())
+    assert bits(resumed) == bits(whole_run) != bits(adapted())
+    place = tmp_path / "cut" / "iteration-2" / "policy"
+    assert not (place / "model.safetensors").exists()
+    assert bits(Policy.from_pretrained(place)) == bits(resumed)
+    with pytest.raises(CheckpointError, match="of this architecture, got others"):
+        go(tmp_path / "cut", start=policy())
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     go(tmp_path, iterations=1)
     with pytest.raises(ValueError, match=r"whose group_size is 4, got 5; pass the same, or another out"):
