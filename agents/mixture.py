@@ -41,13 +41,11 @@ class MixtureAgent(TransformerAgent):
         super().__init__(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
         self.reference, self.beta = reference, beta
         sizes = [int(p.model.config.get_text_config().vocab_size) for p in (policy, reference)]
-        same = (
-            policy.tokenizer is reference.tokenizer or policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
-        )
-        if sizes[0] != sizes[1] or not same:
+        mine, theirs = policy.tokenizer, reference.tokenizer
+        if sizes[0] != sizes[1] or not (mine is theirs or mine.get_vocab() == theirs.get_vocab()):
             raise ValueError(
-                f"MixtureAgent: expected two policies with one tokenizer, got vocabularies of {sizes[0]} and {sizes[1]} "
-                "logits whose tokens differ"
+                "MixtureAgent: expected two policies with one tokenizer, got others: "
+                f"{sizes[0]} and {sizes[1]} logits, whose tokens differ"
             )
         limit = getattr(reference.model.config.get_text_config(), "max_position_embeddings", max_tokens)
         self._engine = Engine(

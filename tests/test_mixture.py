@@ -24,9 +24,7 @@ torch.set_num_threads(1)
 
 def policy(seed: int) -> Policy:
     """Random weights, sharper than at their usual start, so that two policies differ by nats."""
-    made = tiny_policy(
-        ["one two three"], seed=seed, vocab_size=270, hidden=16, layers=1, heads=2, context=96, **options
-    )
+    made = tiny_policy(["one two three"], seed=seed, vocab_size=270, hidden=16, layers=1, heads=2, context=96)
     with torch.no_grad():
         for parameter in made.model.parameters():
             if parameter.ndim >= 2:
@@ -148,8 +146,6 @@ def test_what_cannot_be_mixed_is_refused() -> None:
     one = policy(0)
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
         MixtureAgent(one, policy(1), beta=1.5)
-    stranger = tiny_policy(
-        ["quite other words, written otherwise"], seed=0, vocab_size=290, hidden=16, layers=1, heads=2
-    )
+    stranger = tiny_policy(["quite other words"], seed=0, vocab_size=270, hidden=16, layers=1, heads=2)
     with pytest.raises(ValueError, match="one tokenizer"):
         MixtureAgent(one, stranger, beta=0.5)
