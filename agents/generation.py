@@ -12,6 +12,7 @@ Sampling draws one uniform number a token from the episode's own generator and i
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,6 +29,10 @@ from turnwise.agents.policy import acting, explicit_attention
 from turnwise.envs.trajectory import Logps, TokenIds
 
 _KEY_BLOCK = 64
+
+# The choice of attention kernel belongs to the process: engines stepping in several threads (a model on each side of a
+# conversation) would undo each other's, and the last bits of log-probabilities with it.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 _EXPECTED = "expected a causal language model with ordinary (full or sliding) key-value attention"
@@ -212,7 +217,7 @@ class Engine:
     @torch.inference_mode()
     def _step(self) -> None:
         """Prefills every row that has more than one token to read, then decodes one token for all that can."""
-        with ExitStack() as modes:
+        with _ONE_AT_A_TIME, ExitStack() as modes:
             for model in self._models:
                 modes.enter_context(acting(model))
                 modes.enter_context(explicit_attention(model))
