@@ -90,9 +90,15 @@ def _from_packages(
         raise SandboxUnavailable("debootstrap needs root and the debootstrap package (`apt install debootstrap`)")
     with tempfile.TemporaryDirectory(prefix="turnwise-image-") as folder:
         root = os.path.join(folder, "root")
-        include = ",".join([*image.DEBIAN_PACKAGES, *packages])
+        include = ",".join(image.DEBIAN_PACKAGES)
         command = ["debootstrap", "--variant=minbase", f"--include={include}", image.DEBIAN_RELEASE, root, mirror]
         _run(command, "debootstrap")
+        if packages:  # by apt, which orders dependencies that debootstrap stumbles over
+            shutil.copy("/etc/resolv.conf", os.path.join(root, "etc", "resolv.conf"))
+            say(f"installing {' '.join(packages)}")
+            _run(["chroot", root, "apt-get", "update", "-q"], "apt-get update")
+            install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]
+            _run(["chroot", root, "env", "DEBIAN_FRONTEND=noninteractive", *install], "apt-get install")
         for unneeded in _UNNEEDED:
             path = os.path.join(root, unneeded)
             if os.path.isdir(path):

@@ -241,6 +241,7 @@ class LocalEngine:
             "filter": walls.SUPPORTED,
             "forks": self.forks,
             "watch_disk": self.level == "rootless",
+            "nice": 0,  # lower, and a busy trainer on the same machine would make honest programs time out
             "own_pids": self.level == "rootless",
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,

@@ -7,6 +7,7 @@ process made at all since I last looked?": the kernel's last process id answers 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -17,8 +18,9 @@ from collections.abc import Container
 
 _LINUX = sys.platform == "linux"
 _PAGE = resource.getpagesize()
-_SCAN_EVERY_S = 0.1  # where the kernel does not tell the last process id
-_EXAMINED_SINGLY = 512
+_SCAN_EVERY_S = 0.045  # a little less than a tick
+_EXAMINED_SINGLY = 16
+_STATUS = re.compile(rb"^Tgid:\s(\d+)$.*?^NSpgid:.*?(\d+)$", re.M | re.S)
 _OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
@@ -41,6 +43,7 @@ class ProcessTable:
         self._load = os.open("/proc/loadavg", os.O_RDONLY | os.O_CLOEXEC) if _LINUX else -1
         self.seen = self._last_pid()
         self.several: set[int] = set()
+        self.unsure = False
         self._scanned = 0.0
         self._oom_file = next((path for path in _OOM_FILES if _LINUX and os.path.exists(path)), None)
         self._oom_kills = self._count_oom_kills()
@@ -56,48 +59,39 @@ class ProcessTable:
         if pid == self.seen + 1:
             self.seen = pid
 
-    def refresh(self, leaders: Container[int]) -> bool:
-        """Notes in `several` which leaders' groups have other members.
+    def refresh(self, leaders: Container[int]) -> None:
+        """Notes in `several` which leaders' groups have other members, if any process was made since last time.
 
-        Returns:
-            Whether anything was made since the last time.
+        A few new ones are looked at singly. Many (a fork bomb somewhere) cost a scan of all, which is put off to
+        the next tick when there has just been one: then `unsure` is set.
         """
         last = self._last_pid()
-        if last == self.seen and last:
-            return False
-        if not last:
-            if not _LINUX or time.monotonic() < self._scanned + _SCAN_EVERY_S:
-                return False
-            self._scanned = time.monotonic()
-        if 0 < last - self.seen <= _EXAMINED_SINGLY:
+        if last == self.seen and last and not self.unsure:
+            return
+        if not self.unsure and 0 < last - self.seen <= _EXAMINED_SINGLY:
             for pid in range(self.seen + 1, last + 1):
-                if pid not in leaders and (group := self._group_of(pid)) in leaders and self._task_leader(pid) == pid:
+                if pid not in leaders and (group := self._own_group(pid)) in leaders:
                     self.several.add(group)
-        else:
+            self.seen = last
+            return
+        now = time.monotonic()
+        self.unsure = _LINUX and now < self._scanned + _SCAN_EVERY_S
+        if not self.unsure:
+            self._scanned = now
             for group, members in self.groups().items():
-                if group in leaders and len(members) > 1:
+                if len(members) > 1 and group in leaders:
                     self.several.add(group)
-        self.seen = last
-        return True
+            self.seen = last
 
     @staticmethod
-    def _group_of(pid: int) -> int:
-        try:
-            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-                return int(file.read(1024).rpartition(b")")[2].split()[2])
-        except (OSError, IndexError, ValueError):
-            return 0
-
-    @staticmethod
-    def _task_leader(pid: int) -> int:
+    def _own_group(pid: int) -> int:
+        """The group of a process; 0 where it is gone or is only a thread."""
         try:
             with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-                for line in file.read(2048).splitlines():
-                    if line.startswith(b"Tgid:"):
-                        return int(line.split()[1])
-        except (OSError, ValueError):
-            pass
-        return 0
+                found = _STATUS.search(file.read(4096))
+            return int(found[2]) if found is not None and int(found[1]) == pid else 0
+        except OSError:
+            return 0
 
     def groups(self) -> dict[int, list[int]]:
         """Every process by group, zombies left out."""

@@ -261,9 +261,7 @@ class Supervisor(Interpreters):
         self.running[session.number] = session
         call.cpu = self.processes.cpu(child.pid)
         self.tell(child, b"R", token, request["code"].encode("utf-8", "surrogatepass"))
-        if not self.ticking:
-            self.ticking = True
-            self.after(TICK_S, self.tick)
+        self.keep_ticking()
 
     def interrupt(self, session: Session, call: Call, status: str) -> None:
         """Sends SIGINT to the program, and SIGKILL to its group after the grace."""
@@ -356,8 +354,10 @@ class Supervisor(Interpreters):
         """Ends what the program started and left, and checks the room its files take."""
         if child.dead or session.child is not child:
             return
-        if self.processes.refresh(self.leaders) or child.pid in self.processes.several:
-            self.end_strays(child)
+        self.processes.refresh(self.leaders)
+        self.end_strays(child)
+        if self.processes.unsure:
+            self.keep_ticking()
         if self.config["watch_disk"]:
             used = self.disk_use()
             if used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
@@ -366,21 +366,18 @@ class Supervisor(Interpreters):
 
     def end_strays(self, child: Interpreter) -> None:
         """Kills what an idle interpreter's program started and left; its threads live on from run to run."""
-        if child.pid not in self.processes.several:
-            return
+        session: Session | None = child.session
+        if child.pid not in self.processes.several or (session is not None and session.branch is not None):
+            return  # a branch being born is of its origin's group until it says hello
         self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
-        for _ in range(20):
-            strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
-            if not strays:
-                self.processes.several.discard(child.pid)
-                break
-            for pid in strays:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            self.reap()
-            time.sleep(0.0005)
+        strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not strays:
+            self.processes.several.discard(child.pid)
+        else:
+            self.keep_ticking()  # looked at once more when they have had time to die
         self.signal(child, signal.SIGCONT)
 
     def died(self, child: Interpreter, code: int | None, why: str) -> None:
@@ -404,13 +401,21 @@ class Supervisor(Interpreters):
 
     # the clock
 
+    def keep_ticking(self) -> None:
+        """Makes sure that the next tick comes."""
+        if not self.ticking:
+            self.ticking = True
+            self.after(TICK_S, self.tick)
+
     def tick(self) -> None:
         """Looks at the calls in progress: wall clock, cpu, groups that grow, files that fill the disk."""
+        self.ticking = False
         now = time.monotonic()
         self.processes.refresh(self.leaders)
         groups = self.processes.groups() if self.processes.several else {}
         used = self.disk_use() if self.config["watch_disk"] else self.disk
         filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64
+        soonest = now + TICK_S
         for session in list(self.running.values()):
             call, child = session.call, session.child
             if call is None or child is None:
@@ -420,14 +425,23 @@ class Supervisor(Interpreters):
                 self.check_group(child, call, list(members))
             if filling:
                 self.check_files(session)
+            if call.stopped_for:
+                continue
             if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
                 self.interrupt(session, call, "timeout")
+            else:
+                soonest = min(soonest, call.deadline)
         if filling or used < self.disk:
             self.disk = used
-        self.ticking = bool(self.running)
-        if self.ticking:
-            soonest = min((s.call.deadline for s in self.running.values() if s.call is not None), default=now + TICK_S)
-            self.after(min(TICK_S, max(0.005, soonest - now)), self.tick)
+        for pid in list(self.processes.several):
+            found = self.leaders.get(pid)
+            if found is None:
+                self.processes.several.discard(pid)
+            elif found.session is None or found.session.call is None:
+                self.end_strays(found)
+        if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
+            self.ticking = True
+            self.after(max(0.002, soonest - now), self.tick)
 
     def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
         """Memory is one session's together, however many processes it spreads over.
@@ -435,12 +449,23 @@ class Supervisor(Interpreters):
         What a forked process still shares with the first one cannot be told apart cheaply, so only what it has
         beyond the first one's size counts; the container's own limit stands behind.
         """
-        if len(members) >= child.limits["processes"]:
+        if len(members) >= child.limits["processes"] and not call.crowded:
             call.crowded = True
+            self.renice(child)
         first = self.processes.memory(child.pid)[1]
         others = sum(max(0, self.processes.memory(pid)[1] - first) for pid in members if pid != child.pid)
         if others > child.limits["memory_mb"] << 20:
             self.kill(child, "memory: its processes together used more than the limit")
+
+    def renice(self, child: Interpreter) -> None:
+        """Puts a group that fills its process limit last in line for the processors, so that others need not wait."""
+        try:
+            self.as_user(child.family.uid)  # its own user may lower it; the supervisor has no right to
+            os.setpriority(os.PRIO_PGRP, child.pid, 19)
+        except OSError:
+            pass
+        finally:
+            self.as_user(None)
 
     def is_full(self, child: Interpreter) -> bool:
         """Whether so little memory is left that no further program could run."""

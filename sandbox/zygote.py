@@ -83,7 +83,7 @@ class Prepared:
     """What every episode needs the same, worked out once: a fresh copy pays for each page it touches."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.siblings: bool = config["siblings"]
+        self.nice: int = config["nice"]
         self.fork = walls.clone_sibling if config["siblings"] else os.fork
         self.filters: dict[bool, bytes] = {}
         self.silence = b""
@@ -113,6 +113,8 @@ def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared) ->
     for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
         os.dup2(fd, target, inheritable=True)
     os.setpgid(0, 0)
+    if prepared.nice:
+        os.nice(prepared.nice)
     limits, uid, area, folder = request["limits"], request["uid"], request["area"], request["folder"]
     programs: bool = limits["programs"]
     if walls.LINUX:

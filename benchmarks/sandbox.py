@@ -1,0 +1,553 @@
+"""The sandbox measured: latency and throughput beside other ways, sessions, neighbours, endurance.
+
+    turnwise bench sandbox            or  turnwise bench turnwise.benchmarks.sandbox:SUITE
+
+Needs Docker and the image. What else is on the machine decides how much is compared: `jupyter_client` and the image of
+`turnwise sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turnwise.benchmarks.plots import figure, save
+from turnwise.benchmarks.sandbox_peers import WAYS, Call, timed
+from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
+from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, open_sandbox
+from turnwise.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
+
+PRINT = "print(1+1)"
+SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - 5*x + 6, x))"
+CALLERS = (1, 2, 8, 32)
+GRACE_S = 0.5
+
+
+def milliseconds(taken: Sequence[float]) -> dict[str, float]:
+    """Median, 99th percentile and largest of seconds, in milliseconds."""
+    ordered = sorted(taken)
+    return {
+        "n": len(ordered),
+        "p50_ms": round(1e3 * statistics.median(ordered), 4),
+        "p99_ms": round(1e3 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 4),
+        "max_ms": round(1e3 * ordered[-1], 4),
+    }
+
+
+def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """One way to run a snippet: alone, by size of the snippet, and by number of callers."""
+    seconds, repeats = options["seconds"], options["repeats"]
+    result: dict[str, Any] = {}
+    here = os.getcwd()
+    try:
+        os.chdir(folder)  # one of the ways leaves folders where it stands
+        with WAYS[options["way"]]() as worker:
+            call: Call = worker()
+            if call(PRINT).strip() != "2":
+                raise SandboxError(f"print(1+1) gave {call(PRINT)!r}")
+            for name, code in (("print", PRINT), ("sympy", SYMPY)):
+                timed(call, code, 20, 1.0)
+                result[name] = milliseconds(timed(call, code, repeats, seconds))
+            result["size"] = {}
+            for size in (1_000, 10_000, 100_000, 900_000):
+                code = "#" * (size - len(PRINT) - 1) + "\n" + PRINT
+                if call(code).strip() != "2":
+                    result["size"][str(size)] = {"failed": "no right answer"}
+                    continue
+                result["size"][str(size)] = milliseconds(timed(call, code, repeats // 20 + 3, seconds / 2))
+            result["callers"] = {}
+            calls = [call]
+            for count in CALLERS:
+                while len(calls) < count:
+                    calls.append(worker())
+                    calls[-1](PRINT)
+                result["callers"][str(count)] = throughput(calls[:count], seconds)
+    except (ImportError, SandboxError, OSError, subprocess.CalledProcessError, RuntimeError, TimeoutError) as error:
+        result["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+    finally:
+        os.chdir(here)
+    return result
+
+
+def throughput(calls: Sequence[Call], seconds: float) -> float:
+    """Calls a second of so many callers at once."""
+    done = [0] * len(calls)
+    start = time.perf_counter()
+
+    def work(index: int) -> None:
+        while time.perf_counter() < start + seconds:
+            calls[index](PRINT)
+            done[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return round(sum(done) / (time.perf_counter() - start), 1)
+
+
+def clock(action: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds an action took, and what it returned."""
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+
+
+def proportional_mb(session: Session) -> float | None:
+    """Proportional set size of a session's interpreter in MB; None where the machine does not let us look."""
+    uid = session.run("import os; os.getuid()").value
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and re.search(rf"^Uid:\s{uid}\s", (entry / "status").read_text(), re.M):
+                found = re.search(r"^Pss:\s+(\d+)", (entry / "smaps_rollup").read_text(), re.M)
+                return int(found.group(1)) / 1024 if found else None
+        except OSError:
+            continue
+    return None
+
+
+def sessions(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """New sessions, branches, memory, and very many at once; and sympy beside a bare interpreter."""
+    count, many = options["count"], options["many"]
+    result: dict[str, Any] = {}
+    for kind, spares in (("new", 0), ("from a spare", 4)):
+        opened, first, solved = [], [], []
+        with DockerSandbox(spares=spares) as sandbox:
+            sandbox.open().close()
+            for _ in range(count):
+                time.sleep(0.1)  # the last one's end and the next spare's birth are off the critical path
+                taken, session = clock(sandbox.open)
+                opened.append(taken)
+                first.append(taken + clock(lambda session=session: session.run(PRINT))[0])  # type: ignore[misc]
+                solved.append(clock(lambda session=session: session.run(SYMPY))[0])  # type: ignore[misc]
+                session.close()
+        result[f"open, {kind}"] = milliseconds(opened)
+        result[f"open and first print, {kind}"] = milliseconds(first)
+        result[f"first sympy, {kind}"] = milliseconds(solved)
+    bare = (
+        "import sympy, time, statistics\nx = sympy.Symbol('x')\nt = []\nfor _ in range(300):\n"
+        "  s = time.perf_counter(); str(sympy.solve(x**2 - 5*x + 6, x)); t.append(time.perf_counter() - s)\n"
+        "1e3 * statistics.median(t)"
+    )
+    with DockerSandbox(spares=0) as sandbox:
+        session = sandbox.open(Limits(wall_s=60))
+        session.run(SYMPY)
+        result["sympy inside one program"] = {"p50_ms": round(float(session.run(bare).value or "nan"), 4)}
+        warm = [clock(lambda: session.run("print(sympy.solve(x**2 - 5*x + 6, x))"))[0] for _ in range(300)]
+        result["sympy, warm call"] = milliseconds(warm)
+        idle = sandbox.open()
+        used = sandbox.open()
+        used.run(SYMPY)
+        result["memory_mb"] = {"idle": proportional_mb(idle), "after sympy": proportional_mb(used)}
+        big = sandbox.open(Limits(wall_s=60, memory_mb=1024, branches=64))
+        big.run("import numpy; a = numpy.ones(50_000_000)")
+        forked = []
+        for _ in range(count):
+            taken, branch = clock(big.fork)
+            forked.append(taken)
+            branch.close()
+            time.sleep(0.1)
+        result["fork of 400 MB"] = milliseconds(forked)
+    with DockerSandbox(spares=0, sessions=many, memory_mb=8192) as sandbox:
+        taken, crowd = clock(lambda: [sandbox.open() for _ in range(many)])
+        result["many"] = {"sessions": many, "open all (s)": round(taken, 2)}
+        for session in crowd:
+            session.run("x = 1")
+
+        def turn(share: Sequence[Session]) -> None:
+            for session in share:
+                session.run("x += 1; print(x)")
+
+        def all_turn() -> None:
+            threads = [threading.Thread(target=turn, args=(crowd[n::8],)) for n in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+        result["many"]["one turn of all (s)"] = round(statistics.median(clock(all_turn)[0] for _ in range(5)), 4)
+    return result
+
+
+HOSTILE = (
+    "while True: pass",
+    "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
+    "import signal; signal.signal(2, signal.SIG_IGN)\nwhile True: print('x' * 1000)",
+    "x = [0]\nwhile True: x = x * 2",
+)
+
+
+def neighbours(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An honest session beside 16 hostile ones; overrun past time-outs; false time-outs."""
+    stop = threading.Event()
+    overruns: list[float] = []
+    with DockerSandbox(spares=2, sessions=64) as sandbox:
+
+        def attack(number: int) -> None:
+            session = sandbox.open(Limits(wall_s=0.5, memory_mb=128))
+            while not stop.is_set():
+                taken, result = clock(lambda: session.run(HOSTILE[number % len(HOSTILE)]))
+                if result.status is Status.TIMEOUT:
+                    overruns.append(taken - 0.5)
+
+        honest = sandbox.open(Limits(wall_s=30))
+        honest.run(PRINT)
+        alone = milliseconds(timed(lambda code: honest.run(code).stdout, PRINT, 10_000, options["seconds"]))
+        threads = [threading.Thread(target=attack, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.0)
+        beside = []
+        end = time.perf_counter() + options["seconds"]
+        while time.perf_counter() < end:
+            beside.append(clock(lambda: honest.run(PRINT))[0])
+            time.sleep(0.002)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        quiet: list[float] = []
+        for code in ("while True: pass", "import signal; signal.signal(2, signal.SIG_IGN)\nwhile True: pass") * 10:
+            taken, result = clock(lambda code=code: honest.run(code, wall_s=0.2))  # type: ignore[misc]
+            quiet.append(taken - 0.2 - (GRACE_S if result.state_lost else 0.0))
+        wrong = 0
+        session = sandbox.open(Limits(wall_s=10))
+        for number in range(options["honest"]):
+            size = 1_000_000 if number % 100 == 0 else number % 1000
+            result = session.run(f"print('x' * {size})\n{number}")
+            wrong += result.status is not Status.OK or result.value != str(number)
+    return {
+        "alone": alone,
+        "beside 16 hostile": milliseconds(beside),
+        "worst overrun beside 16 hostile (s)": round(max(overruns, default=0.0), 3),
+        "worst overrun alone, beyond the grace (s)": round(max(quiet), 3),
+        "honest programs": options["honest"],
+        "false alarms": wrong,
+    }
+
+
+def descriptors() -> int:
+    """Open descriptors of this program."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+def resident_kb() -> int:
+    """Resident memory of this program."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * (os.sysconf("SC_PAGE_SIZE") // 1024)
+    except OSError:
+        return 0
+
+
+def soak(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Calls and sessions without end: memory and descriptors of host and container stay where they were."""
+    with DockerSandbox(spares=1) as sandbox, contextlib.closing(connect()) as client:
+        name = sandbox.servers[0].name
+
+        def used() -> dict[str, Any]:
+            state = sandbox.servers[0].ping()
+            figures = client.api.stats(name, stream=False)
+            return {
+                "host kB": resident_kb(),
+                "host descriptors": descriptors(),
+                "container MB": round(figures["memory_stats"].get("usage", 0) / 1e6, 1),
+                "container processes": figures.get("pids_stats", {}).get("current", 0),
+                "interpreters": state["interpreters"],
+            }
+
+        before: dict[str, Any] = {}
+        session = sandbox.open()
+        for number in range(options["calls"]):
+            session = sandbox.open() if number and number % 10 == 0 else session
+            session.run(f"x = {number}\nopen('f', 'w').write('y' * 1000)\nprint(x)")
+            if number % 97 == 0:
+                session.run("import os; os._exit(1)")
+            if number % 10 == 9:
+                session.close()
+            if number == options["calls"] // 10 + 9:
+                time.sleep(1)
+                before = used()
+        time.sleep(1)
+        return {"calls": options["calls"], "after a tenth": before, "at the end": used()}
+
+
+PROGRAM = """
+import threading
+from turnwise.sandbox.docker import DockerSandbox
+sandbox = DockerSandbox(spares=1)
+print(sandbox.servers[0].name, flush=True)
+def work():
+    while True:
+        session = sandbox.open()
+        for _ in range(20): session.run("sum(range(10000))")
+        session.close()
+for _ in range(4): threading.Thread(target=work).start()
+"""
+
+
+def kills(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """kill -9 of the host program at random moments, then a look at what is left."""
+    import random
+
+    generator = random.Random(0)
+    left = after_start = 0
+    with contextlib.closing(connect()) as client:
+        for _ in range(options["kills"]):
+            program = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            assert program.stdout is not None
+            if generator.random() < 0.7:  # the others are killed while the container starts
+                program.stdout.readline()
+            time.sleep(generator.random())
+            program.send_signal(signal.SIGKILL)
+            program.wait()
+            program.stdout.close()
+            time.sleep(2.0)
+            mine = {"label": f"{LABEL}.pid={program.pid}"}
+            left += len(client.api.containers(all=True, filters=mine))
+            remove_orphans(client)
+            after_start += len(client.api.containers(all=True, filters=mine))
+    return {"kills": options["kills"], "containers left after 2 s": left, "left after the next start": after_start}
+
+
+def restart(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An engine of our own is stopped and started under load: only calls in flight are lost, and said to be."""
+    if os.geteuid() != 0:
+        return {"failed": "needs root, to start an engine of its own"}
+    with tempfile.TemporaryDirectory(prefix="turnwise-engine-") as own:
+        address = f"unix://{own}/docker.sock"
+        command = ["dockerd", "--iptables=false", "--bridge=none", "-H", address, "--data-root", f"{own}/data",
+                   "--exec-root", f"{own}/exec", "--pidfile", f"{own}/pid"]  # fmt: skip
+
+        def start() -> subprocess.Popen[bytes]:
+            engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for _ in range(300):
+                time.sleep(0.1)
+                try:
+                    connect(address).close()
+                    return engine
+                except SandboxError:
+                    continue
+            engine.kill()
+            raise SandboxError("the second engine did not start")
+
+        engine = start()
+        try:
+            from turnwise.sandbox import image
+
+            save_image = subprocess.Popen(["docker", "save", image.default_name()], stdout=subprocess.PIPE)
+            subprocess.run(["docker", "-H", address, "load"], stdin=save_image.stdout, check=True, capture_output=True)
+            counts = {"right": 0, "wrong": 0, "lost": 0, "other": 0}
+            stop = threading.Event()
+            lock = threading.Lock()
+            with open_sandbox("docker", engines=[address], spares=0) as sandbox:
+
+                def work() -> None:
+                    session: Session | None = None
+                    number = 0
+                    while not stop.is_set():
+                        number += 1
+                        try:
+                            session = session or sandbox.open()
+                            value = session.run(f"{number} + 1").value
+                            outcome = "right" if value == str(number + 1) else "wrong"
+                        except SandboxLost:
+                            outcome, session = "lost", None
+                        except SandboxError:
+                            outcome, session = "other", None
+                            time.sleep(0.2)
+                        with lock:
+                            counts[outcome] += 1
+
+                threads = [threading.Thread(target=work) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                time.sleep(3)
+                engine.terminate()
+                engine.wait(60)
+                down = dict(counts)
+                time.sleep(1)
+                engine = start()
+                time.sleep(4)
+                stop.set()
+                for thread in threads:
+                    thread.join()
+            return {
+                "callers": 8,
+                "right before": down["right"],
+                "right after": counts["right"] - down["right"],
+                "wrong": counts["wrong"],
+                "calls reported lost": counts["lost"],
+                "openings refused while it was down": counts["other"],
+            }
+        finally:
+            engine.terminate()
+            engine.wait(60)
+            for mount in subprocess.run(["mount"], capture_output=True, text=True, check=False).stdout.splitlines():
+                if own in mount:
+                    subprocess.run(["umount", "-l", mount.split()[2]], check=False)
+
+
+PARTS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
+    "latency": latency,
+    "sessions": sessions,
+    "neighbours": neighbours,
+    "soak": soak,
+    "kills": kills,
+    "restart": restart,
+}
+
+
+def cells(quick: bool, seeds: int) -> list[Cell]:
+    """Each way, then each part."""
+    found = []
+    for seed in range(seeds):
+        for way in WAYS:
+            options = {
+                "part": "latency",
+                "way": way,
+                "repeats": 300 if quick else 3000,
+                "seconds": 1.0 if quick else 4.0,
+            }
+            found.append(Cell(f"latency {way}", seed, options))
+        found.append(
+            Cell("sessions", seed, {"part": "sessions", "count": 10 if quick else 60, "many": 100 if quick else 1000})
+        )
+        found.append(
+            Cell(
+                "neighbours",
+                seed,
+                {"part": "neighbours", "seconds": 3 if quick else 15, "honest": 500 if quick else 10_000},
+            )
+        )
+        found.append(Cell("soak", seed, {"part": "soak", "calls": 500 if quick else 10_000}))
+        found.append(Cell("kills", seed, {"part": "kills", "kills": 3 if quick else 50}))
+        found.append(Cell("restart", seed, {"part": "restart"}))
+    return found
+
+
+def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
+    """One part."""
+    return PARTS[str(cell.options["part"])](cell.options, folder)
+
+
+# What the design set out to reach on two quiet cores: name, where it is, the bound.
+GOALS: tuple[tuple[str, str, tuple[str, ...], float, bool], ...] = (
+    ("warm print, Unix socket, p50 ms", "latency ours: Docker, Unix socket", ("print", "p50_ms"), 0.3, False),
+    ("warm print, attach stream, p50 ms", "latency ours: Docker, attach stream", ("print", "p50_ms"), 0.4, False),
+    ("calls/s, 32 callers, Unix socket", "latency ours: Docker, Unix socket", ("callers", "32"), 10_000, True),
+    ("warm sympy solve, p50 ms", "sessions", ("sympy, warm call", "p50_ms"), 2.5, False),
+    ("new session and its first print, p50 ms", "sessions", ("open and first print, new", "p50_ms"), 3.0, False),
+    ("session from a spare, p50 ms", "sessions", ("open, from a spare", "p50_ms"), 0.3, False),
+    ("first sympy call of a session, p50 ms", "sessions", ("first sympy, from a spare", "p50_ms"), 10.0, False),
+    ("fork of 400 MB, p50 ms", "sessions", ("fork of 400 MB", "p50_ms"), 4.0, False),
+    ("idle session, MB", "sessions", ("memory_mb", "idle"), 2.5, False),
+    ("session after sympy, MB", "sessions", ("memory_mb", "after sympy"), 8.5, False),
+    ("one turn of 1,000 sessions, s", "sessions", ("many", "one turn of all (s)"), 0.2, False),
+    ("honest p99 beside 16 hostile, ms", "neighbours", ("beside 16 hostile", "p99_ms"), 25.0, False),
+    ("worst overrun beyond the grace, s", "neighbours", ("worst overrun alone, beyond the grace (s)",), 0.1, False),
+    ("false alarms over 10,000 honest programs", "neighbours", ("false alarms",), 0, False),
+    ("containers left by 50 kill -9", "kills", ("left after the next start",), 0, False),
+)
+
+
+def report(outcomes: Sequence[Outcome], out: Path) -> str:
+    """Tables and a plot; with several seeds the median of each figure."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for outcome in outcomes:
+        by_name.setdefault(outcome.cell.name, []).append(outcome.result)
+
+    def look(name: str, path: Sequence[str]) -> float | None:
+        values = []
+        for result in by_name.get(name, []):
+            value: Any = result
+            for key in path:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            if isinstance(value, (int, float)):
+                values.append(float(value))
+        return statistics.median(values) if values else None
+
+    def shown(value: float | None, digits: int = 3) -> str:
+        return "-" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+
+    rows = []
+    for way in WAYS:
+        name = f"latency {way}"
+        failed = next((str(result["failed"]) for result in by_name.get(name, []) if "failed" in result), "")
+        figures = [look(name, ("print", "p50_ms")), look(name, ("print", "p99_ms")), look(name, ("sympy", "p50_ms"))]
+        figures += [look(name, ("callers", str(count))) for count in CALLERS]
+        figures += [look(name, ("size", "900000", "p50_ms"))]
+        rows.append([way, *map(shown, figures), failed])
+    header = [
+        "way",
+        "print p50 ms",
+        "p99 ms",
+        "sympy p50 ms",
+        *[f"calls/s, {n}" for n in CALLERS],
+        "900 kB p50 ms",
+        "failed",
+    ]
+    goals = []
+    for label, name, path, bound, more in GOALS:
+        value = look(name, path)
+        met = value is not None and (value >= bound if more else value <= bound)
+        goals.append([label, shown(value), f"{'at least' if more else 'at most'} {bound:g}", "yes" if met else "NO"])
+    text = [
+        "# The sandbox, measured",
+        "",
+        "Medians; `results.json` holds every figure, the machine and the command.",
+        "",
+    ]
+    text += [
+        "## Beside other ways",
+        "",
+        table(header, rows),
+        "",
+        "Ours keeps the interpreter and its variables from call to call,",
+    ]
+    text += [
+        "as the Jupyter kernel does; the others start an interpreter each time, so their sympy pays its import.",
+        "",
+    ]
+    text += [
+        "![print(1+1) by way](latency.png)",
+        "",
+        "## Goals",
+        "",
+        table(["figure", "measured", "goal", "met"], goals),
+        "",
+    ]
+    for part in ("sessions", "neighbours", "soak", "kills", "restart"):
+        for result in by_name.get(part, []):
+            text += [f"## {part.capitalize()}", ""]
+            text += [table(["figure", "value"], [[key, _flat(value)] for key, value in result.items()]), ""]
+    drawn = [(way, look(f"latency {way}", ("print", "p50_ms"))) for way in WAYS]
+    known = [(way, value) for way, value in drawn if value is not None]
+    if known:
+        with figure(8, 3.6) as (drawing, axes):
+            axes.barh([way for way, _ in known][::-1], [value for _, value in known][::-1], color="#4477aa")
+            axes.set_xscale("log")
+            axes.set_xlabel("milliseconds for print(1+1), median, one caller (log scale)")
+            save(drawing, out / "latency")
+    return "\n".join(text)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_flat(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+SUITE = Suite("sandbox", "what a call into the sandbox costs, beside other ways", cells, run, report, seeds=1)
