@@ -1,10 +1,11 @@
 """The rollout engine: one model, a fixed number of slots, a key-value cache that lives as long as an episode.
 
 Every forward pass has the same shape whoever is in it: a decode step always runs all slots for one token, a prefill
-step always runs `prefill_rows` rows of `prefill_chunk` tokens against all keys, a decode step's keys are padded at the
-right to whole blocks, and attention uses the kernel whose rows do not depend on their neighbours. A row's numbers therefore do not depend on how
-many episodes run beside it, which is what makes trajectories identical at any concurrency, to the last bit of their
-log-probabilities (shown by test on a CPU; the price is that an almost empty engine works as hard as a full one).
+step always runs `prefill_rows` rows of `prefill_chunk` tokens against all keys, a decode step's keys are padded at
+the right to whole blocks, and attention uses the kernel whose rows do not depend on their neighbours. A row's numbers
+therefore do not depend on how many episodes run beside it, which is what makes trajectories identical at any
+concurrency, to the last bit of their log-probabilities (shown by test on a CPU; the price is that an almost empty
+engine works as hard as a full one).
 
 Sampling draws one uniform number a token from the episode's own generator and inverts the distribution function.
 """
