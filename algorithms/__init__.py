@@ -13,39 +13,66 @@ if TYPE_CHECKING:
     from turnwise.algorithms import estimators, losses
     from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
     from turnwise.algorithms.checkpoint import CheckpointError, latest
-    from turnwise.algorithms.feed import minibatches
+    from turnwise.algorithms.feed import AnnotatedGroup, minibatches
     from turnwise.algorithms.learner import NonFiniteError
-    from turnwise.algorithms.methods import MDPO, METHODS, MKTO, RAFT, SFT, Loss, Method
+    from turnwise.algorithms.method_table import METHODS
+    from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss, Method
+    from turnwise.algorithms.moving_average import MovingAverage
+    from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN, standardised
+    from turnwise.algorithms.online_methods import GRPO, PPO, REINFORCE, RLOO, NashPG
+    from turnwise.algorithms.onpolicy import Online, online
     from turnwise.algorithms.pairing import Example, ExampleError, pairs_by_outcome
     from turnwise.algorithms.signals import Interrupted
     from turnwise.algorithms.training import ResumeWarning, TrainResult, train
+    from turnwise.algorithms.value import ActorCritic
 
 _HOME = {
     "batch": ("Batch", "TooLongWarning", "collate", "drop_long"),
     "checkpoint": ("CheckpointError", "latest"),
-    "feed": ("minibatches",),
+    "feed": ("AnnotatedGroup", "minibatches"),
     "learner": ("NonFiniteError",),
-    "methods": ("MDPO", "METHODS", "MKTO", "RAFT", "SFT", "Loss", "Method"),
+    "method_table": ("METHODS",),
+    "methods": ("MDPO", "MKTO", "RAFT", "SFT", "Loss", "Method"),
+    "moving_average": ("MovingAverage",),
+    "offline_methods": ("DROV", "GPO", "IPO", "PMPO", "RWR", "BestOfN", "standardised"),
+    "online_methods": ("GRPO", "PPO", "REINFORCE", "RLOO", "NashPG"),
+    "onpolicy": ("Online", "online"),
     "pairing": ("Example", "ExampleError", "pairs_by_outcome"),
     "signals": ("Interrupted",),
     "training": ("ResumeWarning", "TrainResult", "train"),
+    "value": ("ActorCritic",),
 }
 _MODULES = ("estimators", "losses")
 
 __all__ = [
+    "DROV",
+    "GPO",
+    "GRPO",
+    "IPO",
     "MDPO",
     "METHODS",
     "MKTO",
+    "PMPO",
+    "PPO",
     "RAFT",
+    "REINFORCE",
+    "RLOO",
+    "RWR",
     "SFT",
+    "ActorCritic",
+    "AnnotatedGroup",
     "Batch",
+    "BestOfN",
     "CheckpointError",
     "Example",
     "ExampleError",
     "Interrupted",
     "Loss",
     "Method",
+    "MovingAverage",
+    "NashPG",
     "NonFiniteError",
+    "Online",
     "ResumeWarning",
     "TooLongWarning",
     "TrainResult",
@@ -55,7 +82,9 @@ __all__ = [
     "latest",
     "losses",
     "minibatches",
+    "online",
     "pairs_by_outcome",
+    "standardised",
     "train",
 ]
 

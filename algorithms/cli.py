@@ -80,10 +80,10 @@ def add_commands(subparsers: Any) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from turnwise.agents.policy import Policy
-    from turnwise.algorithms import methods
+    from turnwise.algorithms import method_table
     from turnwise.envs.cli import parse_option
 
-    method = methods.make(args.method, **dict(parse_option(text) for text in args.method_option))
+    method = method_table.make(args.method, **dict(parse_option(text) for text in args.method_option))
     if args.method == "sft" and args.data is None:
         raise ValueError("train sft: expected --data STORE to imitate, got none (make one with turnwise rollout)")
     options = None if args.method == "sft" else env_options(args)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -266,29 +266,6 @@ def margins(logratio: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         "rejected_logratio": logratio[second],
     }
     return margin, {name: value.detach() for name, value in metrics.items()}
-
-
-METHODS: dict[str, Callable[..., Any]] = {"sft": SFT, "raft": RAFT, "mdpo": MDPO, "mkto": MKTO}
-"""Methods by the name the command line knows them by."""
-
-
-def make(name: str, **options: Any) -> Method:
-    """A method by name.
-
-    Raises:
-        ValueError: No such method, or no such option; the message lists what there is.
-    """
-    if name not in METHODS:
-        raise ValueError(
-            f"expected a method out of {', '.join(sorted(METHODS))}, got {name!r}.{did_you_mean(name, METHODS)}"
-        )
-    known = [option for option in METHODS[name].__dataclass_fields__ if option not in ("name", "needs_reference")]  # type: ignore[attr-defined]
-    for option in options:
-        if option not in known:
-            hint = did_you_mean(option, known)
-            raise ValueError(f"{name}: expected options out of {', '.join(known)}, got {option!r}.{hint}")
-    method: Method = METHODS[name](**options)
-    return method
 
 
 def name_of(method: Method) -> str:

@@ -137,6 +137,49 @@ def pairs_by_outcome(
     return pairs[np.sort(chosen)]
 
 
+def judged_pairs(
+    group: Group, preference: Preference, rng: np.random.Generator, *, pairs_per_group: int | None = None
+) -> Pairs:
+    """Pairs of valid members that somebody compared, ties included, for methods that read the probability.
+
+    Args:
+        group: The trajectories that were compared.
+        preference: `[K, K]` over all members of `group`.
+        rng: Where the choice comes from.
+        pairs_per_group: How many, without repetition; None for every pair.
+
+    Returns:
+        `[P, 2]` member indices, the lower first.
+
+    Raises:
+        ValueError: The preference is not over this group.
+    """
+    _check_size(group, preference)
+    known = ~np.isnan(preference.matrix)
+    rows, columns = np.triu_indices(len(group), 1)
+    allowed = [
+        (int(i), int(j))
+        for i, j in zip(rows, columns, strict=True)
+        if (known[i, j] or known[j, i]) and group[int(i)].valid and group[int(j)].valid
+    ]
+    pairs = np.array(allowed, np.int64).reshape(-1, 2)
+    if pairs_per_group is None or len(pairs) <= pairs_per_group:
+        return pairs
+    return pairs[np.sort(rng.choice(len(pairs), size=pairs_per_group, replace=False))]
+
+
+def unary(group: Group, preference: Preference, *, scores: bool) -> NDArray[np.float64]:
+    """`[K]` each member's score, or its win rate; nan for invalid members and where nothing is known.
+
+    Raises:
+        ValueError: The preference is not over this group.
+    """
+    _check_size(group, preference)
+    values = preference.scores if scores else preference.win_rate()
+    assert values is not None
+    return np.where([member.valid for member in group], values, np.nan)
+
+
 def winners(
     group: Group, preference: Preference, rng: np.random.Generator, *, count: int | None, above: float | None
 ) -> Pairs:

@@ -261,7 +261,7 @@ def _check(
         raise ValueError(
             "expected a policy to train, got one whose parameters are all frozen (policy.copy() is frozen)"
         )
-    if reference is not None and (reference is policy or reference.model is policy.model):
+    if reference is not None and any(module is reference.model for module in _trained(policy.model)):
         raise ValueError("expected a reference that stays as it is, got the policy itself; pass policy.copy()")
     adapters = callable(getattr(policy.model, "disable_adapter", None))
     if methods.needs_reference(method) and reference is None and not adapters:
@@ -269,6 +269,11 @@ def _check(
             f"{methods.name_of(method)} needs a reference, got None; pass policy.copy(), or a policy whose model is a "
             "peft model, whose base is then the reference"
         )
+
+
+def _trained(model: Any) -> list[Any]:
+    """A model and its parts that hold something to train."""
+    return [module for module in model.modules() if any(p.requires_grad for p in module.parameters())]
 
 
 def _prepare(
@@ -357,7 +362,7 @@ def _next_batch(feed: Feed, method: Method, max_length: int | None) -> Batch | N
         kept = found if max_length is None else drop_long(found, max_length)
         if kept:
             return collate(kept, mismatched=methods.wants_mismatched(method))
-        if found or not any(isinstance(one, AnnotatedGroup) for one in item):
+        if found or (item and not any(isinstance(one, AnnotatedGroup) for one in item)):
             raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
     raise ValueError(
         f"{methods.name_of(method)}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "

@@ -14,7 +14,8 @@ import turnwise.algorithms
 from turnwise.algorithms import methods
 from turnwise.algorithms.batch import Batch, collate
 from turnwise.algorithms.losses import hinge, squared
-from turnwise.algorithms.methods import MDPO, METHODS, MKTO, RAFT, SFT, Loss, make
+from turnwise.algorithms.method_table import METHODS, make
+from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss
 from turnwise.algorithms.pairing import Example
 from turnwise.envs.preference import Preference, by_return
 from turnwise.envs.trajectory import Group, Trajectory, Turn
@@ -231,7 +232,8 @@ def test_mdpo_gradient_is_the_expected_one_by_enumeration() -> None:
 
 def test_names_and_options_are_checked() -> None:
     assert make("mdpo", beta=0.5) == MDPO(beta=0.5)
-    assert set(METHODS) == {"sft", "raft", "mdpo", "mkto"}
+    assert {"sft", "raft", "mdpo", "mkto", "gpo", "ipo", "pmpo", "dro_v", "ppo", "nash_pg"} <= set(METHODS)
+    assert all(made().name == name for name, made in METHODS.items())
     with pytest.raises(ValueError, match="Did you mean 'mdpo'"):
         make("mdop")
     with pytest.raises(ValueError, match="Did you mean 'beta'"):

@@ -1,0 +1,53 @@
+"""Methods by the name the command line knows them by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Method
+from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN
+from turnwise.algorithms.online_methods import GRPO, PPO, REINFORCE, RLOO, NashPG
+from turnwise.envs.suggest import did_you_mean
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "sft": SFT,
+    "raft": RAFT,
+    "mdpo": MDPO,
+    "mkto": MKTO,
+    "gpo": GPO,
+    "ipo": IPO,
+    "pmpo": PMPO,
+    "dro_v": DROV,
+    "best_of_n": BestOfN,
+    "rwr": RWR,
+    "reinforce": REINFORCE,
+    "rloo": RLOO,
+    "grpo": GRPO,
+    "ppo": PPO,
+    "nash_pg": NashPG,
+}
+"""Every method of this package; a user's own may be added."""
+
+# What a method is, not what it may be told to do.
+_FIXED = ("name", "needs_reference", "needs_values", "mismatched", "full_kl")
+
+
+def make(name: str, **options: Any) -> Method:
+    """A method by name.
+
+    Raises:
+        ValueError: No such method, or no such option; the message lists what there is.
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"expected a method out of {', '.join(sorted(METHODS))}, got {name!r}.{did_you_mean(name, METHODS)}"
+        )
+    known = [field.name for field in fields(METHODS[name]) if field.name not in _FIXED]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise ValueError(f"{name}: expected options out of {', '.join(known)}, got {option!r}.{hint}")
+    method: Method = METHODS[name](**options)
+    return method

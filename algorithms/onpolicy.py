@@ -1,0 +1,230 @@
+"""Fresh groups for every training step: the policy as it is now acts, somebody compares, the method learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from turnwise.agents.agent import Agent
+from turnwise.agents.collecting import EnvironmentSource, collect
+from turnwise.agents.generation import Sampling
+from turnwise.agents.policy import Policy
+from turnwise.agents.transformer import TransformerAgent
+from turnwise.algorithms.feed import AnnotatedGroup
+from turnwise.algorithms.iterate import learnable, tasks_of
+from turnwise.algorithms.moving_average import MovingAverage
+from turnwise.envs.preference import Annotator, Preference, by_return, by_score
+from turnwise.envs.trajectory import Group, Trajectory
+
+
+def online(
+    policy: Policy,
+    env: EnvironmentSource,
+    *,
+    preference: Annotator | None = None,
+    reward: Callable[[Trajectory], float] | None = None,
+    groups: int = 8,
+    group_size: int = 2,
+    opponent: Agent | MovingAverage | None = None,
+    opponents: int | None = None,
+    actor: Agent | None = None,
+    reuse: int = 1,
+    moving_baseline: float | None = None,
+    tasks: Sequence[int] | None = None,
+    env_options: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
+    max_tokens: int = 2048,
+    slots: int = 64,
+    progress: bool = False,
+    seed: int = 0,
+) -> Online:
+    """A source for `train` that collects as training goes on.
+
+    Online DPO (arXiv 2402.04792) is `train(GPO(), policy, reference, online(policy, env, preference=judge))`; online
+    IPO the same with `IPO`; IPO-MD (arXiv 2403.08635) has `actor=MixtureAgent(policy, reference, beta=...)`; Nash-MD-PG
+    (arXiv 2312.00886) is `NashPG` with that mixture as the `opponent`, Nash-EMA-PG with a `MovingAverage`, self-play
+    with none; RLOO and GRPO are those methods with groups of more members and a `reward`.
+
+    What is drawn depends on the seed, the draw and the weights alone, so a resumed run goes on bit for bit. With
+    several processes either all draw the same groups and share them out, or, with `train(..., sharded=False)`, each
+    draws its own: give each another seed.
+
+    Args:
+        policy: Whose weights are trained; its sampler follows them.
+        env: Registered id, or a function that makes the environment.
+        preference: From a group to its preference; an oracle, a judge, a learned model. Default: by total reward.
+        reward: From a valid trajectory to its score, instead of `preference`.
+        groups: Starts a draw.
+        group_size: Trajectories of the policy per start.
+        opponent: Who draws the others that they are compared with; None: they are compared with each other.
+        opponents: How many of those per start; default `group_size`.
+        actor: Who draws in the policy's place; default the policy itself.
+        reuse: Training steps on each draw (inner steps). Above 1 the groups are no longer on-policy; methods that
+            look at the log-probabilities as sampled (PPO, GRPO) correct for it.
+        moving_baseline: Decay of the average of earlier draws' mean score, which is taken off all scores; None for
+            scores as they are. The first draw, with none before it, has its own mean taken off.
+        tasks: Task indices to draw from, without repetition until all were used; default: the environment draws.
+        env_options: Keyword arguments of the environment.
+        sampling: How the policy's tokens are drawn.
+        max_tokens: Tokens of an episode.
+        slots: Episodes sampled at once.
+        progress: Show a bar for each draw.
+        seed: Fixes everything.
+
+    Raises:
+        ValueError: Arguments that do not fit together.
+    """
+    if preference is not None and reward is not None:
+        raise ValueError("online: expected a preference or a reward, got both")
+    for name, value in (("groups", groups), ("group_size", group_size), ("reuse", reuse)):
+        if value < 1:
+            raise ValueError(f"online: expected {name} of at least 1, got {value}")
+    if opponent is None and opponents is not None:
+        raise ValueError("online: expected an opponent to go with opponents, got none")
+    if moving_baseline is not None and not 0 <= moving_baseline < 1:
+        raise ValueError(f"online: expected a moving_baseline in [0, 1), got {moving_baseline}")
+
+    def speaking(speaker: Policy) -> Agent:
+        return TransformerAgent(speaker, sampling=sampling, max_tokens=max_tokens, slots=slots)
+
+    average = opponent if isinstance(opponent, MovingAverage) else None
+    members = [speaking(policy) if actor is None else actor] * group_size
+    if opponent is not None:
+        rival = opponent if not isinstance(opponent, MovingAverage) else speaking(opponent.average)
+        members += [rival] * (group_size if opponents is None else opponents)
+    annotate = preference or (by_return if reward is None else _by_reward(reward))
+
+    def draw(number: int) -> list[Group]:
+        if average is not None:
+            average.update(number)
+        return collect(
+            members,
+            env,
+            groups=groups,
+            group_size=len(members),
+            seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
+            tasks=tasks_of(tasks, number + 1, groups, seed),
+            env_options=env_options,
+            concurrency=slots,
+            progress=progress,
+            label=f"draw {number}",
+        )
+
+    return Online(draw, annotate, reuse=reuse, moving_baseline=moving_baseline, seed=seed)
+
+
+class Online:
+    """An endless source of annotated groups that knows its place: what `online` returns.
+
+    Args:
+        draw: From the number of a draw, counted from 0, to its groups.
+        annotate: From a group of valid members to its preference.
+        reuse: Steps on each draw.
+        moving_baseline: As in `online`.
+        seed: Of what methods draw at random from the groups.
+
+    Attributes:
+        metrics: Of the last draw: "sample/return" (mean total reward of valid episodes), "sample/score" (mean score as
+            annotated), "sample/tokens" (mean tokens written), "sample/invalid" (episodes left out), "sample/draw".
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], list[Group]],
+        annotate: Annotator,
+        *,
+        reuse: int = 1,
+        moving_baseline: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._draw, self._annotate, self._seed = draw, annotate, seed
+        self._reuse, self._decay = reuse, moving_baseline
+        self._draws = self._used = 0
+        self._baseline: float | None = None
+        self._held: list[tuple[Group, Preference]] = []
+        self._written: list[dict[str, Any]] | None = None
+        self.metrics: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[list[AnnotatedGroup]]:
+        return self
+
+    def __next__(self) -> list[AnnotatedGroup]:
+        """The next step's groups: fresh ones, or those of the last draw where they are used again."""
+        if not 0 < self._used < self._reuse:
+            self._held = self._collect(self._draws)
+            self._draws, self._used, self._written = self._draws + 1, 0, None
+        self._used += 1
+        return [
+            AnnotatedGroup(group, preference, (self._seed, self._draws, self._used, index))
+            for index, (group, preference) in enumerate(self._held)
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, as JSON values: with the groups themselves if they are going to be used again."""
+        again = 0 < self._used < self._reuse
+        if again and self._written is None:
+            self._written = [_to_json(group, preference) for group, preference in self._held]
+        return {
+            "draws": self._draws,
+            "used": self._used,
+            "baseline": self._baseline,
+            "metrics": dict(self.metrics),
+            "held": self._written if again else [],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where `state_dict` was asked."""
+        self._draws, self._used, self._baseline = state["draws"], state["used"], state["baseline"]
+        self._held, self._written = [_from_json(item) for item in state["held"]], None
+        self.metrics = dict(state["metrics"])
+
+    def _collect(self, number: int) -> list[tuple[Group, Preference]]:
+        collected = self._draw(number)
+        members = [member for group in collected for member in group]
+        valid = [member for member in members if member.valid]
+        kept = [group for group in map(learnable, collected) if group is not None]
+        annotated = [(group, self._annotate(group)) for group in kept]
+        self.metrics = {"sample/draw": float(number), "sample/invalid": float(len(members) - len(valid))}
+        if valid:
+            written = [sum(len(turn.action_ids) for turn in member.turns) for member in valid]
+            self.metrics["sample/return"] = float(np.mean([member.total_reward for member in valid]))
+            self.metrics["sample/tokens"] = float(np.mean(written))
+        scores = [p.scores for _, p in annotated if p.scores is not None]
+        known = np.concatenate(scores) if scores else np.zeros(0)
+        if len(known := known[~np.isnan(known)]):
+            self.metrics["sample/score"] = float(known.mean())
+            if self._decay is not None:
+                annotated = self._centred(annotated, float(known.mean()))
+        return annotated
+
+    def _centred(self, annotated: list[tuple[Group, Preference]], mean: float) -> list[tuple[Group, Preference]]:
+        """Takes the baseline of earlier draws off, then moves it on."""
+        assert self._decay is not None
+        before = mean if self._baseline is None else self._baseline
+        self._baseline = self._decay * before + (1.0 - self._decay) * mean
+        return [(g, p if p.scores is None else replace(p, scores=p.scores - before)) for g, p in annotated]
+
+
+def _by_reward(reward: Callable[[Trajectory], float]) -> Annotator:
+    def annotate(group: Group) -> Preference:
+        return by_score(np.array([reward(m) if m.valid else np.nan for m in group], np.float64))
+
+    return annotate
+
+
+def _to_json(group: Group, preference: Preference) -> dict[str, Any]:
+    return {
+        "trajectories": [member.to_json() for member in group],
+        "matrix": preference.matrix.tolist(),
+        "source": preference.source,
+        "scores": None if preference.scores is None else preference.scores.tolist(),
+    }
+
+
+def _from_json(item: Mapping[str, Any]) -> tuple[Group, Preference]:
+    group = Group(tuple(Trajectory.from_json(member) for member in item["trajectories"]))
+    scores = None if item["scores"] is None else np.array(item["scores"], np.float64)
+    return group, Preference(np.array(item["matrix"], np.float64), item["source"], scores)

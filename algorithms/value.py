@@ -1,0 +1,176 @@
+"""Values of prefixes: how much a conversation is going to be worth, before each token the agent writes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from turnwise.agents.policy import Policy, Scorer, wanted_tokens
+from turnwise.agents.prediction import Prediction, divergence
+from turnwise.algorithms.compound import Compound
+from turnwise.algorithms.estimators import policy_mask
+
+_FILE = "value.safetensors"
+
+
+class ValueNetwork(nn.Module):
+    """A transformer's body with a linear head of one number, which starts at 0 everywhere.
+
+    Args:
+        body: From `(input_ids, attention_mask)` to hidden states; None where the head reads the policy's own.
+        width: Size of the hidden states.
+    """
+
+    def __init__(self, body: nn.Module | None, width: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: Tensor, mask: Tensor, states: Tensor | None = None) -> Tensor:
+        """`[N, T]` float32: entry t is the value of the tokens BEFORE token t, 0 at t = 0.
+
+        Args:
+            ids: `[N, T]` tokens.
+            mask: `[N, T]` bool, True on real tokens.
+            states: `[N, T, D]` the policy's hidden states, where there is no body.
+        """
+        if self.body is not None:
+            attention = None if bool(mask.all()) else mask.long()
+            states = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        assert states is not None
+        after = self.head(states)[..., 0].float()
+        return torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
+
+
+class _ActorCriticScorer(nn.Module):
+    """Log-probabilities and values in one call."""
+
+    def __init__(self, scorer: Scorer, value: ValueNetwork) -> None:
+        super().__init__()
+        self.scorer, self.value = scorer, value
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        where: Tensor | None = None,
+        *,
+        against: Prediction | None = None,
+        reference_first: bool = True,
+    ) -> dict[str, Tensor]:
+        prediction = self.scorer.predict(ids, mask)
+        wanted = wanted_tokens(mask, where)
+        result = {
+            "logps": prediction.logps(ids, wanted),
+            "values": self.value(ids, mask, prediction.states if self.value.body is None else None),
+        }
+        if against is not None:
+            result["kl"] = divergence(prediction, against, wanted, reference_first=reference_first)
+        return result
+
+    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
+        return self.scorer.predict(ids, mask)
+
+
+class ActorCritic:
+    """A policy and a value network that `train` trains, saves and resumes together.
+
+    Acting and references need the policy alone: `TransformerAgent(both.policy)`, `both.policy.copy()`.
+
+    Args:
+        policy: What acts.
+        shared: The head reads the policy's own hidden states, which costs little and lets the value's loss move the
+            policy's body. Otherwise the value has a body of its own, a copy of the policy's as it is now (DRO-V needs
+            that, and measured better so).
+        lr_scale: The value's learning rate over the policy's.
+
+    Raises:
+        ValueError: `shared` with an architecture whose logits are not the projection of its last hidden states.
+    """
+
+    def __init__(self, policy: Policy, *, shared: bool = False, lr_scale: float = 1.0) -> None:
+        self.policy, self.shared, self.lr_scale = policy, shared, lr_scale
+        inner = cast("Any", getattr(policy.model, "get_base_model", lambda: policy.model)())
+        body = None if shared else copy.deepcopy(inner.get_decoder()).requires_grad_(True)
+        self.value = ValueNetwork(body, int(inner.config.get_text_config().hidden_size)).to(policy.device)
+        self.model = Compound(policy.model, value=self.value)
+        self.scorer = _ActorCriticScorer(policy.scorer, self.value)
+        if shared:
+            ids = torch.ones((1, 2), dtype=torch.int64, device=policy.device)
+            with torch.no_grad():
+                direct = policy.scorer.predict(ids, ids > 0).weight is not None
+            if not direct:
+                raise ValueError(
+                    f"ActorCritic: expected logits that are a projection of hidden states to share them, got "
+                    f"{type(inner).__name__}; use shared=False"
+                )
+
+    @property
+    def lr_scales(self) -> dict[str, float]:
+        """Learning rates by prefixes of parameter names, relative to the policy's."""
+        return {"value.": self.lr_scale}
+
+    def values(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`[N, T]` value of the tokens before each token; see `ValueNetwork.forward`."""
+        states = self.policy.scorer.predict(ids, mask).states if self.shared else None
+        return cast("Tensor", self.value(ids, mask, states))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the policy, loadable on its own, and the value network beside it."""
+        self.policy.save_pretrained(folder)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.value.state_dict().items()}
+        note = {"shared": str(int(self.shared)), "lr_scale": repr(self.lr_scale)}
+        save_file(tensors, Path(folder) / _FILE, metadata=note)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> ActorCritic:
+        """Reads them back.
+
+        Raises:
+            PolicyLoadError: No policy there.
+            FileNotFoundError: No value network there.
+        """
+        from safetensors import safe_open
+
+        policy = Policy.from_pretrained(source, device=device)
+        path = Path(source) / _FILE
+        with safe_open(path, "pt") as file:
+            note = file.metadata()
+        both = cls(policy, shared=note["shared"] == "1", lr_scale=float(note["lr_scale"]))
+        both.value.load_state_dict(load_file(path))
+        return both
+
+
+def token_slots(turn: Tensor) -> tuple[Tensor, Tensor]:
+    """The agent's tokens of every row moved to its front, for recursions over them.
+
+    Args:
+        turn: `[N, T]` int, -1 where the agent did not write the token.
+
+    Returns:
+        `column [N, K]`: where each row's k-th agent token stands, K that of the row with most; `mask [N, K]`: the first
+        n_i entries of each row.
+    """
+    mask = policy_mask(turn)
+    count = mask.sum(1)
+    width = int(count.max()) if len(count) else 0
+    column = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]
+    return column, torch.arange(width, device=turn.device)[None] < count[:, None]
+
+
+def turn_slots(turn: Tensor) -> tuple[Tensor, Tensor]:
+    """As `token_slots` for whole turns: where each row's h-th turn begins, and which turns there are.
+
+    Returns:
+        `column [N, H]` of a turn's first token; `mask [N, H]`.
+    """
+    before = torch.cat([torch.full_like(turn[:, :1], -1), turn[:, :-1]], 1)
+    opens = torch.where((turn >= 0) & (turn != before), torch.zeros_like(turn), torch.full_like(turn, -1))
+    return token_slots(opens)
