@@ -32,7 +32,7 @@ class Habits:
     in_the_head: float = 0.2
     head_right: float = 0.1
     slip: float = 0.04
-    no_print: float = 0.45
+    no_print: float = 0.5
     wrong_name: float = 0.15
     repair: float = 0.4
     misread: float = 0.06

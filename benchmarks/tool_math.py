@@ -63,17 +63,17 @@ class Setting:
     demonstrations: int = 4000
     hidden: int = 128
     layers: int = 2
-    sft_steps: int = 350
+    sft_steps: int = 600
     sft_lr: float = 3e-3
     iterations: int = 3
-    groups: int = 96
+    groups: int = 128
     group_size: int = 8
     from_previous: int = 2
-    pairs: int = 2
+    pairs: int = 4
     epochs: float = 2.0
     batch_size: int = 16
-    lr: float = 3e-4
-    beta: float = 0.1
+    lr: float = 1e-4
+    beta: float = 0.3
     held_out: int = 300
     sandbox: str = "auto"
 
@@ -90,19 +90,37 @@ class Setting:
         return word_problems(self.level, split="test", seed=seed, size=self.held_out)
 
 
-QUICK = Setting(demonstrations=1500, sft_steps=60, iterations=1, groups=24, held_out=60)
+QUICK = Setting(demonstrations=1000, sft_steps=60, iterations=1, groups=24, held_out=60)
 
-Variant = tuple[Callable[[Setting], OfflineMethod], Literal["previous", "first"]]
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the compared ways to learn.
+
+    Attributes:
+        method: From the setting to the method.
+        reference: What the log-ratios are taken to.
+        lr_scale: Times the setting's learning rate. Likelihood alone bears, and needs, larger steps than a margin.
+    """
+
+    method: Callable[[Setting], OfflineMethod]
+    reference: Literal["previous", "first"] = "previous"
+    lr_scale: float = 1.0
+
+
+def _mdpo(**changes: Any) -> Callable[[Setting], OfflineMethod]:
+    return lambda setting: MDPO(beta=setting.beta, pairs_per_group=setting.pairs, **changes)
+
 
 VARIANTS: dict[str, Variant] = {
-    "M-DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs), "previous"),
-    "M-KTO": (lambda s: MKTO(beta=s.beta, pairs_per_group=s.pairs), "previous"),
-    "RAFT": (lambda s: RAFT(), "previous"),
-    "last-turn DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs, turns="last"), "previous"),
-    "unmasked M-DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs, mask="all"), "previous"),
-    "fixed reference M-DPO": (lambda s: MDPO(beta=s.beta, pairs_per_group=s.pairs), "first"),
+    "M-DPO": Variant(_mdpo()),
+    "M-KTO": Variant(lambda setting: MKTO(beta=setting.beta, pairs_per_group=setting.pairs)),
+    "RAFT": Variant(lambda _: RAFT(), lr_scale=3.0),
+    "last-turn DPO": Variant(_mdpo(turns="last")),
+    "unmasked M-DPO": Variant(_mdpo(mask="all")),
+    "fixed reference M-DPO": Variant(_mdpo(), reference="first"),
 }
-"""What is compared, by the name in the tables: the method, and what it takes as reference."""
+"""What is compared, by the name in the tables."""
 
 MAX_TOKENS = 384
 TRAINING: Mapping[str, Any] = {
@@ -172,7 +190,7 @@ def learn(
     setting: Setting, variant: str, seed: int, policy: Policy, folder: Path, *, progress: bool = False
 ) -> list[Iteration]:
     """Runs the protocol for one variant; evaluations hold a "sampled" and a "greedy" report."""
-    method, reference = VARIANTS[variant]
+    chosen = VARIANTS[variant]
     problems = setting.train_problems(seed)
 
     def scores(candidate: Policy) -> dict[str, Any]:
@@ -182,7 +200,7 @@ def learn(
         }
 
     return iterate(
-        method(setting),
+        chosen.method(setting),
         policy,
         ENV,
         out=folder,
@@ -192,7 +210,7 @@ def learn(
         from_previous=setting.from_previous,
         tasks=range(len(problems)),
         env_options=setting.options(problems),
-        reference=reference,
+        reference=chosen.reference,
         sampling=Sampling(max_new_tokens=96),
         max_tokens=MAX_TOKENS,
         epochs=setting.epochs,
@@ -200,7 +218,7 @@ def learn(
         evaluate=scores,
         seed=seed,
         progress=progress,
-        lr=setting.lr,
+        lr=setting.lr * chosen.lr_scale,
         warmup=2,
         **TRAINING,
     )
