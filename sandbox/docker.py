@@ -377,7 +377,7 @@ class DockerEngine:
             "forks": True,
             "watch_disk": True,
             "own_pids": True,
-            "nice": 10,  # inside the container only: the supervisor goes first
+            "nice": 5,  # among the container's own processes the supervisor goes first
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,
             "work": "/work",

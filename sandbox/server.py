@@ -118,7 +118,7 @@ class Server:
         self.sessions.add(session)
         return session
 
-    def ping(self, timeout: float = 5.0) -> dict[str, Any]:
+    def ping(self, timeout: float = 30.0) -> dict[str, Any]:
         """The supervisor's own figures; raises SandboxLost when it does not answer in time."""
         return self.call({"op": "ping"}, timeout)
 
