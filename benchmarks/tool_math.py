@@ -101,11 +101,13 @@ class Variant:
         method: From the setting to the method.
         reference: What the log-ratios are taken to.
         lr_scale: Times the setting's learning rate. Likelihood alone bears, and needs, larger steps than a margin.
+        iterations: At most this many; an ablation is compared before the figures flatten out.
     """
 
     method: Callable[[Setting], OfflineMethod]
     reference: Literal["previous", "first"] = "previous"
     lr_scale: float = 1.0
+    iterations: int = 2
 
 
 def _mdpo(**changes: Any) -> Callable[[Setting], OfflineMethod]:
@@ -113,7 +115,7 @@ def _mdpo(**changes: Any) -> Callable[[Setting], OfflineMethod]:
 
 
 VARIANTS: dict[str, Variant] = {
-    "M-DPO": Variant(_mdpo()),
+    "M-DPO": Variant(_mdpo(), iterations=3),
     "M-KTO": Variant(lambda setting: MKTO(beta=setting.beta, pairs_per_group=setting.pairs)),
     "RAFT": Variant(lambda _: RAFT(), lr_scale=3.0),
     "last-turn DPO": Variant(_mdpo(turns="last")),
@@ -226,7 +228,11 @@ def learn(
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:
     setting = QUICK if quick else Setting()
-    return [Cell(variant, seed, asdict(setting)) for seed in range(seeds) for variant in VARIANTS]
+    return [
+        Cell(name, seed, asdict(replace(setting, iterations=min(setting.iterations, variant.iterations))))
+        for name, variant in VARIANTS.items()
+        for seed in range(seeds)
+    ]
 
 
 def _run(cell: Cell, work: Path) -> dict[str, Any]:
@@ -240,54 +246,94 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
     by_variant: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_variant.setdefault(outcome.cell.name, []).append(outcome)
-    rows, curves = [], {}
+    longest = max(len(outcome.result["iterations"]) for outcome in outcomes)
+    rows, greedy_rows, curves = [], [], {}
     for variant, runs in by_variant.items():
-        count = len(runs[0].result["iterations"])
-        row: list[object] = [variant]
-        curve = []
-        for number in range(count):
-            found = [run.result["iterations"][number]["evaluation"] for run in runs]
-            mean, low, high = mean_interval([100 * f["sampled"]["success"]["value"] for f in found])
-            curve.append((mean, low, high))
-            row.append(_cell(mean, low, high))
-        last = [run.result["iterations"][-1]["evaluation"] for run in runs]
-        greedy = mean_interval([100 * f["greedy"]["success"]["value"] for f in last])
-        errors = mean_interval([100 * f["sampled"]["tool_errors"] for f in last])
-        rows.append([*row, _cell(*greedy), _cell(*errors)])
-        curves[variant] = curve
-    length = len(rows[0]) - 4
-    header = ["", "SFT", *(f"iteration {n}" for n in range(1, length + 1)), "last, greedy", "last, tool errors"]
+        curves[variant] = _over_seeds(runs, "sampled", "success")
+        rows.append(
+            [variant, *_padded(curves[variant], longest), _cell(*_over_seeds(runs, "sampled", "tool_errors")[-1])]
+        )
+        greedy_rows.append([variant, *_padded(_over_seeds(runs, "greedy", "success"), longest)])
+    steps = ["SFT", *(f"iteration {number}" for number in range(1, longest))]
     demonstrators = {o.cell.seed: o.result["demonstrator"]["success"]["value"] for o in outcomes}
     shown = ", ".join(f"{100 * value:.1f}%" for value in demonstrators.values())
-    first = outcomes[0]
-    start = [run.result["iterations"][0]["evaluation"] for run in by_variant[first.cell.name]]
-    held = start[0]["sampled"]["success"]["trials"]
+    held = outcomes[0].result["iterations"][0]["evaluation"]["sampled"]["success"]["trials"]
     text = [
         "# tool_math: multi-turn preference learning with a tool\n",
-        f"Held-out success in %, sampled at temperature 1 on {held} problems a seed; mean over "
+        f"Held-out success in %, sampled at temperature 1, one episode on each of {held} problems a seed; mean over "
         f"{len(demonstrators)} seeds with the 95% Student interval over seeds. The demonstrator that the SFT policy "
-        f"imitates solves {shown} of its own problems.\n",
-        table(header, rows),
+        f"imitates solves {shown} of its own problems. Tool errors: share of episodes with a failed program, after the "
+        "last iteration.\n",
+        table(["", *steps, "tool errors"], rows),
+        "\nThe same, decoded greedily:\n",
+        table(["", *steps], greedy_rows),
+        *_differences(by_variant),
         "\n## Each seed\n",
         table(
-            ["", "seed", *header[1 : 2 + length], "greedy: SFT", "greedy: last"],
+            ["", "seed", *steps],
             [
                 [
                     outcome.cell.name,
                     outcome.cell.seed,
-                    *(_wilson(record["evaluation"]["sampled"]) for record in outcome.result["iterations"]),
-                    _wilson(outcome.result["iterations"][0]["evaluation"]["greedy"]),
-                    _wilson(outcome.result["iterations"][-1]["evaluation"]["greedy"]),
+                    *_filled([_wilson(r["evaluation"]["sampled"]) for r in outcome.result["iterations"]], longest),
                 ]
                 for outcome in outcomes
             ],
         ),
         "\nBrackets: 95% Wilson intervals over problems.\n",
         "![learning curves](curves.svg)\n",
-        "Settings: `" + json.dumps(dict(first.cell.options)) + "`\n",
+        "Settings: `" + json.dumps(dict(outcomes[0].cell.options)) + "`\n",
     ]
     plot_curves(curves, out / "curves")
     return "\n".join(text)
+
+
+def _differences(by_variant: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """M-DPO minus each other variant after the same iteration, paired by seed: what the ablations show."""
+    if "M-DPO" not in by_variant:
+        return []
+    base = {outcome.cell.seed: outcome.result["iterations"] for outcome in by_variant["M-DPO"]}
+    rows = []
+    for variant, runs in by_variant.items():
+        last = len(runs[0].result["iterations"]) - 1
+        pairs = [(base[run.cell.seed], run.result["iterations"]) for run in runs if run.cell.seed in base]
+        if variant == "M-DPO" or not pairs:
+            continue
+        gaps = [
+            100
+            * (
+                mine[last]["evaluation"]["sampled"]["success"]["value"]
+                - other[last]["evaluation"]["sampled"]["success"]["value"]
+            )
+            for mine, other in pairs
+            if len(mine) > last
+        ]
+        mean, low, high = mean_interval(gaps)
+        verdict = "M-DPO better" if low > 0 else "M-DPO worse" if high < 0 else "not told apart"
+        rows.append([variant, last, _cell(mean, low, high), len(gaps), verdict])
+    if not rows:
+        return []
+    return [
+        "\nM-DPO minus the other, in points, paired by seed, after the same iteration:\n",
+        table(["", "iteration", "difference", "seeds", "95% interval says"], rows),
+    ]
+
+
+def _over_seeds(runs: Sequence[Outcome], decoding: str, figure: str) -> list[tuple[float, float, float]]:
+    """Mean and interval over seeds of a figure in %, for SFT and each iteration."""
+    result = []
+    for number in range(len(runs[0].result["iterations"])):
+        found = [run.result["iterations"][number]["evaluation"][decoding][figure] for run in runs]
+        result.append(mean_interval([100 * (f["value"] if isinstance(f, Mapping) else f) for f in found]))
+    return result
+
+
+def _padded(curve: Sequence[tuple[float, float, float]], length: int) -> list[str]:
+    return _filled([_cell(*point) for point in curve], length)
+
+
+def _filled(cells: Sequence[str], length: int) -> list[str]:
+    return [*cells, *[""] * (length - len(cells))]
 
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[float, float, float]]], stem: Path) -> None:
