@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.policy import Policy
 from turnwise.algorithms.evaluate import Proportion
 from turnwise.algorithms.iterate import Iteration
 from turnwise.benchmarks.pages import comparison_page
 from turnwise.benchmarks.suite import machine, table, write_json
-from turnwise.benchmarks.tool_math import QUICK, Setting, learn, measure, plot_curves, supervised
-from turnwise.envs.store import Store, read
+from turnwise.benchmarks.tool_math import QUICK, Setting, learn, plot_curves, supervised
+from turnwise.envs.store import read
 from turnwise.sandbox import open_sandbox
 
 _SHOWN = 12
@@ -43,13 +42,12 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
         print(
             f"sandbox: {box.capabilities.name}" + (f" ({box.capabilities.warning})" if box.capabilities.warning else "")
         )
-        print(f"1/3  a hurried solver demonstrates {setting.demonstrations} word problems; a small policy imitates it")
+        print(f"1/2  a hurried solver demonstrates {setting.demonstrations} word problems; a small policy imitates it")
         policy, demonstrator = supervised(setting, seed, out / "sft", progress=progress)
         print(f"     the solver itself is right in {demonstrator.success}")
-        print(f"2/3  {setting.iterations} iterations of M-DPO: collect, compare whole trajectories by outcome, train")
+        print(f"2/2  {setting.iterations} iterations of M-DPO: collect, compare whole trajectories by outcome, train")
         records = learn(setting, "M-DPO", seed, policy, out / "mdpo", progress=progress)
-        print("3/3  held-out problems, before and after")
-        pages = _before_and_after(setting, seed, out, records)
+        pages = _before_and_after(out, records)
     _write(out, setting, seed, records, demonstrator.to_json(), capabilities=asdict(box.capabilities))
     print("\n" + _summary(records) + "\n")
     print(f"curve         {out / 'curve.png'}\nfigures       {out / 'results.json'}\ntrajectories  {pages}")
@@ -57,22 +55,17 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
     print(f"done in {time.perf_counter() - begun:.0f} s")
 
 
-def _before_and_after(setting: Setting, seed: int, out: Path, records: Sequence[Iteration]) -> Path:
+def _before_and_after(out: Path, records: Sequence[Iteration]) -> Path:
     columns = []
-    for name, number in (("SFT", 0), (f"iteration {records[-1].number}", records[-1].number)):
-        place = out / f"held-out-{number}.jsonl"
-        policy = Policy.from_pretrained(out / "mdpo" / f"iteration-{number}" / "policy", device="cpu")
-        with Store(place) as store:
-            measure(setting, policy, seed, store=store)
-        found = {trajectory.start: trajectory for trajectory in read(place)}
-        columns.append((name, found))
-    starts = sorted(columns[0][1], key=lambda start: columns[0][1][start].info["group"])[:_SHOWN]
+    for name, version in (("SFT", "sft"), (f"iteration {records[-1].number}", f"iteration-{records[-1].number}")):
+        shown = sorted(read(out / "mdpo" / "held-out" / f"{version}.jsonl"), key=lambda t: int(t.info["group"]))
+        columns.append((name, shown[:_SHOWN]))
     page = out / "trajectories.html"
     comparison_page(
         page,
         "Before and after",
         "The first held-out problems, one sampled episode each, in their order; nothing was chosen by hand.",
-        [(name, [found[start] for start in starts]) for name, found in columns],
+        columns,
     )
     return page
 

@@ -90,7 +90,7 @@ class Setting:
         return word_problems(self.level, split="test", seed=seed, size=self.held_out)
 
 
-QUICK = Setting(demonstrations=1000, sft_steps=60, iterations=1, groups=24, held_out=60)
+QUICK = Setting(level=1, demonstrations=1000, sft_steps=120, iterations=1, groups=24, held_out=60)
 
 
 @dataclass(frozen=True)
@@ -191,13 +191,19 @@ def measure(
 def learn(
     setting: Setting, variant: str, seed: int, policy: Policy, folder: Path, *, progress: bool = False
 ) -> list[Iteration]:
-    """Runs the protocol for one variant; evaluations hold a "sampled" and a "greedy" report."""
+    """Runs the protocol for one variant; evaluations hold a "sampled" and a "greedy" report.
+
+    The sampled held-out episodes of each policy are kept in `held-out/VERSION.jsonl` under `folder`.
+    """
     chosen = VARIANTS[variant]
     problems = setting.train_problems(seed)
 
     def scores(candidate: Policy) -> dict[str, Any]:
+        (folder / "held-out").mkdir(exist_ok=True)
+        with Store(folder / "held-out" / f"{candidate.version}.jsonl", fsync="never") as store:
+            sampled = measure(setting, candidate, seed, store=store)
         return {
-            "sampled": measure(setting, candidate, seed).to_json(),
+            "sampled": sampled.to_json(),
             "greedy": measure(setting, candidate, seed, temperature=0.0).to_json(),
         }
 
