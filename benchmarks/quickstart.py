@@ -6,6 +6,7 @@ The same study as the suite `tool_math`, one seed and M-DPO alone, with everythi
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,10 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
     begun = time.perf_counter()
     setting = Setting(**{**asdict(QUICK if quick else Setting()), "sandbox": sandbox})
     out.mkdir(parents=True, exist_ok=True)
-    with open_sandbox(sandbox) as box:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # what a local sandbox does not protect is printed below
+        box = open_sandbox(sandbox)
+    with box:
         print(
             f"sandbox: {box.capabilities.name}" + (f" ({box.capabilities.warning})" if box.capabilities.warning else "")
         )
