@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnwise.algorithms import estimators, losses
+    from turnwise.algorithms.agreement import Calibration, calibration
     from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
     from turnwise.algorithms.checkpoint import CheckpointError, latest
     from turnwise.algorithms.feed import AnnotatedGroup, minibatches
+    from turnwise.algorithms.feedback import ai_feedback, position_bias
     from turnwise.algorithms.learner import NonFiniteError
     from turnwise.algorithms.method_table import METHODS
     from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss, Method
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
     from turnwise.algorithms.online_methods import GRPO, PPO, REINFORCE, RLOO, NashPG
     from turnwise.algorithms.onpolicy import Online, online
     from turnwise.algorithms.pairing import Example, ExampleError, pairs_by_outcome
+    from turnwise.algorithms.reward_models import BradleyTerry, PreferenceModel, RewardModel, fit
     from turnwise.algorithms.signals import Interrupted
     from turnwise.algorithms.training import ResumeWarning, TrainResult, train
     from turnwise.algorithms.value import ActorCritic
 
 _HOME = {
     "batch": ("Batch", "TooLongWarning", "collate", "drop_long"),
+    "agreement": ("Calibration", "calibration"),
     "checkpoint": ("CheckpointError", "latest"),
+    "feedback": ("ai_feedback", "position_bias"),
     "feed": ("AnnotatedGroup", "minibatches"),
     "learner": ("NonFiniteError",),
     "method_table": ("METHODS",),
@@ -38,6 +43,7 @@ _HOME = {
     "online_methods": ("GRPO", "PPO", "REINFORCE", "RLOO", "NashPG"),
     "onpolicy": ("Online", "online"),
     "pairing": ("Example", "ExampleError", "pairs_by_outcome"),
+    "reward_models": ("BradleyTerry", "PreferenceModel", "RewardModel", "fit"),
     "signals": ("Interrupted",),
     "training": ("ResumeWarning", "TrainResult", "train"),
     "value": ("ActorCritic",),
@@ -63,6 +69,8 @@ __all__ = [
     "AnnotatedGroup",
     "Batch",
     "BestOfN",
+    "BradleyTerry",
+    "Calibration",
     "CheckpointError",
     "Example",
     "ExampleError",
@@ -73,17 +81,23 @@ __all__ = [
     "NashPG",
     "NonFiniteError",
     "Online",
+    "PreferenceModel",
     "ResumeWarning",
+    "RewardModel",
     "TooLongWarning",
     "TrainResult",
+    "ai_feedback",
+    "calibration",
     "collate",
     "drop_long",
     "estimators",
+    "fit",
     "latest",
     "losses",
     "minibatches",
     "online",
     "pairs_by_outcome",
+    "position_bias",
     "standardised",
     "train",
 ]

@@ -15,9 +15,12 @@ examples:
   turnwise train mdpo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/mdpo --group-size 8
   turnwise train mkto --model runs/sft/policy --problems generated:2:2000 --out runs/mkto -m beta=0.2
   turnwise train raft --model runs/sft/policy --problems generated:2:2000 --out runs/raft
+  turnwise train rloo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/rloo --online 500 --group-size 4
+  turnwise train nash_pg --model my/base --env my/Env-v0 --out runs/nash --online 500 --opponent mixture:0.125
 
 sft imitates stored trajectories; every other method runs the iterative protocol: collect from the current and the
-previous policy, compare by outcome, train, take the new policy as reference. An interrupted command goes on where it
+previous policy, compare by outcome, train, take the new policy as reference. With --online each update has fresh groups
+of the policy as it is then, and the reference stays the starting policy. An interrupted command goes on where it
 stopped: run it again with the same --out.
 """
 EVAL_HELP = """\
@@ -33,7 +36,10 @@ def add_commands(subparsers: Any) -> None:
     train = subparsers.add_parser(
         "train", help="train a policy with a preference method", epilog=TRAIN_HELP, formatter_class=raw
     )
-    train.add_argument("method", help="sft, mdpo, mkto or raft")
+    train.add_argument(
+        "method",
+        help="sft, raft, mdpo, mkto, gpo, ipo, pmpo, dro_v, best_of_n, rwr, reinforce, rloo, grpo, ppo or nash_pg",
+    )
     train.add_argument("--model", required=True, help="folder or Hub id of the starting policy")
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("-m", "--method-option", action="append", default=[], metavar="NAME=VALUE")
@@ -45,6 +51,11 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument("--group-size", type=int, default=8, help="episodes per start (default 8)")
     train.add_argument("--from-previous", type=int, default=0, help="of these, by the previous policy (default 0)")
     train.add_argument("--reference", choices=["previous", "first"], default="previous", help="default previous")
+    train.add_argument("--online", type=int, metavar="STEPS", help="fresh groups for each of so many updates")
+    train.add_argument("--reuse", type=int, default=1, help="online: updates on each draw (default 1)")
+    train.add_argument(
+        "--opponent", metavar="KIND:X", help="online: mixture:BETA or average:DECAY (default: the policy itself)"
+    )
     train.add_argument("--epochs", type=float, default=1.0, help="passes over the data (default 1)")
     train.add_argument("--batch-size", type=int, default=32, help="examples an update (default 32)")
     train.add_argument("--lr", type=float, help="learning rate (default 5e-7; sft: 2e-5)")
@@ -86,6 +97,9 @@ def _train(args: argparse.Namespace) -> int:
     method = method_table.make(args.method, **dict(parse_option(text) for text in args.method_option))
     if args.method == "sft" and args.data is None:
         raise ValueError("train sft: expected --data STORE to imitate, got none (make one with turnwise rollout)")
+    values = bool(getattr(method, "needs_values", args.method == "dro_v"))
+    if values and args.online is None:
+        raise ValueError(f"train {args.method}: expected --online STEPS for a method with a value network, got none")
     options = None if args.method == "sft" else env_options(args)
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
@@ -105,7 +119,10 @@ def _train(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     try:
-        return _imitate(args, policy, common) if options is None else _iterate(args, method, policy, options, common)
+        if options is None:
+            return _imitate(args, policy, common)
+        run = _iterate if args.online is None else _online
+        return run(args, method, policy, options, common)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
 
@@ -161,6 +178,69 @@ def _iterate(
         )
     print(f"the policies are in {args.out}/iteration-*/policy")
     return 0
+
+
+def _online(args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], common: dict[str, Any]) -> int:
+    from turnwise.algorithms.methods import needs_reference
+    from turnwise.algorithms.onpolicy import online
+    from turnwise.algorithms.training import train
+    from turnwise.algorithms.value import ActorCritic
+
+    how = {"sampling": sampling(args), "max_tokens": args.max_tokens, "slots": args.slots}
+    kind, _, number = (args.opponent or "").partition(":")
+    # Adapters switched off are the reference of a policy that has them.
+    anchor = policy.copy() if kind == "mixture" or (needs_reference(method) and args.lora is None) else None
+    trained, opponent = _opponent(kind, number, policy, anchor, how)
+    if bool(getattr(method, "needs_values", args.method == "dro_v")):
+        if trained is not policy:
+            raise ValueError(f"train {args.method}: expected no --opponent average, got {args.opponent!r}")
+        trained = ActorCritic(policy)
+    source = online(
+        policy,
+        args.env,
+        groups=args.groups,
+        group_size=args.group_size,
+        opponent=opponent,
+        reuse=args.reuse,
+        tasks=range(len(options["problems"])) if "problems" in options else None,
+        env_options=options,
+        seed=args.seed,
+        **how,
+    )
+    result = train(
+        method,
+        trained,
+        anchor if args.lora is None else None,
+        source,
+        steps=args.online,
+        out=args.out,
+        save_every=max(1, args.online // 20),
+        resume=True,
+        **common,
+    )
+    policy.save_pretrained(args.out / "policy")
+    last = result.history[-1].get("sample/return", float("nan"))
+    print(f"{result.steps} steps, mean return {last:.3f} at the end; the policy is in {args.out / 'policy'}")
+    return 0
+
+
+def _opponent(kind: str, number: str, policy: Any, anchor: Any, how: dict[str, Any]) -> tuple[Any, Any]:
+    """What is trained and who it is compared with."""
+    from turnwise.agents.mixture import MixtureAgent
+    from turnwise.algorithms.moving_average import MovingAverage
+
+    if not kind:
+        return policy, None
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if kind == "mixture" and value >= 0:
+        return policy, MixtureAgent(policy, anchor, beta=value, **how)
+    if kind == "average" and value >= 0:
+        tracked = MovingAverage(policy, decay=value)
+        return tracked, tracked
+    raise ValueError(f"--opponent: expected mixture:BETA or average:DECAY, got {kind}:{number}")
 
 
 def _with_adapters(policy: Any, rank: int, seed: int) -> Any:

@@ -360,9 +360,13 @@ def _next_batch(feed: Feed, method: Method, max_length: int | None) -> Batch | N
         examples = [one if isinstance(one, Example) else _taught(method, one) for one in item]
         found = [example for example in examples if example is not None]
         kept = found if max_length is None else drop_long(found, max_length)
-        if kept:
-            return collate(kept, mismatched=methods.wants_mismatched(method))
-        if found or (item and not any(isinstance(one, AnnotatedGroup) for one in item)):
+        mismatched = methods.wants_mismatched(method)
+        fresh = not item or any(isinstance(one, AnnotatedGroup) for one in item)
+        # Of fresh groups a single one may be left, which has no other prompt to be mismatched with.
+        lonely = fresh and mismatched and len({example.trajectories[0].start for example in kept}) < 2
+        if kept and not lonely:
+            return collate(kept, mismatched=mismatched)
+        if (found and not kept) or not fresh:
             raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
     raise ValueError(
         f"{methods.name_of(method)}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "

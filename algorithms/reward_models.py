@@ -1,0 +1,284 @@
+"""Learned feedback: a Bradley-Terry reward model and a pairwise preference model over whole conversations.
+
+Both are annotators, usable wherever an oracle is, and both are trained by the one loop: a comparison is a row each way
+(or a row each), and `BradleyTerry` is the logistic loss on the difference of two rows' scores. They read text with
+their own tokenizer, so they may judge agents of any kind.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from turnwise.agents.policy import Policy, acting
+from turnwise.algorithms.agreement import Calibration, calibration
+from turnwise.algorithms.batch import Batch, collate
+from turnwise.algorithms.compound import Compound
+from turnwise.algorithms.estimators import sequence_sum
+from turnwise.algorithms.feed import minibatches
+from turnwise.algorithms.losses import logistic
+from turnwise.algorithms.methods import Loss
+from turnwise.algorithms.pairing import Example, judged_pairs
+from turnwise.algorithms.training import TrainResult, train
+from turnwise.envs.judging import Judged, Pair
+from turnwise.envs.preference import Preference
+from turnwise.envs.trajectory import Group, TokenIds, Trajectory, Turn
+
+_HEAD = "head.safetensors"
+_FIRST, _SECOND = "\n\nFirst conversation:\n", "\n\nSecond conversation:\n"
+
+Annotations = Sequence[tuple[Group, Preference]]
+
+
+@dataclass(frozen=True)
+class BradleyTerry:
+    """-p log sigmoid(s1 - s2) - (1 - p) log sigmoid(s2 - s1) on the scores of two rows (Bradley and Terry 1952)."""
+
+    name: str = "bradley_terry"
+    needs_reference: bool = False
+
+    def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
+        """Cross-entropy of each pair; what stands where log-probabilities would are scores, at each row's end."""
+        score = sequence_sum(logps, batch.turn)
+        margin = score[batch.pairs[:, 0]] - score[batch.pairs[:, 1]]
+        p = batch.probability
+        values = p * logistic(margin) + (1.0 - p) * logistic(-margin)
+        right = ((margin > 0) == (p > 0.5)).float()[p != 0.5]
+        metrics = {"accuracy": right, "margin": margin.detach().abs()}
+        return Loss(values * batch.weight, batch.weight, metrics)
+
+
+class _Scorer(nn.Module):
+    """A body and a linear head, read at the last real token of each row."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
+        """`[N, T]`: the row's score at its last real token, 0 elsewhere."""
+        attention = None if bool(mask.all()) else mask.long()
+        states = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        last = (mask.sum(1) - 1).clamp(min=0)[:, None]
+        state = states.gather(1, last[..., None].expand(-1, 1, states.shape[-1]))[:, 0]
+        score = self.head(state).float()
+        return torch.zeros(ids.shape, dtype=score.dtype, device=ids.device).scatter(1, last, score)
+
+
+class _Judge:
+    """What both models share: a transformer's body with one number at the end of a conversation."""
+
+    def __init__(self, policy: Policy, *, version: str | None = None) -> None:
+        self.policy = policy.copy(version=version)
+        inner = cast("Any", getattr(self.policy.model, "get_base_model", lambda: self.policy.model)())
+        body = inner.get_decoder().requires_grad_(True)
+        head = nn.Linear(int(inner.config.get_text_config().hidden_size), 1, bias=False).to(policy.device)
+        # Equal scores for all until something is learned.
+        nn.init.zeros_(head.weight)
+        self.model = Compound(body, head=head)
+        self.scorer = _Scorer(body, head)
+        self.limit = int(getattr(inner.config.get_text_config(), "max_position_embeddings", 0)) or None
+
+    @property
+    def version(self) -> str:
+        """Name of the weights."""
+        return self.policy.version
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the body as the language model it came from, its tokenizer, and the head."""
+        self.policy.save_pretrained(folder)
+        save_file({"weight": self.scorer.head.weight.detach().cpu().contiguous()}, Path(folder) / _HEAD)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, device: str | torch.device | None = None) -> Self:
+        """Reads them back.
+
+        Raises:
+            PolicyLoadError: No model there.
+            FileNotFoundError: No head there.
+        """
+        made = cls(Policy.from_pretrained(source, device=device))
+        with torch.no_grad():
+            made.scorer.head.weight.copy_(load_file(Path(source) / _HEAD)["weight"])
+        return made
+
+    def _row(self, ids: TokenIds, start: Trajectory) -> Trajectory:
+        """Tokens as a trajectory from the same start, whose score stands at its last token."""
+        if self.limit is not None and len(ids) > self.limit:
+            raise ValueError(
+                f"{type(self).__name__}: expected at most {self.limit} tokens, its model's limit, got {len(ids)}; "
+                "use a model with a longer context or leave out long conversations"
+            )
+        return replace(start, turns=(Turn("", "", 0.0, ids[:-1], ids[-1:]),), terminated=True)
+
+    def _written(self, trajectory: Trajectory) -> TokenIds:
+        """The whole conversation, the environment's last words included, in this model's tokens."""
+        chat = self.policy.chat
+        text = replace(trajectory, turns=tuple(Turn(turn.observation, turn.action) for turn in trajectory.turns))
+        written = chat.written(text)
+        ids = written.tokens[0]
+        if trajectory.final_observation:
+            previous = written.turns[-1].action_ids if written.turns else None
+            ids = np.concatenate([ids, chat.context(trajectory.final_observation, previous)])
+        return ids
+
+    def _scores(self, rows: Sequence[Trajectory], *, size: int = 16) -> NDArray[np.float64]:
+        """`[R]`, rows of like length together."""
+        result = np.zeros(len(rows))
+        order = np.argsort([len(row.tokens[0]) for row in rows], kind="stable")
+        with torch.no_grad(), acting(self.model):
+            for part in (order[start : start + size] for start in range(0, len(order), size)):
+                batch = collate([Example((rows[int(index)],)) for index in part]).to(self.policy.device)
+                result[part] = self.scorer(batch.ids, batch.mask).sum(1).double().cpu().numpy()
+        return result
+
+
+class RewardModel(_Judge):
+    """A score for each conversation; P(a beats b) = sigmoid(score(a) - score(b)).
+
+    Args:
+        policy: Whose body and tokenizer it starts from; copied.
+        version: Name of the weights.
+    """
+
+    def scores(self, trajectories: Sequence[Trajectory]) -> NDArray[np.float64]:
+        """`[K]` score of each whole conversation; the scale is that of log-odds.
+
+        Raises:
+            ValueError: A conversation is longer than the model can read.
+        """
+        return self._scores([self._row(self._written(trajectory), trajectory) for trajectory in trajectories])
+
+    def __call__(self, group: Group) -> Preference:
+        """Preference and scores of all members; those that are invalid are never compared."""
+        scores = np.full(len(group), np.nan)
+        valid = [index for index, member in enumerate(group) if member.valid]
+        scores[valid] = self.scores([group[index] for index in valid])
+        matrix = 0.5 + 0.5 * np.tanh((scores[:, None] - scores[None]) / 2.0)
+        return Preference(matrix, "model", scores)
+
+    def example(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
+        """All judged pairs, each conversation read once; None where nobody judged."""
+        pairs = judged_pairs(group, preference, rng)
+        if not len(pairs):
+            return None
+        members, rows = np.unique(pairs, return_inverse=True)
+        written = tuple(self._row(self._written(group[int(m)]), group[int(m)]) for m in members)
+        return Example(written, rows.reshape(-1, 2).astype(np.int64), probability=_labels(preference, pairs))
+
+
+class PreferenceModel(_Judge):
+    """P(a beats b) = sigmoid(s(a, b) - s(b, a)): both conversations are read together, once in each order.
+
+    Antisymmetric by construction, P(a, b) + P(b, a) = 1, and free to be intransitive, which no score can be: what the
+    Nash methods ask for (arXiv 2312.00886).
+
+    Args:
+        policy: Whose body and tokenizer it starts from; copied.
+        version: Name of the weights.
+    """
+
+    def probabilities(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """`[P]` probability that the first of each pair is better.
+
+        Raises:
+            ValueError: Two conversations together are longer than the model can read.
+        """
+        rows = [row for pair in pairs for row in self._both(*pair)]
+        scores = self._scores(rows).reshape(-1, 2)
+        return np.asarray(0.5 + 0.5 * np.tanh((scores[:, 0] - scores[:, 1]) / 2.0), np.float64)
+
+    def __call__(self, group: Group) -> Preference:
+        """Preference over all valid members."""
+        return Judged(self.probabilities, source="model", both_orders=False)(group)
+
+    def example(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
+        """All judged pairs, each as two rows, one for each order; None where nobody judged."""
+        pairs = judged_pairs(group, preference, rng)
+        if not len(pairs):
+            return None
+        rows = tuple(itertools.chain(*(self._both(group[int(i)], group[int(j)]) for i, j in pairs)))
+        order = np.arange(len(rows)).reshape(-1, 2)
+        return Example(rows, order, probability=_labels(preference, pairs))
+
+    def _both(self, first: Trajectory, second: Trajectory) -> tuple[Trajectory, Trajectory]:
+        opening, middle = (self.policy.chat.plain(text) for text in (_FIRST, _SECOND))
+        a, b = self._written(first), self._written(second)
+        forward, backward = (np.concatenate([opening, x, middle, y]) for x, y in ((a, b), (b, a)))
+        return self._row(forward, first), self._row(backward, first)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fitting a model of preferences found.
+
+    Attributes:
+        training: The run.
+        before: On the held-out groups before training.
+        after: On the held-out groups after it.
+    """
+
+    training: TrainResult
+    before: Calibration
+    after: Calibration
+
+
+def fit(
+    model: RewardModel | PreferenceModel,
+    annotated: Annotations,
+    held_out: Annotations,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    lr: float = 1e-5,
+    seed: int = 0,
+    **options: Any,
+) -> Fit:
+    """Fits a model to preferences, in place, and says how accurate and how well calibrated it is on others.
+
+    Args:
+        model: What is trained.
+        annotated: Groups and who beats whom in them; soft labels and ties count as they are.
+        held_out: Groups of other starts, for the report alone.
+        steps: Updates.
+        batch_size: Groups an update.
+        lr: Learning rate.
+        seed: Of the order of groups.
+        options: Further arguments of `train`: checkpoints, precision, micro-batches.
+
+    Raises:
+        ValueError: No comparison to learn from or to report on, or a start in both sets.
+    """
+    if shared := {group[0].start for group, _ in annotated} & {group[0].start for group, _ in held_out}:
+        raise ValueError(f"fit: expected held-out groups of other starts, got {len(shared)} in both, as {min(shared)}")
+    rng = np.random.default_rng(seed)
+    found = [model.example(group, preference, rng) for group, preference in annotated]
+    examples = [example for example in found if example is not None]
+    if not examples:
+        raise ValueError("fit: expected groups with judged pairs, got none")
+    before = calibration(model, held_out)
+    result = train(
+        BradleyTerry(),
+        model,
+        None,
+        minibatches(examples, batch_size, seed=seed),
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        **options,
+    )
+    return Fit(result, before, calibration(model, held_out))
+
+
+def _labels(preference: Preference, pairs: NDArray[np.int64]) -> NDArray[np.float32]:
+    matrix = np.where(np.isnan(preference.matrix), 1.0 - preference.matrix.T, preference.matrix)
+    return matrix[pairs[:, 0], pairs[:, 1]].astype(np.float32)
