@@ -9,6 +9,7 @@ imperfect demonstrator to imitate, the real environment and sandbox.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -107,7 +108,7 @@ class Variant:
     method: Callable[[Setting], OfflineMethod]
     reference: Literal["previous", "first"] = "previous"
     lr_scale: float = 1.0
-    iterations: int = 2
+    iterations: int = 1
 
 
 def _mdpo(**changes: Any) -> Callable[[Setting], OfflineMethod]:
@@ -116,11 +117,11 @@ def _mdpo(**changes: Any) -> Callable[[Setting], OfflineMethod]:
 
 VARIANTS: dict[str, Variant] = {
     "M-DPO": Variant(_mdpo(), iterations=3),
-    "M-KTO": Variant(lambda setting: MKTO(beta=setting.beta, pairs_per_group=setting.pairs)),
+    "M-KTO": Variant(lambda setting: MKTO(beta=setting.beta, pairs_per_group=setting.pairs), iterations=2),
     "RAFT": Variant(lambda _: RAFT(), lr_scale=3.0),
     "last-turn DPO": Variant(_mdpo(turns="last")),
     "unmasked M-DPO": Variant(_mdpo(mask="all")),
-    "fixed reference M-DPO": Variant(_mdpo(), reference="first"),
+    "fixed reference M-DPO": Variant(_mdpo(), reference="first", iterations=2),
 }
 """What is compared, by the name in the tables."""
 
@@ -244,8 +245,16 @@ def _cells(quick: bool, seeds: int) -> list[Cell]:
 def _run(cell: Cell, work: Path) -> dict[str, Any]:
     setting = replace(Setting(), **cell.options)
     policy, demonstrator = supervised(setting, cell.seed, work / f"sft-seed{cell.seed}")
+    _share_first_episodes(work / f"M-DPO-seed{cell.seed}", work / cell.key)
     records = learn(setting, cell.name, cell.seed, policy, work / cell.key)
     return {"demonstrator": demonstrator.to_json(), "iterations": [asdict(record) for record in records]}
+
+
+def _share_first_episodes(done: Path, mine: Path) -> None:
+    """The first iteration's episodes come from the same SFT policy and seed in every variant: sampled once."""
+    if (done / "iteration-1" / "done.json").is_file() and not (mine / "iteration-1").exists():
+        (mine / "iteration-1").mkdir(parents=True)
+        shutil.copy(done / "iteration-1" / "trajectories.jsonl", mine / "iteration-1")
 
 
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
