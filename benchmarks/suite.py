@@ -77,6 +77,8 @@ class Suite:
 
 
 BUILT_IN: dict[str, str] = {
+    "ipo_vs_dpo": "turnwise.benchmarks.ipo_vs_dpo:SUITE",
+    "nash": "turnwise.benchmarks.nash:SUITE",
     "tool_math": "turnwise.benchmarks.tool_math:SUITE",
 }
 """Suites of this package by name, imported when asked for."""

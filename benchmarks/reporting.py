@@ -1,0 +1,53 @@
+"""What the suites' reports share: figures with intervals, claims that the intervals carry, plots of several panels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from turnwise.benchmarks.plots import figure
+from turnwise.benchmarks.suite import mean_interval
+
+
+def plus_minus(values: Sequence[float], digits: int = 3) -> str:
+    """ "mean ± half width" of the 95% Student interval over seeds; the mean alone for one seed."""
+    mean, low, high = mean_interval(values)
+    return f"{mean:.{digits}f}" if not np.isfinite(high) else f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+
+def compare(first: str, a: Sequence[float], second: str, b: Sequence[float], digits: int = 3) -> str:
+    """One sentence on a - b, paired by seed: an ordering only where the 95% interval excludes 0."""
+    mean, low, high = mean_interval([x - y for x, y in zip(a, b, strict=True)])
+    if not np.isfinite(high):
+        return f"{first} minus {second}: {mean:+.{digits}f}, one seed, which supports no ordering."
+    shown = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    if low > 0:
+        return f"{first} is above {second}: {shown}."
+    if high < 0:
+        return f"{first} is below {second}: {shown}."
+    return f"{first} and {second} cannot be told apart: {shown}."
+
+
+@contextmanager
+def panels(width: float, height: float, columns: int) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure of the given inches with a row of axes."""
+    with figure(width, height) as (canvas, only):
+        only.remove()
+        axes = [canvas.add_subplot(1, columns, column + 1) for column in range(columns)]
+        for each in axes:
+            each.grid(alpha=0.25)
+            each.spines[["top", "right"]].set_visible(False)
+        yield canvas, axes
+
+
+def line(axes: Any, x: ArrayLike, runs: ArrayLike, *, label: str, **style: Any) -> None:
+    """The mean of `runs [seeds, points]` over `x [points]`, with its 95% interval shaded."""
+    values = np.asarray(runs, np.float64)
+    drawn = axes.plot(x, values.mean(axis=0), label=label, **style)[0]
+    if len(values) > 1:
+        bounds = np.array([mean_interval(column)[1:] for column in values.T.tolist()])
+        axes.fill_between(x, bounds[:, 0], bounds[:, 1], alpha=0.15, color=drawn.get_color(), linewidth=0)

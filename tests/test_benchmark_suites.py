@@ -1,0 +1,75 @@
+"""The exact suites in their quick form: they write what they promise, and figures that are exact have their shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turnwise.benchmarks.ipo_vs_dpo import DATA, train
+from turnwise.benchmarks.nash import BETAS, MEASURES, TAUS
+from turnwise.benchmarks.reporting import compare, plus_minus
+from turnwise.benchmarks.suite import load, run_suite
+
+PLOTS = {"ipo_vs_dpo": "curves", "nash": "nash"}
+
+
+def quick(name: str, out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Results by the cells' names, after checking that the files are there and the report names the figure."""
+    record = run_suite(load(name), out, quick=True, progress=False)
+    assert json.loads((out / "results.json").read_text()) == record
+    text = (out / "report.md").read_text()
+    assert f"]({PLOTS[name]}.svg)" in text
+    assert (out / f"{PLOTS[name]}.png").stat().st_size > 1000
+    assert (out / f"{PLOTS[name]}.svg").stat().st_size > 1000
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in record["cells"]:
+        found.setdefault(cell["name"], []).append(cell["result"])
+    return found
+
+
+def test_ipo_vs_dpo_quick(tmp_path: Path) -> None:
+    """Without noise: a pair seen in both orders and c beaten by a at tau 2 has margins 0 and 1/4, by symmetry
+    pi(c) = 1 / (1 + 2 e^{1/4}) = 0.280 for IPO; 1,000 noisy steps come within 0.03. DPO has left it below half."""
+    policies = np.array(quick("ipo_vs_dpo", tmp_path)["three answers"][0]["policies"])
+    third = list(DATA).index("never preferred")
+    assert policies[-1, third, 0, -1, 2] == pytest.approx(1 / (1 + 2 * np.exp(0.25)), abs=0.03)
+    assert policies[-1, third, 1, -1, 2] < 0.14
+    assert policies[0] == pytest.approx(1 / 3, abs=1e-5)
+
+
+def test_ipo_reaches_its_margin_and_dpo_passes_any() -> None:
+    """On a>b, b>c, a>c least squares gives theta = (1, 0, -1) * (2/3) / (2 tau): at tau 1, pi(a) = .448."""
+    policies = train([1.0], steps=3000, batch=9, lr=0.01, seed=1, every=100)
+    order = list(DATA).index("order")
+    exact = np.exp(np.array([1, 0, -1]) / 3) / np.exp(np.array([1, 0, -1]) / 3).sum()
+    assert policies[-10:, order, 0, 0].mean(axis=0) == pytest.approx(exact, abs=0.01)
+    assert policies[-1, order, 1, 0, 0] > 0.97
+
+
+def test_nash_quick(tmp_path: Path) -> None:
+    """Bounds hold, the last iterate is near the equilibrium, and the reference alone as opponent is exploited."""
+    found = quick("nash", tmp_path)
+    for kind, methods in (("matrix", ("Nash-MD",)), ("multi-turn", ("MTPO", "MTPO-tau"))):
+        for tau in TAUS:
+            for method in methods:
+                run = found[kind][0][str(tau)][method]
+                assert run["of_bound"] <= 1.0
+                assert run["kl"][-1] < 1e-2
+    (sweep,) = found["mixture"]
+    assert all(len(sweep[measure]) == len(BETAS) for measure in MEASURES)
+    equilibrium, response = sweep["fixed points"]
+    assert abs(equilibrium) < 1e-9 < response
+
+
+def test_orderings_are_claimed_only_where_the_interval_excludes_zero() -> None:
+    """Differences 1, 2, 3: 2 ± 2.484 holds 0; differences 2, 2.1, 1.9: mean 2 ± 0.248 does not."""
+    assert "cannot be told apart" in compare("a", [1.0, 2.0, 3.0], "b", [0.0, 0.0, 0.0])
+    assert compare("a", [2.0, 2.1, 1.9], "b", [0.0, 0.0, 0.0]).startswith("a is above b: +2.000 [+1.752, +2.248]")
+    assert compare("a", [0.0, 0.0, 0.0], "b", [2.0, 2.1, 1.9]).startswith("a is below b")
+    assert "supports no ordering" in compare("a", [1.0], "b", [0.0])
+    assert plus_minus([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
+    assert plus_minus([1.0]) == "1.000"
