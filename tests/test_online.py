@@ -1,0 +1,308 @@
+"""Fresh groups for every step: who draws them, that resuming changes nothing, and that every online method learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from turnwise.agents.generation import Sampling
+from turnwise.agents.mixture import MixtureAgent
+from turnwise.agents.policy import Policy
+from turnwise.agents.tiny import tiny_policy
+from turnwise.algorithms import (
+    GPO,
+    GRPO,
+    IPO,
+    MKTO,
+    PPO,
+    REINFORCE,
+    RLOO,
+    ActorCritic,
+    AnnotatedGroup,
+    Example,
+    MovingAverage,
+    NashPG,
+    Online,
+    online,
+    train,
+)
+from turnwise.envs.preference import Preference, by_score
+from turnwise.envs.trajectory import Group, Trajectory, Turn
+
+torch.set_num_threads(1)
+ENV: dict[str, Any] = {
+    "env": "turnwise/TokenLength-v0",
+    "env_options": {"prompts": 4},
+    "sampling": Sampling(max_new_tokens=2),
+    "max_tokens": 60,
+    "slots": 32,
+}
+
+
+def tiny(seed: int = 0) -> Policy:
+    """A policy that ends an answer rarely and has no favourite among its 260-odd tokens."""
+    return tiny_policy(["Prompt 1."], seed=seed, vocab_size=262, hidden=16, layers=1, heads=2, context=64)
+
+
+def even(trajectory: Trajectory) -> float:
+    """Share of even token ids: a half by chance, whatever the text is."""
+    ids = np.concatenate([turn.action_ids for turn in trajectory.turns])
+    return float((ids % 2 == 0).mean())
+
+
+def more_even(group: Group) -> Preference:
+    return Preference(by_score(np.array([even(m) if m.valid else np.nan for m in group])).matrix, "oracle")
+
+
+def source(policy: Policy, **options: Any) -> Online:
+    return online(policy, **{**ENV, "groups": 4, "group_size": 2, "reward": even, **options})
+
+
+def test_groups_are_fresh_and_follow_the_weights() -> None:
+    """Another draw has other starts; after the weights moved the same draw says other things, after none the same."""
+    policy = tiny()
+    first, second = (next(source(policy)) for _ in range(2))
+    assert [a.group for a in first] == [b.group for b in second]
+    stream = source(policy)
+    draws = [next(stream) for _ in range(2)]
+    assert draws[0][0].group == first[0].group
+    assert draws[1][0].group[0].seed != first[0].group[0].seed
+    assert stream.metrics["sample/draw"] == 1
+    assert stream.metrics["sample/score"] == pytest.approx(
+        np.mean([even(member) for item in draws[1] for member in item.group])
+    )
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.mul_(-2.0)
+    assert next(source(policy))[0].group != first[0].group
+
+
+def test_who_draws_what() -> None:
+    """Two of the policy and three of an opponent; in the policy's place the mixture for IPO-MD."""
+    policy, reference = tiny(), tiny(1)
+    mixture = MixtureAgent(policy, reference, beta=0.5, sampling=ENV["sampling"], max_tokens=60, slots=32)
+    (item, *_) = next(source(policy, opponent=mixture, opponents=3))
+    assert [member.agent == mixture.name for member in item.group] == [False, False, True, True, True]
+    both = next(source(policy, actor=mixture))
+    assert {member.agent for one in both for member in one.group} == {mixture.name}
+
+
+def test_a_moving_baseline_is_that_of_earlier_draws() -> None:
+    """Scores 1, 3 then 5, 7 with decay .75: the first draw loses its own mean 2, the second the average 2.
+
+    After it the average is .75 * 2 + .25 * 6 = 3, which a third draw of 0, 0 loses.
+    """
+    scores = iter([[1.0, 3.0], [5.0, 7.0], [0.0, 0.0]])
+    stream = Online(lambda number: [toy()], lambda group: by_score(np.array(next(scores))), moving_baseline=0.75)
+    found = [next(stream)[0].preference.scores for _ in range(3)]
+    np.testing.assert_allclose(found, [[-1, 1], [3, 5], [-3, -3]])
+    assert stream.metrics["sample/score"] == 0.0  # as annotated, before the baseline
+
+
+def toy() -> Group:
+    def row(token: int) -> Trajectory:
+        turn = Turn("o", "a", 0.0, np.array([1], np.int32), np.array([token], np.int32), np.array([-1.5], np.float32))
+        return Trajectory("Toy-v0", 0, (turn,), terminated=True)
+
+    return Group((row(3), row(4)))
+
+
+def test_reuse_survives_a_checkpoint() -> None:
+    """Three steps a draw: stopped after the first, the same groups come back from JSON, two more times."""
+    drawn: list[int] = []
+
+    def draw(number: int) -> list[Group]:
+        drawn.append(number)
+        return [toy()]
+
+    def annotate(group: Group) -> Preference:
+        return by_score(np.array([1.0, math.nan]))
+
+    stream = Online(draw, annotate, reuse=3, seed=5)
+    first = next(stream)[0]
+    state = json.loads(json.dumps(stream.state_dict()))
+    again = Online(draw, annotate, reuse=3, seed=5)
+    again.load_state_dict(state)
+    for _ in range(2):
+        (expected,), (found,) = next(stream), next(again)
+        assert found.group == expected.group == first.group
+        assert found.seed == expected.seed != first.seed
+        np.testing.assert_array_equal(found.preference.matrix, first.preference.matrix)
+        np.testing.assert_array_equal(found.preference.scores, first.preference.scores)
+    assert drawn == [0]
+    assert stream.state_dict()["held"] == []
+    next(again)
+    assert drawn == [0, 1]
+
+
+def weights(trained: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trained.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["moving average", "actor critic"])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    """Stopped in the middle of a reused draw, with all that goes with the policy: its average, or its value network."""
+
+    def go(out: str | None, steps: int, resume: bool = False) -> Any:
+        policy = tiny()
+        trained: Any = MovingAverage(policy, decay=0.5) if kind == "moving average" else ActorCritic(policy)
+        method: Any = NashPG(tau=0.01) if kind == "moving average" else PPO()
+        extra = {"opponent": trained, "preference": more_even, "reward": None} if kind == "moving average" else {}
+        stream = source(policy, reuse=2, **extra)
+        result = train(
+            method, trained, policy.copy(), stream, steps=steps, lr=1e-2, progress=False, cpu=True, save_every=3,
+            out=None if out is None else tmp_path / out, resume=resume,
+        )  # fmt: skip
+        return trained, result
+
+    whole, history = go("whole", 5)
+    go("cut", 3)
+    with pytest.warns(UserWarning, match="steps was 3, is 5"):
+        cut, resumed = go("cut", 5, resume=True)
+    assert weights(whole).keys() == weights(cut).keys()
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(cut)[name], value), name
+    assert [r["loss"] for r in history.history] == [r["loss"] for r in resumed.history]
+    if kind == "moving average":
+        own, average = (dict(p.model.named_parameters()) for p in (whole.policy, whole.average))
+        start = dict(tiny().model.named_parameters())
+        name = next(iter(own))
+        assert not torch.equal(average[name], start[name])
+        assert not torch.equal(average[name], own[name])
+
+
+def test_a_moving_average_moves_once_a_draw() -> None:
+    """Decay .75, weights 0 then 4: 0 -> 1 -> 1.75; the draw before any step, and a repeated one, change nothing."""
+    policy = tiny()
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.zero_()
+        tracked = MovingAverage(policy, decay=0.75)
+        for parameter in policy.model.parameters():
+            parameter.fill_(4.0)
+    found = []
+    for draw in (0, 1, 1, 2):
+        tracked.update(draw)
+        found.append(next(tracked.average.model.parameters()).flatten()[0].item())
+    assert found == pytest.approx([0.0, 1.0, 1.0, 1.75])
+    with pytest.raises(ValueError, match=r"decay: expected a number in \[0, 1\]"):
+        MovingAverage(policy, decay=2.0)
+
+
+LEARNERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "reinforce": (REINFORCE(), {"moving_baseline": 0.8}),
+    "rloo with kl": (RLOO(kl=0.01), {}),
+    "grpo, reused": (GRPO(), {"reuse": 2}),
+    "ppo": (PPO(), {"reuse": 2}),
+    "online dpo": (GPO(beta=0.1, pairs_per_group=None), {}),
+    "online slic": (GPO(f="hinge", beta=0.1), {}),
+    "online ipo": (IPO(tau=0.1), {}),
+    "online kto": (MKTO(), {}),
+    "ipo-md": (IPO(tau=0.1), {"actor": 0.125}),
+    "nash-md-pg": (NashPG(tau=0.01), {"opponent": 0.125}),
+    "nash-ema-pg": (NashPG(tau=0.01), {"opponent": "average"}),
+    "self-play": (NashPG(tau=0.01), {}),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_every_online_method_learns(name: str) -> None:
+    """From a half to well above in 25 steps of 32 episodes; on preferences alone where the method is about them."""
+    method, options = LEARNERS[name]
+    options = dict(options)
+    policy = tiny()
+    reference = policy.copy()
+    trained: Any = policy
+    if isinstance(method, PPO):
+        trained = ActorCritic(policy)
+    for key, value in options.items():
+        if isinstance(value, float) and key in ("actor", "opponent"):
+            how = {k: ENV[k] for k in ("sampling", "max_tokens", "slots")}
+            options[key] = MixtureAgent(policy, reference, beta=value, **how)
+    if options.get("opponent") == "average":
+        trained = options["opponent"] = MovingAverage(policy, decay=0.8)
+    if isinstance(method, (GPO, IPO, NashPG)):
+        options |= {"preference": more_even, "reward": None}
+    stream = source(policy, groups=8, group_size=2 if "opponent" in options else 4, **options)
+    result = train(method, trained, reference, stream, steps=25, lr=2e-2, progress=False, cpu=True)
+    last = next(source(policy, groups=32, seed=99))
+    share = float(np.mean([even(member) for item in last for member in item.group]))
+    assert share > 0.7, (share, result.history[-1])
+    assert "sample/return" in result.history[-1]
+
+
+def test_groups_without_a_difference_are_drawn_again_and_not_for_ever() -> None:
+    """Draws 0, 1 and 2 are ties; the first step learns from draw 3. With ties alone it gives up and says why."""
+    scores = {3: [1.0, 0.0], 4: [0.0, 1.0]}
+    asked: list[int] = []
+
+    def stream(table: dict[int, list[float]]) -> Online:
+        asked.clear()
+
+        def draw(number: int) -> list[Group]:
+            asked.append(number)
+            return [toy()]
+
+        return Online(draw, lambda group: by_score(np.array(table.get(asked[-1], [0.0, 0.0]))))
+
+    policy = tiny()
+    result = train(GPO(), policy, policy.copy(), stream(scores), steps=2, lr=1e-3, progress=False, cpu=True)
+    assert asked == [0, 1, 2, 3, 4]
+    assert [record["sample/draw"] for record in result.history] == [3, 4]
+    with pytest.raises(ValueError, match="got none in 16 draws"):
+        train(GPO(), policy, policy.copy(), stream({}), steps=1, progress=False, cpu=True)
+
+
+def test_annotated_groups_need_a_method_that_knows_what_to_take() -> None:
+    class Mine:
+        def loss(self, logps: Any, reference: Any, batch: Any) -> Any:
+            raise AssertionError
+
+    policy = tiny()
+    item = AnnotatedGroup(toy(), by_score(np.array([1.0, 0.0])), (0,))
+    with pytest.raises(ValueError, match=r"Mine: expected a method with examples"):
+        train(Mine(), policy, policy.copy(), [[item]], steps=1, progress=False, cpu=True)
+    mixed: Any = [[item, Example(tuple(toy()), np.array([[0, 1]]))]]
+    assert train(GPO(), policy, policy.copy(), mixed, steps=1, progress=False, cpu=True).steps == 1
+
+
+def test_mistakes_are_named() -> None:
+    policy = tiny()
+    with pytest.raises(ValueError, match="got both"):
+        source(policy, preference=more_even)
+    with pytest.raises(ValueError, match="an opponent to go with"):
+        source(policy, opponents=2)
+    with pytest.raises(ValueError, match="reuse of at least 1"):
+        source(policy, reuse=0)
+    with pytest.raises(ValueError, match="moving_baseline"):
+        source(policy, moving_baseline=1.0)
+    both = ActorCritic(policy)
+    with pytest.raises(ValueError, match="the policy itself"):
+        train(PPO(kl=0.1), both, policy, source(policy), steps=1, progress=False, cpu=True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["rloo"], ["ppo"], ["nash_pg", "--opponent", "mixture:0.5"], ["nash_pg", "--opponent", "average:0.5"]]
+)
+def test_the_command_line_trains_online(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from turnwise import cli
+
+    tiny().save_pretrained(tmp_path / "base")
+    command = [
+        "train", *arguments, "--model", str(tmp_path / "base"), "--env", "turnwise/TokenLength-v0", "--online", "2",
+        "--groups", "4", "--group-size", "4", "--max-new-tokens", "1", "--max-tokens", "60", "--slots", "16", "--lr",
+        "1e-3", "--out", str(tmp_path / "run"), "--quiet",
+    ]  # fmt: skip
+    assert cli.main(command) == 0
+    assert "2 steps, mean return" in capsys.readouterr().out
+    trained = Policy.from_pretrained(tmp_path / "run" / "policy", device="cpu")
+    start = tiny().model.state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in trained.model.state_dict().items())
