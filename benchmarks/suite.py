@@ -78,6 +78,7 @@ class Suite:
 
 BUILT_IN: dict[str, str] = {
     "coverage": "turnwise.benchmarks.coverage:SUITE",
+    "gpo_frontier": "turnwise.benchmarks.gpo_frontier:SUITE",
     "ipo_vs_dpo": "turnwise.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "turnwise.benchmarks.nash:SUITE",
     "tool_math": "turnwise.benchmarks.tool_math:SUITE",

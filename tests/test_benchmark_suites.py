@@ -14,7 +14,7 @@ from turnwise.benchmarks.nash import BETAS, MEASURES, TAUS
 from turnwise.benchmarks.reporting import compare, plus_minus
 from turnwise.benchmarks.suite import load, run_suite
 
-PLOTS = {"ipo_vs_dpo": "curves", "nash": "nash"}
+PLOTS = {"gpo_frontier": "frontier", "ipo_vs_dpo": "curves", "nash": "nash"}
 
 
 def quick(name: str, out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -63,6 +63,17 @@ def test_nash_quick(tmp_path: Path) -> None:
     assert all(len(sweep[measure]) == len(BETAS) for measure in MEASURES)
     equilibrium, response = sweep["fixed points"]
     assert abs(equilibrium) < 1e-9 < response
+
+
+def test_gpo_frontier_quick(tmp_path: Path) -> None:
+    """No policy beats the exact frontier at its own KL; a smaller beta goes further."""
+    (found,) = quick("gpo_frontier", tmp_path)["table"]
+    exact = np.array(found["exact"])
+    for curve in np.array(found["curves"]):
+        inside = curve[:, 0] > exact[0, 0]
+        assert np.all(curve[inside, 1] <= np.interp(curve[inside, 0], exact[:, 0], exact[:, 1]) + 1e-3)
+        assert curve[0, 0] > 3 * curve[-1, 0] > 0
+        assert curve[0, 1] > 0.55
 
 
 def test_orderings_are_claimed_only_where_the_interval_excludes_zero() -> None:
