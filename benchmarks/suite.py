@@ -81,6 +81,7 @@ BUILT_IN: dict[str, str] = {
     "gpo_frontier": "turnwise.benchmarks.gpo_frontier:SUITE",
     "ipo_vs_dpo": "turnwise.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "turnwise.benchmarks.nash:SUITE",
+    "sandbox": "turnwise.benchmarks.sandbox:SUITE",
     "tool_math": "turnwise.benchmarks.tool_math:SUITE",
 }
 """Suites of this package by name, imported when asked for."""
