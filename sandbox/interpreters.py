@@ -59,6 +59,7 @@ class Interpreter:
         self.dead = False
         self.idle_cpu = 0.0
         self.first_size = 0  # bytes of address space when it was born
+        self.twins: list[Interpreter] = []  # being forked off it: of its process group until they say hello
 
 
 class Interpreters(Loop):

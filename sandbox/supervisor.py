@@ -222,6 +222,7 @@ class Supervisor(Interpreters):
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
         session.branch, branch.origin = branch, session
+        child.twins.append(twin)
         self.expect(twin)
         try:
             zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
@@ -366,9 +367,12 @@ class Supervisor(Interpreters):
 
     def end_strays(self, child: Interpreter) -> None:
         """Kills what an idle interpreter's program started and left; its threads live on from run to run."""
-        session: Session | None = child.session
-        if child.pid not in self.processes.several or (session is not None and session.branch is not None):
-            return  # a branch being born is of its origin's group until it says hello
+        child.twins = [twin for twin in child.twins if not twin.pid and not twin.dead]
+        if child.pid not in self.processes.several:
+            return
+        if child.twins:  # one of the group is no stray, and nobody can say which until it says hello
+            self.keep_ticking()
+            return
         self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
         strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
         for pid in strays:
