@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from turnwise.agents.cli import no_loading_bars
+
 BENCH_HELP = """\
 examples:
   turnwise bench                           list the suites
@@ -62,6 +64,7 @@ def _bench(args: argparse.Namespace) -> int:
             print(f"{name:<20} {load(name).summary}")
         return 0
     suite = load(args.name)
+    no_loading_bars()
     out = args.out or Path("runs/bench") / suite.name
     try:
         run_suite(suite, out, quick=args.quick, seeds=args.seeds, progress=not args.quiet)
@@ -75,6 +78,7 @@ def _bench(args: argparse.Namespace) -> int:
 def _quickstart(args: argparse.Namespace) -> int:
     from turnwise.benchmarks.quickstart import quickstart
 
+    no_loading_bars()
     try:
         quickstart(args.out, seed=args.seed, sandbox=args.sandbox, quick=args.quick, progress=not args.quiet)
     except KeyboardInterrupt:
