@@ -190,6 +190,9 @@ def distributed_main(folder: str) -> None:
         if rank == 0:
             (Path(folder) / f"{name}.json").write_text(json.dumps(result.history))
             assert (out / "checkpoints" / "step-00000003" / "state.json").exists()
+    # Gloo's threads must end before the interpreter does, or the process may abort on its way out.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
