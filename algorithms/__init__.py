@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnwise.algorithms import estimators, losses
+    from turnwise.algorithms.actor_critic import MTPO, PPO
     from turnwise.algorithms.agreement import Calibration, calibration
     from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
     from turnwise.algorithms.checkpoint import CheckpointError, latest
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss, Method
     from turnwise.algorithms.moving_average import MovingAverage
     from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN, standardised
-    from turnwise.algorithms.online_methods import GRPO, PPO, REINFORCE, RLOO, NashPG
+    from turnwise.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
     from turnwise.algorithms.onpolicy import Online, online
     from turnwise.algorithms.pairing import Example, ExampleError, pairs_by_outcome
     from turnwise.algorithms.reward_models import BradleyTerry, PreferenceModel, RewardModel, fit
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from turnwise.algorithms.value import ActorCritic
 
 _HOME = {
+    "actor_critic": ("MTPO", "PPO"),
     "batch": ("Batch", "TooLongWarning", "collate", "drop_long"),
     "agreement": ("Calibration", "calibration"),
     "checkpoint": ("CheckpointError", "latest"),
@@ -40,7 +42,7 @@ _HOME = {
     "methods": ("MDPO", "MKTO", "RAFT", "SFT", "Loss", "Method"),
     "moving_average": ("MovingAverage",),
     "offline_methods": ("DROV", "GPO", "IPO", "PMPO", "RWR", "BestOfN", "standardised"),
-    "online_methods": ("GRPO", "PPO", "REINFORCE", "RLOO", "NashPG"),
+    "online_methods": ("GRPO", "REINFORCE", "RLOO", "NashPG"),
     "onpolicy": ("Online", "online"),
     "pairing": ("Example", "ExampleError", "pairs_by_outcome"),
     "reward_models": ("BradleyTerry", "PreferenceModel", "RewardModel", "fit"),
@@ -58,6 +60,7 @@ __all__ = [
     "MDPO",
     "METHODS",
     "MKTO",
+    "MTPO",
     "PMPO",
     "PPO",
     "RAFT",

@@ -43,11 +43,13 @@ class Batch:
         probability: `[P]` float32, P(first beats second).
         weight: `[P]` float32, how much each pair counts.
         scores: `[N]` float32, nan where there are none.
+        rewards: `[N, H]` float32, the reward of each turn as its trajectory records it; 0 for turns a row has not.
         desirable: `[N]` float32, 1 desirable, 0 undesirable, nan unknown.
         group: `[N]` int64, which example the row came from. Rows of one group stay together.
         mismatched: `[N]` bool, rows that join one example's prompt with another's continuation. They estimate how far
             the policy is from the reference; nothing is learned from them.
-        shared: Means over a whole training step that couple its rows (set by `train`), scalars by name.
+        shared: Means over a whole training step that couple its rows, and "step", how many steps were done before
+            this one (both set by `train`); scalars by name.
         outputs: What the policy's network says of each token besides its log-probability, `[N, T]` by name, with
             gradient (set by `train`): "values" of a value network, "kl" over the whole vocabulary.
     """
@@ -60,6 +62,7 @@ class Batch:
     probability: Tensor
     weight: Tensor
     scores: Tensor
+    rewards: Tensor
     desirable: Tensor
     group: Tensor
     mismatched: Tensor
@@ -96,7 +99,7 @@ class Batch:
         mask = self.mask[rows]
         width = int(mask.sum(1).max()) if len(rows) else 0
         per_token = {n: getattr(self, n)[rows][:, :width] for n in ("ids", "mask", "turn", "behaviour_logps")}
-        per_row = {n: getattr(self, n)[rows] for n in ("scores", "desirable", "group", "mismatched")}
+        per_row = {n: getattr(self, n)[rows] for n in ("scores", "rewards", "desirable", "group", "mismatched")}
         per_pair = {"pairs": pairs[kept], "probability": self.probability[kept], "weight": self.weight[kept]}
         outputs = {name: value[rows][:, :width] for name, value in self.outputs.items()}
         return Batch(**per_token, **per_row, **per_pair, shared=self.shared, outputs=outputs)
@@ -163,6 +166,9 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
         parts = [np.asarray(getattr(example, name), np.float32) for example in examples]
         return torch.from_numpy(np.concatenate([*parts, np.full(fill, np.nan, np.float32)]))
 
+    rewards = torch.zeros((len(rows), max(len(trajectory.turns) for trajectory in trajectories)), dtype=torch.float32)
+    for index, trajectory in enumerate(trajectories):
+        rewards[index, : len(trajectory.turns)] = torch.tensor([step.reward for step in trajectory.turns])
     pairs = np.concatenate([example.pairs + start for example, start in zip(examples, offset, strict=False)])
     return Batch(
         ids=ids,
@@ -173,6 +179,7 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
         probability=joined("probability"),
         weight=joined("weight"),
         scores=joined("scores", extra),
+        rewards=rewards,
         desirable=joined("desirable", extra),
         group=torch.from_numpy(np.concatenate([group, group[:extra]]).astype(np.int64)),
         mismatched=torch.arange(len(rows)) >= len(trajectories),

@@ -221,7 +221,7 @@ def iterate(
 def learnable(group: Group) -> Group | None:
     """The members that may be compared: valid, and with at least one action (a prompt may not fit the context)."""
     members = tuple(member for member in group if member.valid and member.turns)
-    return Group(members) if members else None
+    return Group(members, group.branched_at) if members else None
 
 
 def _described(method: OfflineMethod) -> dict[str, str]:

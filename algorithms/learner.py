@@ -168,6 +168,7 @@ class Learner:
         world = self._accelerator.num_processes
         mine = shard(batch, world)[self._accelerator.process_index] if self._sharded else batch
         lesson = mine.select(~mine.mismatched)
+        mine, lesson = (part.share({"step": torch.tensor(float(step))}) for part in (mine, lesson))
         lesson = lesson.share(self._tally(lesson) | self._look_ahead(mine))
         micros = split(lesson, pieces=self._accumulate, tokens=self._tokens)
         own = len(micros)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from turnwise.algorithms.actor_critic import MTPO, PPO
 from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Method
 from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN
-from turnwise.algorithms.online_methods import GRPO, PPO, REINFORCE, RLOO, NashPG
+from turnwise.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
 from turnwise.envs.suggest import did_you_mean
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "ppo": PPO,
+    "mtpo": MTPO,
     "nash_pg": NashPG,
 }
 """Every method of this package; a user's own may be added."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turnwise.agents.agent import Agent
 from turnwise.agents.collecting import EnvironmentSource, collect
@@ -19,6 +20,9 @@ from turnwise.algorithms.moving_average import MovingAverage
 from turnwise.envs.preference import Annotator, Preference, by_return, by_score
 from turnwise.envs.trajectory import Group, Trajectory
 
+TurnReward = Callable[[Group], Sequence[NDArray[np.float64]]]
+"""From a group to `[H]` rewards for each of its members, H that member's turns."""
+
 
 def online(
     policy: Policy,
@@ -26,6 +30,7 @@ def online(
     *,
     preference: Annotator | None = None,
     reward: Callable[[Trajectory], float] | None = None,
+    turn_reward: TurnReward | None = None,
     groups: int = 8,
     group_size: int = 2,
     opponent: Agent | MovingAverage | None = None,
@@ -57,6 +62,8 @@ def online(
         env: Registered id, or a function that makes the environment.
         preference: From a group to its preference; an oracle, a judge, a learned model. Default: by total reward.
         reward: From a valid trajectory to its score, instead of `preference`.
+        turn_reward: From a group of valid members to a reward for each turn of each, which replaces what the
+            environment paid before anything else looks at the group: for `PPO(reward="turns")`.
         groups: Starts a draw.
         group_size: Trajectories of the policy per start.
         opponent: Who draws the others that they are compared with; None: they are compared with each other.
@@ -113,7 +120,7 @@ def online(
             label=f"draw {number}",
         )
 
-    return Online(draw, annotate, reuse=reuse, moving_baseline=moving_baseline, seed=seed)
+    return Online(draw, annotate, turn_reward=turn_reward, reuse=reuse, moving_baseline=moving_baseline, seed=seed)
 
 
 class Online:
@@ -122,6 +129,7 @@ class Online:
     Args:
         draw: From the number of a draw, counted from 0, to its groups.
         annotate: From a group of valid members to its preference.
+        turn_reward: As in `online`.
         reuse: Steps on each draw.
         moving_baseline: As in `online`.
         seed: Of what methods draw at random from the groups.
@@ -136,11 +144,12 @@ class Online:
         draw: Callable[[int], list[Group]],
         annotate: Annotator,
         *,
+        turn_reward: TurnReward | None = None,
         reuse: int = 1,
         moving_baseline: float | None = None,
         seed: int = 0,
     ) -> None:
-        self._draw, self._annotate, self._seed = draw, annotate, seed
+        self._draw, self._annotate, self._turn_reward, self._seed = draw, annotate, turn_reward, seed
         self._reuse, self._decay = reuse, moving_baseline
         self._draws = self._used = 0
         self._baseline: float | None = None
@@ -186,6 +195,8 @@ class Online:
         members = [member for group in collected for member in group]
         valid = [member for member in members if member.valid]
         kept = [group for group in map(learnable, collected) if group is not None]
+        if self._turn_reward is not None:
+            kept = [_repaid(group, self._turn_reward(group)) for group in kept]
         annotated = [(group, self._annotate(group)) for group in kept]
         self.metrics = {"sample/draw": float(number), "sample/invalid": float(len(members) - len(valid))}
         if valid:
@@ -215,9 +226,30 @@ def _by_reward(reward: Callable[[Trajectory], float]) -> Annotator:
     return annotate
 
 
+def _repaid(group: Group, rewards: Sequence[NDArray[np.float64]]) -> Group:
+    """The group with other rewards on its turns.
+
+    Raises:
+        ValueError: Not one finite reward a turn.
+    """
+    expected = [len(member.turns) for member in group]
+    if [len(each) for each in rewards] != expected or not all(np.isfinite(each).all() for each in rewards):
+        found = [np.asarray(each).tolist() for each in rewards]
+        raise ValueError(f"online: expected finite turn_rewards for {expected} turns, got {found}")
+    paid = [
+        replace(
+            member,
+            turns=tuple(replace(turn, reward=float(r)) for turn, r in zip(member.turns, each, strict=True)),
+        )
+        for member, each in zip(group, rewards, strict=True)
+    ]
+    return Group(tuple(paid), group.branched_at)
+
+
 def _to_json(group: Group, preference: Preference) -> dict[str, Any]:
     return {
         "trajectories": [member.to_json() for member in group],
+        "branched_at": group.branched_at,
         "matrix": preference.matrix.tolist(),
         "source": preference.source,
         "scores": None if preference.scores is None else preference.scores.tolist(),
@@ -225,6 +257,6 @@ def _to_json(group: Group, preference: Preference) -> dict[str, Any]:
 
 
 def _from_json(item: Mapping[str, Any]) -> tuple[Group, Preference]:
-    group = Group(tuple(Trajectory.from_json(member) for member in item["trajectories"]))
+    group = Group(tuple(Trajectory.from_json(member) for member in item["trajectories"]), item["branched_at"])
     scores = None if item["scores"] is None else np.array(item["scores"], np.float64)
     return group, Preference(np.array(item["matrix"], np.float64), item["source"], scores)

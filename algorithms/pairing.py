@@ -214,6 +214,33 @@ def winners(
     return members
 
 
+def against_opponents(group: Group, preference: Preference) -> Example | None:
+    """The policy's members, each with its mean probability to beat the opponents it was compared with as its score.
+
+    Members of the same agent and version as the first are the policy's, all others are opponents. Where all are the
+    policy's (self-play) each has the other members for opponents.
+
+    Returns:
+        None where no valid member of the policy was compared.
+
+    Raises:
+        ValueError: The preference is not over this group.
+    """
+    _check_size(group, preference)
+    who = [(member.agent, member.policy_version) for member in group]
+    mine = np.array([each == who[0] for each in who])
+    matrix = np.where(np.isnan(preference.matrix), 1.0 - preference.matrix.T, preference.matrix)
+    np.fill_diagonal(matrix, np.nan)
+    if not mine.all():
+        matrix[:, mine] = np.nan
+    asked = (~np.isnan(matrix)).sum(1)
+    rows = np.flatnonzero(mine & (asked > 0) & np.array([member.valid for member in group]))
+    if not len(rows):
+        return None
+    rate = np.nansum(matrix[rows], 1) / asked[rows]
+    return Example(tuple(group[int(row)] for row in rows), scores=rate.astype(np.float32))
+
+
 def ends_in_error(trajectory: Trajectory) -> bool:
     """Whether the last thing the environment said, before or after the last action, was a tool error.
 

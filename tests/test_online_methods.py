@@ -178,6 +178,7 @@ def test_ppo_whitens_over_the_step_and_not_over_the_micro_batch() -> None:
     """Shared moments 1 and 5 (deviation 2) make of an advantage 3 a 1: the surrogate is -1 at each of 2 tokens."""
     batch = every(torch.full((9,), 3.0))
     shared = {"advantage": torch.tensor(1.0), "advantage_squared": torch.tensor(5.0)}
+    shared |= {"target": torch.tensor(3.0), "target_squared": torch.tensor(10.0)}
     batch = replace(batch, outputs={"values": torch.zeros(9, 3)}, shared=shared)
     loss = PPO(lam=1.0, value_weight=0.0).loss(torch.zeros(9, 3), None, batch)
     assert loss.values.tolist() == pytest.approx([-2.0] * 9)
