@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turnwise.algorithms.agreement import Calibration, calibration
     from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
     from turnwise.algorithms.checkpoint import CheckpointError, latest
+    from turnwise.algorithms.dueling import Duels, Rivals, duel
     from turnwise.algorithms.feed import AnnotatedGroup, minibatches
     from turnwise.algorithms.feedback import ai_feedback, position_bias
     from turnwise.algorithms.learner import NonFiniteError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from turnwise.algorithms.pairing import Example, ExampleError, pairs_by_outcome
     from turnwise.algorithms.reward_models import BradleyTerry, PreferenceModel, RewardModel, fit
     from turnwise.algorithms.signals import Interrupted
+    from turnwise.algorithms.single_turns import turn_feedback, upto
     from turnwise.algorithms.training import ResumeWarning, TrainResult, train
     from turnwise.algorithms.value import ActorCritic
 
@@ -35,6 +37,7 @@ _HOME = {
     "batch": ("Batch", "TooLongWarning", "collate", "drop_long"),
     "agreement": ("Calibration", "calibration"),
     "checkpoint": ("CheckpointError", "latest"),
+    "dueling": ("Duels", "Rivals", "duel"),
     "feedback": ("ai_feedback", "position_bias"),
     "feed": ("AnnotatedGroup", "minibatches"),
     "learner": ("NonFiniteError",),
@@ -48,6 +51,7 @@ _HOME = {
     "reward_models": ("BradleyTerry", "PreferenceModel", "RewardModel", "fit"),
     "signals": ("Interrupted",),
     "training": ("ResumeWarning", "TrainResult", "train"),
+    "single_turns": ("turn_feedback", "upto"),
     "value": ("ActorCritic",),
 }
 _MODULES = ("estimators", "losses")
@@ -75,6 +79,7 @@ __all__ = [
     "BradleyTerry",
     "Calibration",
     "CheckpointError",
+    "Duels",
     "Example",
     "ExampleError",
     "Interrupted",
@@ -87,12 +92,14 @@ __all__ = [
     "PreferenceModel",
     "ResumeWarning",
     "RewardModel",
+    "Rivals",
     "TooLongWarning",
     "TrainResult",
     "ai_feedback",
     "calibration",
     "collate",
     "drop_long",
+    "duel",
     "estimators",
     "fit",
     "latest",
@@ -103,6 +110,8 @@ __all__ = [
     "position_bias",
     "standardised",
     "train",
+    "turn_feedback",
+    "upto",
 ]
 
 

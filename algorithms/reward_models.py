@@ -8,7 +8,7 @@ their own tokenizer, so they may judge agents of any kind.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -64,10 +64,15 @@ class _Scorer(nn.Module):
         super().__init__()
         self.body, self.head = body, head
 
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`[N, T, D]` what the body makes of every token and those before it."""
+        attention = None if bool(mask.all()) else mask.long()
+        found: Tensor = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        return found
+
     def forward(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
         """`[N, T]`: the row's score at its last real token, 0 elsewhere."""
-        attention = None if bool(mask.all()) else mask.long()
-        states = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        states = self.states(ids, mask)
         last = (mask.sum(1) - 1).clamp(min=0)[:, None]
         state = states.gather(1, last[..., None].expand(-1, 1, states.shape[-1]))[:, 0]
         score = self.head(state).float()
@@ -123,23 +128,26 @@ class _Judge:
     def _written(self, trajectory: Trajectory) -> TokenIds:
         """The whole conversation, the environment's last words included, in this model's tokens."""
         chat = self.policy.chat
-        text = replace(trajectory, turns=tuple(Turn(turn.observation, turn.action) for turn in trajectory.turns))
-        written = chat.written(text)
+        written = chat.written(_as_text(trajectory))
         ids = written.tokens[0]
         if trajectory.final_observation:
             previous = written.turns[-1].action_ids if written.turns else None
             ids = np.concatenate([ids, chat.context(trajectory.final_observation, previous)])
         return ids
 
-    def _scores(self, rows: Sequence[Trajectory], *, size: int = 16) -> NDArray[np.float64]:
-        """`[R]`, rows of like length together."""
+    def _scores(self, rows: Sequence[Trajectory]) -> NDArray[np.float64]:
+        """`[R]`."""
         result = np.zeros(len(rows))
-        order = np.argsort([len(row.tokens[0]) for row in rows], kind="stable")
         with torch.no_grad(), acting(self.model):
-            for part in (order[start : start + size] for start in range(0, len(order), size)):
-                batch = collate([Example((rows[int(index)],)) for index in part]).to(self.policy.device)
+            for part, batch in self._batches(rows):
                 result[part] = self.scorer(batch.ids, batch.mask).sum(1).double().cpu().numpy()
         return result
+
+    def _batches(self, rows: Sequence[Trajectory], *, size: int = 16) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Rows of like length together, and which they are."""
+        order = np.argsort([len(row.tokens[0]) for row in rows], kind="stable")
+        for part in (order[start : start + size] for start in range(0, len(order), size)):
+            yield part, collate([Example((rows[int(index)],)) for index in part]).to(self.policy.device)
 
 
 class RewardModel(_Judge):
@@ -157,6 +165,26 @@ class RewardModel(_Judge):
             ValueError: A conversation is longer than the model can read.
         """
         return self._scores([self._row(self._written(trajectory), trajectory) for trajectory in trajectories])
+
+    def turn_scores(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float64]]:
+        """For each conversation `[H]` scores, each of what had been said when the agent's turn ended.
+
+        For a model fitted to single turns (`turnwise.algorithms.single_turns`), whose scores
+        `online(turn_reward=model.turn_scores)` pays. A conversation is read once for all of its turns.
+
+        Raises:
+            ValueError: A conversation is longer than the model can read, or has no turn.
+        """
+        written = [self.policy.chat.written(_as_text(trajectory)) for trajectory in trajectories]
+        rows = [self._row(row.tokens[0], start) for row, start in zip(written, trajectories, strict=True)]
+        ends = [np.cumsum([len(t.context_ids) + len(t.action_ids) for t in row.turns]) - 1 for row in written]
+        result: list[NDArray[np.float64]] = [np.zeros(0)] * len(rows)
+        with torch.no_grad(), acting(self.model):
+            for part, batch in self._batches(rows):
+                each = self.scorer.head(self.scorer.states(batch.ids, batch.mask))[..., 0].double().cpu().numpy()
+                for place, index in enumerate(part):
+                    result[int(index)] = each[place][ends[int(index)]]
+        return result
 
     def __call__(self, group: Group) -> Preference:
         """Preference and scores of all members; those that are invalid are never compared."""
@@ -277,6 +305,11 @@ def fit(
         **options,
     )
     return Fit(result, before, calibration(model, held_out))
+
+
+def _as_text(trajectory: Trajectory) -> Trajectory:
+    """The conversation as text, without the tokens of whoever wrote it."""
+    return replace(trajectory, turns=tuple(Turn(turn.observation, turn.action) for turn in trajectory.turns))
 
 
 def _labels(preference: Preference, pairs: NDArray[np.int64]) -> NDArray[np.float32]:
