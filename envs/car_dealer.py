@@ -64,7 +64,7 @@ class CarDealer(PartnerEnv):
     """
 
     def __init__(self, buyer: str | Partner = "scripted", turns: int = 10) -> None:
-        super().__init__(buyer, ScriptedBuyer(), "buyer", turns)
+        super().__init__(buyer, ScriptedBuyer(), "buyer", turns, LUCK_A_TURN)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a buyer.
@@ -82,7 +82,7 @@ class CarDealer(PartnerEnv):
             draws[0], draws[1] = (task // len(TYPES) + 0.5) / len(BRANDS), (task % len(TYPES) + 0.5) / len(TYPES)
         facts = self._attributes("buyer", draws, _LEGAL, chosen.get("buyer"))
         noise = int(chosen.get("noise", 0))
-        luck = self._luck(noise)
+        luck, seed_of_luck = self._luck(noise)
         self._finish()
         said = f"Hi! I am looking for a car. You have {self.turns} turns to sell me one."
         self._scene = Scene(
@@ -92,8 +92,8 @@ class CarDealer(PartnerEnv):
             opening=said,
             facts=facts,
             turns=self.turns,
-            seed=int(luck.integers(2**63)) if self.blocking else 0,
-            luck=[] if self.blocking else luck.random(LUCK_A_TURN * self.turns).tolist(),
+            seed=seed_of_luck,
+            luck=luck,
             table={"offer": 0, "counter": 0},
         )
         task = BRANDS.index(facts["brand"]) * len(TYPES) + TYPES.index(facts["type"])

@@ -66,7 +66,7 @@ class Scene:
         opening: What the agent was told at the start, in the partner's voice.
         facts: The partner's hidden attributes.
         turns: How many turns the agent has in all.
-        seed: Fixes a sampling partner's randomness.
+        seed: Fixes a sampling partner's randomness, and what luck is drawn if it is drawn anew.
         luck: Uniform numbers in [0, 1) for a scripted partner, several a turn.
         table: What the environment keeps for the episode: offers, payments. A partner only reads it.
         memory: The partner's own state.

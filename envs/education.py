@@ -76,7 +76,7 @@ class EducationDialogue(PartnerEnv):
         ends: Side = "student",
         topics: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(student, ScriptedStudent(), "student", turns)
+        super().__init__(student, ScriptedStudent(), "student", turns, LUCK_A_TURN)
         self._one_of("reward", reward, get_args(Reward))
         self._one_of("ends", ends, get_args(Side))
         if self.blocking and reward != "none":
@@ -111,7 +111,7 @@ class EducationDialogue(PartnerEnv):
             "reaction": tuple(TEACHER_REACTIONS)[int(draws[6] * len(TEACHER_REACTIONS))],
         }
         noise = int(chosen.get("noise", 0))
-        luck = self._luck(noise)
+        luck, seed_of_luck = self._luck(noise)
         self._finish()
         said = opening(topic.name, self.turns)
         self._scene = Scene(
@@ -121,8 +121,8 @@ class EducationDialogue(PartnerEnv):
             opening=said,
             facts=facts,
             turns=self.turns,
-            seed=int(luck.integers(2**63)) if self.blocking else 0,
-            luck=[] if self.blocking else luck.random(LUCK_A_TURN * self.turns).tolist(),
+            seed=seed_of_luck,
+            luck=luck,
             table={"teacher": teacher, "paid": 0.0},
         )
         if self.teacher_style:

@@ -21,12 +21,14 @@ class PartnerEnv(gymnasium.Env[str, str]):
         scripted: The scripted partner.
         role: What the option is called, for error messages.
         turns: Turns of the agent.
+        luck_a_turn: Numbers that the scripted partner draws a turn.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
+    takes_noise = True
 
-    def __init__(self, partner: str | Partner, scripted: Partner, role: str, turns: int) -> None:
+    def __init__(self, partner: str | Partner, scripted: Partner, role: str, turns: int, luck_a_turn: int) -> None:
         if turns < 1:
             raise ValueError(f"{type(self).__name__}: expected turns >= 1, got {turns}")
         if isinstance(partner, str):
@@ -34,13 +36,28 @@ class PartnerEnv(gymnasium.Env[str, str]):
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.turns = turns
+        self._luck_a_turn = luck_a_turn
         self.partner: Partner = scripted if isinstance(partner, str) else partner
         self.blocking = not isinstance(partner, str)  # somebody else's answer is waited for
         self._scene: Scene | None = None
 
-    def _luck(self, noise: int) -> np.random.Generator:
-        """The partner's random numbers: from the environment's own, and others for another `noise`."""
-        return np.random.Generator(np.random.PCG64([int(self.np_random.integers(2**63)), abs(noise), int(noise < 0)]))
+    def _luck(self, noise: int) -> tuple[list[float], int]:
+        """The partner's random numbers, and a seed for others: from the environment's own, others for each `noise`."""
+        numbers = _generator(int(self.np_random.integers(2**63)), noise)
+        luck = [] if self.blocking else numbers.random(self._luck_a_turn * self.turns).tolist()
+        return luck, int(numbers.integers(2**63))
+
+    def renew_luck(self, noise: int) -> None:
+        """Draws the luck of the turns that are left anew; another number gives other luck.
+
+        Raises:
+            ResetNeeded: The episode is over, or none was started.
+        """
+        scene = self._running()
+        numbers = _generator(scene.seed, noise)
+        used = self._luck_a_turn * len(scene.lines)
+        scene.luck[used:] = numbers.random(len(scene.luck[used:])).tolist()
+        scene.seed = int(numbers.integers(2**63))
 
     def _running(self) -> Scene:
         if self._scene is None:
@@ -84,3 +101,7 @@ class PartnerEnv(gymnasium.Env[str, str]):
             self._one_of(key, value, legal[key])
             facts[key] = value
         return facts
+
+
+def _generator(seed: int, noise: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, abs(noise), int(noise < 0)]))

@@ -46,7 +46,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from turnwise.envs.trajectory import Group, Trajectory, Turn, by_trunk
 
 SCHEMA = 1
 HEADER = b'{"turnwise":"trajectories","schema":%d}\n' % SCHEMA
@@ -263,7 +263,7 @@ def index(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterat
 
 
 def read_groups(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterator[Group]:
-    """Reads groups of trajectories with identical starts, in order of first appearance.
+    """Reads groups of trajectories with identical starts, in order of first appearance; as `group_by_start`.
 
     Members may lie anywhere in the file. One pass collects their places (about 150 bytes a record), then one group at
     a time is held in memory.
@@ -277,7 +277,7 @@ def read_groups(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> 
             for number, offset in members:
                 file.seek(offset)
                 trajectories.append(_decode(file.readline(), path, number, offset))
-            yield Group(tuple(trajectories))
+            yield from by_trunk(trajectories)
 
 
 def _lines(path: str | os.PathLike[str], corrupt: Corrupt) -> Iterator[tuple[int, int, bytes]]:

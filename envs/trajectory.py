@@ -315,8 +315,28 @@ class Group:
 
 
 def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
-    """Gathers trajectories into groups by identical start, in order of first appearance."""
+    """Gathers trajectories into groups by identical start, in order of first appearance.
+
+    Those that share a trunk (`collect(..., branch_at=...)`) make a group of their own, which says where it parted.
+    """
     buckets: dict[tuple[str, int, str, str], list[Trajectory]] = {}
     for trajectory in trajectories:
         buckets.setdefault(trajectory.start, []).append(trajectory)
-    return [Group(tuple(members)) for members in buckets.values()]
+    return [group for members in buckets.values() for group in by_trunk(members)]
+
+
+def by_trunk(members: Iterable[Trajectory]) -> Iterator[Group]:
+    """Groups of trajectories with one start: those that were played from it, and those that share a trunk."""
+    found: dict[int | None, list[list[Trajectory]]] = {}
+    for member in members:
+        trunk = member.info.get("trunk")
+        shared = trunk["turns"] if isinstance(trunk, Mapping) and "turns" in trunk else None
+        alike = found.setdefault(shared, [])
+        same = (each for each in alike if shared is None or each[0].turns[:shared] == member.turns[:shared])
+        bucket = next(same, None)
+        if bucket is None:
+            alike.append([member])
+        else:
+            bucket.append(member)
+    for shared, buckets in found.items():
+        yield from (Group(tuple(bucket), shared) for bucket in buckets)

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from turnwise.agents.agent import Episode, HumanAgent, ScriptedAgent
-from turnwise.agents.collecting import CollectError, collect, episode_rng, group_seed
+from turnwise.agents.collecting import CollectError, collect, group_seed
 from turnwise.agents.generation import Sampling
+from turnwise.agents.playing import episode_rng
 from turnwise.agents.tiny import tiny_policy
 from turnwise.agents.transformer import TransformerAgent
 from turnwise.envs.spaces import UnicodeText

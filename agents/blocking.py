@@ -1,0 +1,61 @@
+"""Asynchronous inside, plain outside: runs a coroutine to its end, also where an event loop is already running."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Left(Exception):
+    """Carries a KeyboardInterrupt raised by an agent out of the loop.
+
+    Left to itself it would tear the event loop down with every other episode's traceback.
+    """
+
+
+def block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Runs a coroutine to its end, also where an event loop is already running (notebooks)."""
+    outer, inside = None, True
+    try:
+        outer = asyncio.current_task()
+    except RuntimeError:
+        inside = False
+    if not inside:
+        return _run(work)
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def announced() -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await work()
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="turnwise-collect") as pool:
+        result = pool.submit(_run, announced)
+        try:
+            # Ctrl-C reaches this thread alone, as an exception or as a request to the loop that waits for us.
+            while not wait([result], timeout=0.1).done:
+                if outer is not None and outer.cancelling():
+                    raise asyncio.CancelledError
+            return result.result()
+        except BaseException:
+            if not result.done():
+                loop, task = started.result()
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    try:
+        return asyncio.run(work())
+    except BaseExceptionGroup as errors:  # a task group wraps even a single error
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        if isinstance(first, Left):
+            raise KeyboardInterrupt(*first.args) from None
+        raise first from first.__cause__

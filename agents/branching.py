@@ -1,0 +1,143 @@
+"""Groups that part at turn k: one trunk is played, and every member of the group goes on from where it stands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import gymnasium
+
+from turnwise.agents.agent import Agent
+from turnwise.envs.trajectory import Trajectory, Turn
+
+BranchAt = int | Callable[[int], int]
+"""The agent's turn at which a group parts, counted from 0; or a function of the group's index that gives it."""
+
+_J = TypeVar("_J")
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The shared beginning of a group.
+
+    Attributes:
+        asked: The turn at which the group was to part.
+        agent: Name of who played it.
+        version: Which weights played it.
+        turns: The shared turns, at most `asked`: a trunk that ends before is left at its last turn.
+        observation: What the environment said then.
+        task_id: Which problem or topic this is.
+        info: The environment's info at reset.
+        snapshot: The environment's state then, a JSON value.
+        error: Why it could not be played, or None.
+    """
+
+    asked: int
+    agent: str
+    version: str
+    turns: tuple[Turn, ...] = ()
+    observation: str = ""
+    task_id: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    snapshot: Any = None
+    error: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What members keep of it beside its turns, so that a killed collection goes on from the same state."""
+        return {
+            "asked": self.asked,
+            "agent": self.agent,
+            "version": self.version,
+            "turns": len(self.turns),
+            "observation": self.observation,
+            "info": dict(self.info),
+            "snapshot": self.snapshot,
+        }
+
+    @classmethod
+    def of(cls, member: Trajectory) -> Trunk:
+        """The trunk of a member that has one."""
+        kept = dict(member.info["trunk"])
+        shared = member.turns[: kept.pop("turns")]
+        return cls(**kept, turns=shared, task_id=member.task_id)
+
+
+def branch_turns(branch_at: BranchAt | None, groups: int) -> list[int | None]:
+    """Where each group parts; None where its members are played from the start.
+
+    Raises:
+        ValueError: A turn that is no whole number or negative.
+    """
+    turns: list[int | None] = []
+    for group in range(groups):
+        turn = branch_at(group) if callable(branch_at) else branch_at
+        if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int) or turn < 0):
+            raise ValueError(f"collect(branch_at): expected the agent's turn, 0 or more, got {turn!r} (group {group})")
+        turns.append(turn)
+    return turns
+
+
+def check_branching(env: gymnasium.Env[str, str], env_id: str, trunk: Agent, members: Sequence[Agent]) -> None:
+    """Says before any work what cannot branch.
+
+    Raises:
+        ValueError: The environment has no snapshots, or the trunk's tokens mean something else to a member.
+    """
+    missing = [name for name in ("snapshot", "restore") if not env.has_wrapper_attr(name)]
+    if missing:
+        raise ValueError(
+            f"collect(branch_at): expected an environment with snapshot() and restore(), got {env_id} without "
+            f"{' and '.join(missing)}; add them (turnwise.envs.text_env says what they promise) or leave branch_at out"
+        )
+    tokenizers = {id(found): found for agent in (trunk, *members) if (found := _tokenizer(agent)) is not None}
+    words = [tokenizer.get_vocab() for tokenizer in tokenizers.values()] if len(tokenizers) > 1 else []
+    if any(other != words[0] for other in words[1:]):
+        raise ValueError(
+            "collect(branch_at): expected agents that share one tokenizer, got several: the tokens of the shared turns "
+            "would be read as other words; let policies of one family play the trunk and go on from it"
+        )
+
+
+def _tokenizer(agent: Agent) -> Any:
+    return getattr(getattr(agent, "policy", None), "tokenizer", None)
+
+
+class Todo(Generic[_J]):
+    """What is left to play, in an order in which nobody waits for long.
+
+    Members come as soon as their trunk stands and before any other trunk is begun, so that no more trunks are held
+    than are being worked on.
+
+    Args:
+        ready: Jobs that may be played at once.
+        after: For every trunk that is still to be played: the trunk's own job, and those that follow it.
+    """
+
+    def __init__(self, ready: Iterable[_J], after: Iterable[tuple[_J, Sequence[_J]]] = ()) -> None:
+        self._ready = deque(ready)
+        self._after = deque(after)
+        self._growing: dict[_J, Sequence[_J]] = {}
+        self._changed = asyncio.Condition()
+
+    async def next(self) -> _J | None:
+        """The next job; None when all are done or under way and none will follow."""
+        async with self._changed:
+            while True:
+                if self._ready:
+                    return self._ready.popleft()
+                if self._after:
+                    trunk, members = self._after.popleft()
+                    self._growing[trunk] = members
+                    return trunk
+                if not self._growing:
+                    return None
+                await self._changed.wait()
+
+    async def stands(self, trunk: _J) -> None:
+        """A trunk has been played: its members may go on."""
+        async with self._changed:
+            self._ready.extend(self._growing.pop(trunk))
+            self._changed.notify_all()
