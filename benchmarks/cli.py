@@ -13,6 +13,8 @@ examples:
   turnwise bench                           list the suites
   turnwise bench tool_math --quick
   turnwise bench tool_math --seeds 3 --out runs/tool_math
+  turnwise bench education --seeds 3 --jobs 2
+  turnwise bench education --model my/model     on a GPU
   turnwise bench acme.suites:SUITE         your own suite, by module:attribute
 
 Writes results.json, report.md and plots into --out. An interrupted run goes on where it stopped: run it again.
@@ -36,6 +38,8 @@ def add_commands(subparsers: Any) -> None:
     bench.add_argument("name", nargs="?", help="the suite; without one the suites are listed")
     bench.add_argument("--quick", action="store_true", help="a small form; its figures support no claim")
     bench.add_argument("--seeds", type=int, help="how many seeds (default: the suite's own; 1 with --quick)")
+    bench.add_argument("--jobs", type=int, default=1, help="cells at once, where the suite allows it (default 1)")
+    bench.add_argument("--model", help="folder or Hub id of a policy to start from, for suites that take one")
     bench.add_argument("--out", type=Path, help="folder for the results (default runs/bench/NAME)")
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
     bench.set_defaults(run=_bench)
@@ -67,7 +71,15 @@ def _bench(args: argparse.Namespace) -> int:
     no_loading_bars()
     out = args.out or Path("runs/bench") / suite.name
     try:
-        run_suite(suite, out, quick=args.quick, seeds=args.seeds, progress=not args.quiet)
+        run_suite(
+            suite,
+            out,
+            quick=args.quick,
+            seeds=args.seeds,
+            jobs=args.jobs,
+            model=args.model,
+            progress=not args.quiet,
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {out}") from None
     print((out / "report.md").read_text("utf-8"))

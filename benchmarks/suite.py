@@ -13,8 +13,10 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ class Suite:
         run: Runs a cell; gets a folder of its own for files that may be resumed from. Returns JSON values.
         report: From all outcomes and the output folder to the text of `report.md`; draws its plots there.
         seeds: Default number of seeds.
+        parallel: Cells may run at the same time, in processes of their own; what they share they must lock.
+        takes_model: Cells understand the option "model", the folder or Hub id of a policy to start from.
     """
 
     name: str
@@ -74,6 +78,8 @@ class Suite:
     run: Callable[[Cell, Path], Mapping[str, Any]]
     report: Callable[[Sequence[Outcome], Path], str]
     seeds: int = 3
+    parallel: bool = False
+    takes_model: bool = False
 
 
 BUILT_IN: dict[str, str] = {
@@ -117,7 +123,14 @@ def load(name: str) -> Suite:
 
 
 def run_suite(
-    suite: Suite, out: Path, *, quick: bool = False, seeds: int | None = None, progress: bool = True
+    suite: Suite,
+    out: Path,
+    *,
+    quick: bool = False,
+    seeds: int | None = None,
+    jobs: int = 1,
+    model: str | None = None,
+    progress: bool = True,
 ) -> Mapping[str, Any]:
     """Runs what is not done yet, then writes the report.
 
@@ -126,28 +139,43 @@ def run_suite(
         out: Folder for `results.json`, `report.md`, plots, and `work/` with each cell's files.
         quick: A small form for trying it out; its figures support no claim.
         seeds: How many seeds; default the suite's (1 when quick).
+        jobs: Cells at once, each in a process of its own with an equal share of the processors.
+        model: Folder or Hub id of a policy to start from, for suites that take one.
         progress: Show a progress bar.
 
     Returns:
         What was written to `results.json`.
+
+    Raises:
+        SuiteError: Fewer than one seed or job, more jobs or a model where the suite can do nothing with them, or
+            results of other settings in `out`.
     """
     count = (1 if quick else suite.seeds) if seeds is None else seeds
     if count < 1:
         raise SuiteError(f"expected at least one seed, got {count}")
+    if jobs < 1 or (jobs > 1 and not suite.parallel):
+        why = "at least one" if jobs < 1 else f"one, as the cells of {suite.name} run one after another"
+        raise SuiteError(f"jobs: expected {why}, got {jobs}")
+    if model is not None and not suite.takes_model:
+        raise SuiteError(f"{suite.name}: expected no model, as it starts from none, got {model!r}")
     cells = list(suite.cells(quick, count))
+    if model is not None:
+        cells = [replace(cell, options={**cell.options, "model": model}) for cell in cells]
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    outcomes = []
-    with tqdm(cells, desc=suite.name, unit="cell", disable=not progress) as bar:
-        for cell in bar:
-            bar.set_postfix_str(cell.key)
-            outcomes.append(Outcome(cell, _result(suite, cell, work)))
+    with tqdm(total=len(cells), desc=suite.name, unit="cell", disable=not progress) as bar:
+        outcomes = _one_by_one(suite, cells, work, bar) if jobs == 1 else _at_once(suite, cells, work, jobs, bar)
     record = {
         "suite": suite.name,
         "summary": suite.summary,
         "quick": quick,
         "seeds": count,
-        "command": "turnwise bench " + suite.name + (" --quick" if quick else "") + f" --seeds {count}",
+        "command": "turnwise bench "
+        + suite.name
+        + (" --quick" if quick else "")
+        + f" --seeds {count}"
+        + (f" --jobs {jobs}" if jobs > 1 else "")
+        + (f" --model {model}" if model is not None else ""),
         "machine": machine(),
         "cells": [
             {"name": o.cell.name, "seed": o.cell.seed, "options": dict(o.cell.options), "result": dict(o.result)}
@@ -158,6 +186,40 @@ def run_suite(
     text = suite.report(outcomes, out)
     (out / "report.md").write_text(text, "utf-8")
     return record
+
+
+def _one_by_one(suite: Suite, cells: Sequence[Cell], work: Path, bar: tqdm[Any]) -> list[Outcome]:
+    outcomes = []
+    for cell in cells:
+        bar.set_postfix_str(cell.key)
+        outcomes.append(Outcome(cell, _result(suite, cell, work)))
+        bar.update()
+    return outcomes
+
+
+def _at_once(suite: Suite, cells: Sequence[Cell], work: Path, jobs: int, bar: tqdm[Any]) -> list[Outcome]:
+    """Cells in worker processes; each result is saved by whoever made it, so a failure loses no finished one."""
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(before, threads))  # read by the workers when they start
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            waiting = {pool.submit(_result, suite, cell, work): cell for cell in cells}
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+                    bar.set_postfix_str(waiting[done].key)
+                    bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+    return [Outcome(cell, done.result()) for done, cell in waiting.items()]
 
 
 def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:

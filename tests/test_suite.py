@@ -127,3 +127,45 @@ def test_a_page_compares_the_same_problems_only(tmp_path: Path) -> None:
 def test_outcomes_keep_their_cells() -> None:
     cell = Cell("a b/c", 3)
     assert Outcome(cell, {"x": 1}).cell.key == "a-b-c-seed3"
+
+
+def _halves(quick: bool, seeds: int) -> list[Cell]:
+    return [Cell("half", seed, {"quick": quick}) for seed in range(seeds)]
+
+
+def _halve(cell: Cell, work: Path) -> dict[str, Any]:
+    import os
+
+    if cell.seed == 3 and not (work / "again").exists():
+        (work / "again").touch()
+        raise RuntimeError("cell 3 fails once")
+    return {"value": cell.seed / 2, "process": os.getpid(), "model": cell.options.get("model", "")}
+
+
+def _sum(outcomes: Any, out: Path) -> str:
+    return str([outcome.result["value"] for outcome in outcomes])
+
+
+HALVES = Suite("halves", "halves", _halves, _halve, _sum, seeds=4, parallel=True, takes_model=True)
+
+
+def test_cells_at_once_come_back_in_order_and_a_failure_loses_no_finished_one(tmp_path: Path) -> None:
+    """Cell 3 fails in the first run; the second runs what is missing and reports as if nothing had happened."""
+    import os
+
+    with pytest.raises(RuntimeError, match="cell 3 fails once"):
+        run_suite(HALVES, tmp_path, jobs=2, progress=False)
+    record = run_suite(HALVES, tmp_path, jobs=2, progress=False)
+    assert (tmp_path / "report.md").read_text() == "[0.0, 0.5, 1.0, 1.5]"
+    assert os.getpid() not in {cell["result"]["process"] for cell in record["cells"]}
+    assert record["command"].endswith("--seeds 4 --jobs 2")
+
+
+def test_a_model_reaches_the_cells_of_suites_that_take_one(tmp_path: Path) -> None:
+    record = run_suite(HALVES, tmp_path, seeds=1, model="my/model", progress=False)
+    assert record["cells"][0]["result"]["model"] == "my/model"
+    plain = Counting().suite()
+    with pytest.raises(SuiteError, match="expected no model"):
+        run_suite(plain, tmp_path / "a", model="my/model", progress=False)
+    with pytest.raises(SuiteError, match="one after another, got 2"):
+        run_suite(plain, tmp_path / "b", jobs=2, progress=False)
