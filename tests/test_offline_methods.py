@@ -226,7 +226,7 @@ def test_pmpo_reaches_its_closed_form(alpha: float, beta: float) -> None:
 
     expected = exact.pmpo_optimum([2 / 3, 1 / 3, 0], [0, 0.5, 0.5], reference.numpy(), alpha=alpha, beta=beta)
     found = descend(loss, torch.zeros(3, dtype=torch.float64)).softmax(0)
-    np.testing.assert_allclose(found.numpy(), expected, atol=2e-3)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
 def test_pmpo_labels() -> None:
