@@ -21,6 +21,7 @@ from turnwise.agents.agent import Agent
 from turnwise.agents.blocking import block
 from turnwise.agents.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
 from turnwise.agents.playing import TRUNK, Course, Job, Player, TextEnvironment, call, luck_of, who
+from turnwise.agents.roles import BothSides
 from turnwise.envs.registration import make
 from turnwise.envs.store import Store, read
 from turnwise.envs.trajectory import Group, Trajectory
@@ -49,6 +50,7 @@ def collect(
     same_luck: bool = False,
     concurrency: int = 64,
     store: Store | None = None,
+    partner_store: Store | None = None,
     progress: bool = True,
     label: str = "collect",
 ) -> list[Group]:
@@ -83,6 +85,8 @@ def collect(
         store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
             seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
             on where it stopped; failed ones are tried anew.
+        partner_store: Where to append the other side of every conversation (see `turnwise.agents.roles.other_side`)
+            where an `AgentPartner` plays it; `store` itself, or another that is to be trained on alone.
         progress: Show a progress bar.
         label: What the bar says.
 
@@ -99,6 +103,8 @@ def collect(
     count = (len(tasks) if tasks is not None else 1) if groups is None else groups
     if tasks is not None and len(tasks) != count:
         raise ValueError(f"collect: expected one task a group ({count}), got {len(tasks)} tasks")
+    if partner_store is not None and store is None:
+        raise ValueError("collect: expected a store to go with partner_store, since resuming needs both; got none")
     members = list(agent) if isinstance(agent, Sequence) else [agent] * group_size
     if len(members) != group_size:
         raise ValueError(f"collect: expected one agent for each of {group_size} members, got {len(members)}")
@@ -125,11 +131,14 @@ def collect(
     ]
     done = _already_there(store, env_id, recorded, jobs, members, trunk_agent, same_luck)
     left = [job for job in jobs if (job.group, job.member) not in done]
+    keep: Store | BothSides | None = store
+    if store is not None and partner_store is not None:
+        keep = BothSides(store, partner_store, done.values())
     player = Player(members, trunk_agent, env_id, recorded, seed, same_luck)
-    runner = _Runner(player, factory, env_id, store)
+    runner = _Runner(player, factory, env_id, keep)
     todo = runner.plan(left, done)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
-    speakers = members if branch_at is None else [*members, trunk_agent]
+    speakers = [*members, *([] if branch_at is None else [trunk_agent]), *options.values()]
     width = min([concurrency, len(left) or 1, *(getattr(a, "max_concurrency", concurrency) for a in speakers)])
     with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=not progress, leave=False) as bar:
         done |= block(lambda: runner.run(todo, width, bar))
@@ -201,7 +210,7 @@ def _parted(trajectory: Trajectory) -> tuple[int, str, str] | None:
 
 class _Runner:
     def __init__(
-        self, player: Player, factory: Callable[[], TextEnvironment], env_id: str, store: Store | None
+        self, player: Player, factory: Callable[[], TextEnvironment], env_id: str, store: Store | BothSides | None
     ) -> None:
         self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
         self._trunks: dict[int, Trunk] = {}

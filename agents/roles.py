@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import numpy as np
 
 from turnwise.agents.agent import Action, Agent, ContextFull, Episode, Reply
 from turnwise.envs.conversation import PartnerFull, Scene, Spoken
-from turnwise.envs.trajectory import Trajectory, Turn
+from turnwise.envs.store import Store, read
+from turnwise.envs.trajectory import Group, Trajectory, Turn
 
 _T = TypeVar("_T")
 
@@ -80,10 +84,19 @@ class AgentPartner:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.agent = agent
-        self.name = str(getattr(agent, "name", type(agent).__name__))
         self._retries, self._backoff, self._timeout, self._sleep = retries, backoff, timeout, sleep
         self._loop = LoopThread()
         self._episodes: dict[int, tuple[Scene, Episode]] = {}  # the scene too, so that its id is not used again
+
+    @property
+    def name(self) -> str:
+        """Recorded in the environment's options: the agent and its weights, as both make it another environment."""
+        return " ".join(part for part in _who(self.agent) if part)
+
+    @property
+    def max_concurrency(self) -> int:
+        """Conversations that the agent holds at once; `collect` begins no more, since who waits holds a thread."""
+        return int(getattr(self.agent, "max_concurrency", sys.maxsize))
 
     def __call__(self, scene: Scene, heard: str, /) -> Spoken:
         """The agent's answer.
@@ -138,7 +151,8 @@ def other_side(trajectory: Trajectory) -> Trajectory:
 
     Its observations are what it heard, its actions what it wrote, with the tokens as sampled; the final reward is the
     environment's `partner_reward` where there is one. It is trained on like any other; groups stay groups, as both
-    sides share the start.
+    sides share the start (`other_sides`). Its options say `"side": "partner"`, its info `played_with`: whom it talked
+    to.
 
     Raises:
         ValueError: The partner was no agent.
@@ -148,8 +162,8 @@ def other_side(trajectory: Trajectory) -> Trajectory:
     for turn in trajectory.turns:
         record = turn.info.get("partner")
         if record is None:
-            if turn is trajectory.turns[-1] and turns:
-                break  # the agent ended the conversation, and the partner did not speak again
+            if turn is trajectory.turns[-1] and (turns or turn.info.get("truncated_by") == "partner"):
+                break  # the agent ended the conversation, or the partner had no room left: it did not speak again
             raise ValueError(
                 "other_side: expected turns that record what a partner sampled, got one without; collect with "
                 "env_options={'student': AgentPartner(agent)} (or 'buyer')"
@@ -159,6 +173,7 @@ def other_side(trajectory: Trajectory) -> Trajectory:
         turns.append(replace(_turn(record["observation"], _action(record)), info=info))
     if turns:
         turns[-1] = replace(turns[-1], reward=float(trajectory.info.get("partner_reward", 0.0)))
+    played_with = {"agent": trajectory.agent, "version": trajectory.policy_version}
     return replace(
         trajectory,
         turns=tuple(turns),
@@ -166,8 +181,54 @@ def other_side(trajectory: Trajectory) -> Trajectory:
         policy_version=version,
         final_observation="",
         env_options={**trajectory.env_options, "side": "partner"},
-        info={key: value for key, value in trajectory.info.items() if key != "partner"},
+        info={key: value for key, value in trajectory.info.items() if key != "partner"} | {"played_with": played_with},
     )
+
+
+def other_sides(groups: Iterable[Group]) -> list[Group]:
+    """The partner's side of each group, members in order; a group that parts at turn k does so on both sides.
+
+    Raises:
+        ValueError: The partner was no agent.
+    """
+    return [Group(tuple(map(other_side, group)), group.branched_at) for group in groups]
+
+
+class BothSides:
+    """Appends each conversation to one store, and the partner's side of it to another (or the same).
+
+    A process may be killed between the two. So what `known` conversations lack on the other side is made up for.
+
+    Args:
+        store: Of the agent's trajectories.
+        partner_store: Of the partner's.
+        known: Conversations that are in `store` already.
+
+    Raises:
+        ValueError: Their partner was no agent.
+    """
+
+    def __init__(self, store: Store, partner_store: Store, known: Iterable[Trajectory] = ()) -> None:
+        self._store, self._partner_store = store, partner_store
+        there = {_digest(trajectory) for trajectory in read(partner_store.path)}
+        for trajectory in known:
+            theirs = other_side(trajectory)
+            if _digest(theirs) not in there:
+                partner_store.append(theirs)
+
+    def append(self, trajectory: Trajectory) -> None:
+        """Writes both sides."""
+        theirs = other_side(trajectory)
+        self._store.append(trajectory)
+        self._partner_store.append(theirs)
+
+
+def _digest(trajectory: Trajectory) -> bytes:
+    return sha256(json.dumps(trajectory.to_json(), sort_keys=True).encode()).digest()
+
+
+def _who(agent: Agent) -> tuple[str, str]:
+    return str(getattr(agent, "name", type(agent).__name__)), str(getattr(agent, "version", ""))
 
 
 def _observation(scene: Scene, index: int, heard: str) -> str:
@@ -179,10 +240,11 @@ def _turn(observation: str, action: Action) -> Turn:
 
 
 def _recorded(observation: str, action: Action, agent: Agent) -> dict[str, Any]:
+    name, version = _who(agent)
     return {
         "observation": observation,
-        "agent": str(getattr(agent, "name", type(agent).__name__)),
-        "version": str(getattr(agent, "version", "")),
+        "agent": name,
+        "version": version,
         "text": action.text,
         "context_ids": action.context_ids.tolist(),
         "action_ids": action.action_ids.tolist(),

@@ -18,7 +18,7 @@ from turnwise.agents.agent import ContextFull, Episode, RandomAgent, ScriptedAge
 from turnwise.agents.collecting import CollectError, collect
 from turnwise.agents.generation import Sampling
 from turnwise.agents.playing import trunk_rng
-from turnwise.agents.roles import AgentPartner, other_side
+from turnwise.agents.roles import AgentPartner, other_sides
 from turnwise.agents.tiny import tiny_policy
 from turnwise.agents.transformer import TransformerAgent
 from turnwise.envs.education import EducationDialogue
@@ -305,8 +305,10 @@ def test_an_agent_on_the_other_side_shares_the_trunk_too() -> None:
     (group,) = collect(
         ScriptedAgent(["Go on."]), EDUCATION, group_size=4, branch_at=2, env_options=options, progress=False
     )
-    sides = Group(tuple(other_side(member) for member in group), 2)
-    assert len({sides[i].turns[2].action for i in range(4)}) == 4
+    (sides,) = other_sides([group])
+    assert sides.branched_at == 2
+    assert len({side.turns[2].action for side in sides}) == 4
+    assert group_by_start(sides) == [sides]
 
 
 def test_programs_of_the_trunk_are_there_in_every_member_and_no_others() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from turnwise.agents.choosing import PolicyChooser
 from turnwise.agents.collecting import collect
 from turnwise.agents.generation import Sampling
 from turnwise.agents.judging import PromptedJudge, agent_judge, conversation, human_judge, verdict
-from turnwise.agents.roles import AgentPartner, other_side
+from turnwise.agents.roles import AgentPartner, other_side, other_sides
 from turnwise.agents.teachers import ScriptedTeacher
 from turnwise.agents.tiny import tiny_policy
 from turnwise.agents.transformer import TransformerAgent
 from turnwise.envs import check_text_env
 from turnwise.envs.car_dealer import CarDealer
 from turnwise.envs.education import EducationDialogue
-from turnwise.envs.store import Store, read
+from turnwise.envs.store import Store, read, read_groups
 from turnwise.envs.trajectory import Group, Trajectory, Turn
 
 ID = "turnwise/EducationDialogue-v0"
@@ -81,6 +82,110 @@ def test_an_agent_plays_the_student_and_both_sides_are_trajectories(tmp_path: An
             assert other_side(stored[mine.seed, mine.member]).turns == theirs.turns
     with pytest.raises(ValueError, match="AgentPartner"):
         other_side(collect(ScriptedTeacher(), ID, progress=False)[0][0])
+
+
+def pupil(episode: Episode) -> str:
+    return f"I have {int(episode.rng.integers(1000))} questions."
+
+
+def test_both_sides_are_stored_and_a_killed_collection_makes_up_for_what_one_lacks(tmp_path: Path) -> None:
+    """The process dies after the teacher's side of the third episode was written and before the student's."""
+
+    class Mortal(Store):
+        def append(self, trajectory: Trajectory) -> None:
+            if len(list(read(self.path))) == 2:
+                raise KeyboardInterrupt
+            super().append(trajectory)
+
+    def run(mine: Store | None, theirs: Store | None) -> list[Group]:
+        options = {"student": AgentPartner(ScriptedAgent(pupil, name="pupil")), "turns": 3}
+        return collect(
+            ScriptedTeacher(), ID, groups=2, group_size=3, concurrency=1, env_options=options, store=mine,
+            partner_store=theirs, progress=False,
+        )  # fmt: skip
+
+    whole = run(None, None)
+    with Store(tmp_path / "a") as mine:
+        with Mortal(tmp_path / "b") as theirs, pytest.raises(KeyboardInterrupt):
+            run(mine, theirs)
+        assert (len(list(read(mine.path))), len(list(read(theirs.path)))) == (3, 2)
+        with Store(tmp_path / "b") as theirs:
+            assert run(mine, theirs) == whole
+            assert run(mine, theirs) == whole
+    assert list(read_groups(tmp_path / "a")) == whole
+    sides = list(read_groups(tmp_path / "b"))
+    assert sides == other_sides(whole)
+    assert {side.agent for group in sides for side in group} == {"pupil"}
+    assert {side.info["played_with"]["agent"] for group in sides for side in group} == {"scripted teacher"}
+    with Store(tmp_path / "both") as both:
+        assert run(both, both) == run(both, both) == whole
+    assert list(read_groups(tmp_path / "both")) == [g for pair in zip(whole, sides, strict=True) for g in pair]
+
+
+def test_the_other_side_of_a_scripted_partner_is_not_stored(tmp_path: Path) -> None:
+    with Store(tmp_path / "a") as mine, Store(tmp_path / "b") as theirs:
+        with pytest.raises(ValueError, match="AgentPartner"):
+            collect(ScriptedTeacher(), ID, store=mine, partner_store=theirs, progress=False)
+        with pytest.raises(ValueError, match="a store to go with partner_store"):
+            collect(ScriptedTeacher(), ID, partner_store=theirs, progress=False)
+        assert list(read(mine.path)) == []
+
+
+def test_a_partner_with_other_weights_is_another_environment(tmp_path: Path) -> None:
+    student = ScriptedAgent(pupil, name="pupil")
+    with Store(tmp_path / "s") as store:
+        for version in ("iteration-1", "iteration-2"):
+            student.version = version  # type: ignore[attr-defined]
+            options = {"student": AgentPartner(student)}
+            (group,) = collect(ScriptedTeacher(), ID, env_options=options, store=store, progress=False)
+            assert group[0].env_options == {"student": f"pupil {version}"}
+            assert other_side(group[0]).policy_version == version
+    assert len(list(read(tmp_path / "s"))) == 2
+
+
+def test_the_partners_side_is_trained_on_like_any_other() -> None:
+    """The first loss is that of what the student sampled, with the weights it sampled with, and of nothing else.
+
+    Four conversations of at most 3 x 6 tokens of it; the mean of minus their recorded log-probabilities.
+    """
+    from turnwise.algorithms.warmup import demonstrations, warm_start
+
+    policy = tiny_policy(["Hello student. Hello teacher."], seed=0, hidden=32, layers=1, heads=2, context=4096)
+    sampling = Sampling(max_new_tokens=6)
+    student = AgentPartner(TransformerAgent(policy, sampling=sampling, max_tokens=4096, slots=4))
+    groups = collect(
+        ScriptedTeacher(), ID, group_size=4, env_options={"student": student, "turns": 3}, concurrency=1,
+        progress=False,
+    )  # fmt: skip
+    (sides,) = other_sides(groups)
+    (example, *_) = demonstrations(policy, sides)
+    assert example.trajectories[0] is sides[0]  # as sampled, not written anew
+    result = warm_start(policy, sides, steps=2, batch_size=4, lr=1e-2, warmup=0, cpu=True, progress=False)
+    assert result.history[1]["loss"] < result.history[0]["loss"]
+    recorded = np.concatenate([turn.logps for side in sides for turn in side.turns])
+    assert result.history[0]["loss"] == pytest.approx(-recorded.mean(), abs=1e-3)
+
+
+def test_no_more_conversations_are_begun_than_the_partner_can_hold() -> None:
+    """Whoever waited for a place would hold a thread that those with a place need."""
+    running: set[int] = set()
+    most: list[int] = []
+
+    class Narrow:
+        max_concurrency = 3
+
+        async def act(self, episode: Episode) -> str:
+            running.add(id(episode))
+            most.append(len(running))
+            await asyncio.sleep(0.001)
+            return "Go on."
+
+        def release(self, episode: Episode) -> None:
+            running.discard(id(episode))
+
+    options = {"student": AgentPartner(Narrow()), "turns": 2}
+    collect(ScriptedTeacher(), ID, groups=20, env_options=options, concurrency=64, progress=False)
+    assert max(most) == 3
 
 
 def test_two_transformers_talk_and_every_token_of_both_is_kept() -> None:
@@ -173,6 +278,7 @@ def test_a_student_whose_context_is_full_cuts_the_conversation_off() -> None:
     (group,) = collect(ScriptedTeacher(), ID, env_options={"student": AgentPartner(Full())}, progress=False)
     assert group[0].truncated
     assert group[0].info["truncated_by"] == "partner"
+    assert other_side(group[0]).turns == ()
 
 
 @pytest.mark.parametrize("text", ["", "x" * 100_000, "\0\x1b[2J\u202e", "Teacher: you said so", "\u4f60\u597d" * 50])
