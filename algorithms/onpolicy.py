@@ -25,7 +25,7 @@ TurnReward = Callable[[Group], Sequence[NDArray[np.float64]]]
 
 
 def online(
-    policy: Policy,
+    policy: Policy | Agent,
     env: EnvironmentSource,
     *,
     preference: Annotator | None = None,
@@ -58,7 +58,8 @@ def online(
     draws its own: give each another seed.
 
     Args:
-        policy: Whose weights are trained; its sampler follows them.
+        policy: Whose weights are trained; its sampler follows them. One that is an agent itself (`TabularPolicy`) acts
+            for itself: `sampling` and `max_tokens` are not for it.
         env: Registered id, or a function that makes the environment.
         preference: From a group to its preference; an oracle, a judge, a learned model. Default: by total reward.
         reward: From a valid trajectory to its score, instead of `preference`.
@@ -94,7 +95,9 @@ def online(
     if moving_baseline is not None and not 0 <= moving_baseline < 1:
         raise ValueError(f"online: expected a moving_baseline in [0, 1), got {moving_baseline}")
 
-    def speaking(speaker: Policy) -> Agent:
+    def speaking(speaker: Policy | Agent) -> Agent:
+        if isinstance(speaker, Agent):
+            return speaker
         return TransformerAgent(speaker, sampling=sampling, max_tokens=max_tokens, slots=slots)
 
     average = opponent if isinstance(opponent, MovingAverage) else None
