@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from turnwise.agents.demonstrator import Demonstrator, Habits
     from turnwise.agents.generation import GenerationError, Sampling
     from turnwise.agents.gold import GoldAgent
+    from turnwise.agents.mixture import MixtureAgent
     from turnwise.agents.policy import Policy, PolicyLoadError
+    from turnwise.agents.tabular import TabularPolicy, mlp_policy, table_policy
     from turnwise.agents.tiny import tiny_policy
     from turnwise.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
     from turnwise.agents.transformer import TransformerAgent
@@ -25,7 +27,9 @@ _HOME = {
     "demonstrator": ("Demonstrator", "Habits"),
     "generation": ("GenerationError", "Sampling"),
     "gold": ("GoldAgent",),
+    "mixture": ("MixtureAgent",),
     "policy": ("Policy", "PolicyLoadError"),
+    "tabular": ("TabularPolicy", "mlp_policy", "table_policy"),
     "tiny": ("tiny_policy",),
     "tokens": ("ChatFormat", "ChatTemplateError", "HistoryRewrittenWarning"),
     "transformer": ("TransformerAgent",),
@@ -45,13 +49,17 @@ __all__ = [
     "Habits",
     "HistoryRewrittenWarning",
     "HumanAgent",
+    "MixtureAgent",
     "Policy",
     "PolicyLoadError",
     "RandomAgent",
     "Sampling",
     "ScriptedAgent",
+    "TabularPolicy",
     "TransformerAgent",
     "collect",
+    "mlp_policy",
+    "table_policy",
     "tiny_policy",
 ]
 
