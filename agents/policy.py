@@ -242,9 +242,9 @@ class Policy:
         """Log-probabilities of given tokens; see `Scorer.forward`."""
         return cast("Tensor", self.scorer(ids, mask, where))
 
-    def copy(self, *, version: str | None = None) -> Policy:
-        """An independent, frozen copy, for use as a reference or an opponent."""
-        model = copy.deepcopy(self.model).eval().requires_grad_(False)
+    def copy(self, *, version: str | None = None, trainable: bool = False) -> Policy:
+        """An independent copy: frozen, for use as a reference or an opponent, unless it is to be trained."""
+        model = copy.deepcopy(self.model).eval().requires_grad_(trainable)
         name = self.version if version is None else version
         twin = Policy.__new__(Policy)
         # The format is shared: it is a function of the tokenizer, and what it warned of was said once.

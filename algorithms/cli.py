@@ -17,6 +17,11 @@ examples:
   turnwise train raft --model runs/sft/policy --problems generated:2:2000 --out runs/raft
   turnwise train rloo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/rloo --online 500 --group-size 4
   turnwise train nash_pg --model my/base --env my/Env-v0 --out runs/nash --online 500 --opponent mixture:0.125
+  turnwise train ipo  --model my/base --env my/Env-v0 --out runs/ipo-md --online 500 --actor mixture:0.125
+  turnwise train mtpo --model runs/sft/policy --env turnwise/EducationDialogue-v0 --preference education \\
+      --out runs/mtpo --online 300 --group-size 2 -m value_warmup=20
+  turnwise train ppo  --model runs/sft/policy --env turnwise/EducationDialogue-v0 -m over=turn -m kl=0.01 \\
+      --preference reward_model:runs/rm/model --out runs/rlhf --online 300 --group-size 2
 
 sft imitates stored trajectories; every other method runs the iterative protocol: collect from the current and the
 previous policy, compare by outcome, train, take the new policy as reference. With --online each update has fresh groups
@@ -30,6 +35,18 @@ examples:
 """
 
 
+FIT_HELP = """\
+examples:
+  turnwise fit reward_model --model runs/sft/policy --env turnwise/EducationDialogue-v0 --preference education \\
+      --groups 600 --out runs/rm
+  turnwise fit preference_model --model my/base --env turnwise/CarDealer-v0 --out runs/pm
+
+The model's own policy acts twice from each start, somebody says which conversation was better, and a model learns to
+say the same; a tenth of the starts is held out for its accuracy and calibration. Use it as
+--preference reward_model:OUT/model. An interrupted command goes on where it stopped.
+"""
+
+
 def add_commands(subparsers: Any) -> None:
     """Adds this floor's commands to the parser of `turnwise`."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -38,7 +55,7 @@ def add_commands(subparsers: Any) -> None:
     )
     train.add_argument(
         "method",
-        help="sft, raft, mdpo, mkto, gpo, ipo, pmpo, dro_v, best_of_n, rwr, reinforce, rloo, grpo, ppo or nash_pg",
+        help="sft, raft, mdpo, mkto, gpo, ipo, pmpo, dro_v, best_of_n, rwr, reinforce, rloo, grpo, ppo, mtpo, nash_pg",
     )
     train.add_argument("--model", required=True, help="folder or Hub id of the starting policy")
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -56,6 +73,13 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument(
         "--opponent", metavar="KIND:X", help="online: mixture:BETA or average:DECAY (default: the policy itself)"
     )
+    train.add_argument(
+        "--actor", metavar="mixture:BETA", help="online: who samples in the policy's place (default: the policy)"
+    )
+    train.add_argument(
+        "--turn-reward", metavar="FOLDER", help="online: a reward model of single turns, for ppo -m reward=turns"
+    )
+    add_preference_arguments(train)
     train.add_argument("--epochs", type=float, default=1.0, help="passes over the data (default 1)")
     train.add_argument("--batch-size", type=int, default=32, help="examples an update (default 32)")
     train.add_argument("--lr", type=float, help="learning rate (default 5e-7; sft: 2e-5)")
@@ -74,6 +98,24 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument("--quiet", action="store_true", help="no progress bars")
     train.set_defaults(run=_train)
 
+    fit = subparsers.add_parser(
+        "fit", help="fit a reward or preference model to comparisons", epilog=FIT_HELP, formatter_class=raw
+    )
+    fit.add_argument("kind", choices=["reward_model", "preference_model"])
+    fit.add_argument("--model", required=True, help="folder or Hub id of the policy that acts and is started from")
+    fit.add_argument("--out", type=Path, required=True, help="folder for conversations, checkpoints and the model")
+    add_env_arguments(fit, positional=False)
+    add_sampling_arguments(fit)
+    add_preference_arguments(fit)
+    fit.add_argument("--groups", type=int, default=500, help="starts (default 500)")
+    fit.add_argument("--group-size", type=int, default=2, help="conversations per start (default 2)")
+    fit.add_argument("--steps", type=int, default=200, help="updates (default 200)")
+    fit.add_argument("--batch-size", type=int, default=32, help="starts an update (default 32)")
+    fit.add_argument("--lr", type=float, default=1e-5, help="learning rate (default 1e-5)")
+    fit.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    fit.add_argument("--quiet", action="store_true", help="no progress bars")
+    fit.set_defaults(run=_fit)
+
     evaluate = subparsers.add_parser(
         "eval", help="measure a policy: pass@k, turns, tool errors, intervals", epilog=EVAL_HELP, formatter_class=raw
     )
@@ -89,9 +131,22 @@ def add_commands(subparsers: Any) -> None:
     evaluate.set_defaults(run=_eval)
 
 
+def add_preference_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say who compares trajectories."""
+    parser.add_argument(
+        "--preference",
+        default="return",
+        metavar="WHO",
+        help="return, education, reward_model:FOLDER, preference_model:FOLDER, judge:MODEL or module:attribute "
+        "(default return)",
+    )
+    parser.add_argument("--question", help="what judge:MODEL is asked to judge by")
+
+
 def _train(args: argparse.Namespace) -> int:
     from turnwise.agents.policy import Policy
     from turnwise.algorithms import method_table
+    from turnwise.algorithms.annotators import annotator
     from turnwise.envs.cli import parse_option
 
     method = method_table.make(args.method, **dict(parse_option(text) for text in args.method_option))
@@ -100,7 +155,10 @@ def _train(args: argparse.Namespace) -> int:
     values = bool(getattr(method, "needs_values", args.method == "dro_v"))
     if values and args.online is None:
         raise ValueError(f"train {args.method}: expected --online STEPS for a method with a value network, got none")
+    if args.online is None and (args.opponent or args.actor or args.turn_reward):
+        raise ValueError("train: expected --online STEPS with --opponent, --actor or --turn-reward, got none")
     options = None if args.method == "sft" else env_options(args)
+    annotate = None if args.method == "sft" else annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
     policy = Policy.from_pretrained(args.model)
@@ -119,10 +177,10 @@ def _train(args: argparse.Namespace) -> int:
         "seed": args.seed,
     }
     try:
-        if options is None:
+        if options is None or annotate is None:
             return _imitate(args, policy, common)
         run = _iterate if args.online is None else _online
-        return run(args, method, policy, options, common)
+        return run(args, method, policy, options, annotate, common)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
 
@@ -146,7 +204,7 @@ def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> i
 
 
 def _iterate(
-    args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], common: dict[str, Any]
+    args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
 ) -> int:
     from turnwise.algorithms.iterate import iterate
 
@@ -162,6 +220,7 @@ def _iterate(
         from_previous=args.from_previous,
         tasks=tasks,
         env_options=options,
+        annotate=annotate,
         reference=args.reference,
         sampling=sampling(args),
         max_tokens=args.max_tokens,
@@ -180,24 +239,34 @@ def _iterate(
     return 0
 
 
-def _online(args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], common: dict[str, Any]) -> int:
+def _online(
+    args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
+) -> int:
+    from turnwise.agents.mixture import MixtureAgent
     from turnwise.algorithms.methods import needs_reference
     from turnwise.algorithms.onpolicy import online
+    from turnwise.algorithms.reward_models import RewardModel
     from turnwise.algorithms.training import train
     from turnwise.algorithms.value import ActorCritic
 
     how = {"sampling": sampling(args), "max_tokens": args.max_tokens, "slots": args.slots}
     kind, _, number = (args.opponent or "").partition(":")
     # Adapters switched off are the reference of a policy that has them.
-    anchor = policy.copy() if kind == "mixture" or (needs_reference(method) and args.lora is None) else None
+    share = None if args.actor is None else _share("--actor", args.actor, ("mixture",))[1]
+    mixed = kind == "mixture" or share is not None
+    anchor = policy.copy() if mixed or (needs_reference(method) and args.lora is None) else None
     trained, opponent = _opponent(kind, number, policy, anchor, how)
     if bool(getattr(method, "needs_values", args.method == "dro_v")):
         if trained is not policy:
             raise ValueError(f"train {args.method}: expected no --opponent average, got {args.opponent!r}")
         trained = ActorCritic(policy)
+    rewarder = None if args.turn_reward is None else RewardModel.from_pretrained(args.turn_reward)
     source = online(
         policy,
         args.env,
+        preference=annotate,
+        turn_reward=None if rewarder is None else lambda group: rewarder.turn_scores(list(group)),
+        actor=None if share is None or anchor is None else MixtureAgent(policy, anchor, beta=share, **how),
         groups=args.groups,
         group_size=args.group_size,
         opponent=opponent,
@@ -231,16 +300,85 @@ def _opponent(kind: str, number: str, policy: Any, anchor: Any, how: dict[str, A
 
     if not kind:
         return policy, None
+    _, value = _share("--opponent", f"{kind}:{number}", ("mixture", "average"))
+    if kind == "mixture":
+        return policy, MixtureAgent(policy, anchor, beta=value, **how)
+    tracked = MovingAverage(policy, decay=value)
+    return tracked, tracked
+
+
+def _share(option: str, text: str, kinds: tuple[str, ...]) -> tuple[str, float]:
+    """A kind and a number in [0, 1], as in mixture:0.125."""
+    kind, _, number = text.partition(":")
     try:
         value = float(number)
     except ValueError:
         value = -1.0
-    if kind == "mixture" and value >= 0:
-        return policy, MixtureAgent(policy, anchor, beta=value, **how)
-    if kind == "average" and value >= 0:
-        tracked = MovingAverage(policy, decay=value)
-        return tracked, tracked
-    raise ValueError(f"--opponent: expected mixture:BETA or average:DECAY, got {kind}:{number}")
+    if kind not in kinds or not 0 <= value <= 1:
+        names = {"mixture": "mixture:BETA", "average": "average:DECAY"}
+        expected = " or ".join(names[each] for each in kinds)
+        raise ValueError(f"{option}: expected {expected}, a number in [0, 1], got {text}")
+    return kind, value
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from turnwise.agents.collecting import collect
+    from turnwise.agents.policy import Policy
+    from turnwise.agents.transformer import TransformerAgent
+    from turnwise.algorithms.annotators import annotator
+    from turnwise.algorithms.iterate import learnable
+    from turnwise.algorithms.reward_models import PreferenceModel, RewardModel, fit
+    from turnwise.envs.store import Store
+
+    if args.groups < 2 or args.group_size < 2:
+        got = f"{args.groups} and {args.group_size}"
+        raise ValueError(f"fit: expected --groups and --group-size of at least 2, got {got}")
+    options = env_options(args)
+    annotate = annotator(args.preference, question=args.question)
+    args.out.mkdir(parents=True, exist_ok=True)
+    no_loading_bars()
+    policy = Policy.from_pretrained(args.model)
+    try:
+        with Store(args.out / "conversations.jsonl") as store:
+            groups = collect(
+                TransformerAgent(policy, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots),
+                args.env,
+                groups=args.groups,
+                group_size=args.group_size,
+                seed=args.seed,
+                env_options=options,
+                store=store,
+                progress=not args.quiet,
+            )
+        kept = [group for group in map(learnable, groups) if group is not None]
+        annotated = [(group, annotate(group)) for group in kept]
+        # By start, as the same start may have been drawn twice.
+        starts = list(dict.fromkeys(group[0].start for group in kept))
+        held = set(starts[: max(1, len(starts) // 10)])
+        model = (RewardModel if args.kind == "reward_model" else PreferenceModel)(policy)
+        found = fit(
+            model,
+            [item for item in annotated if item[0][0].start not in held],
+            [item for item in annotated if item[0][0].start in held],
+            steps=args.steps,
+            batch_size=args.batch_size,
+            lr=args.lr,
+            seed=args.seed,
+            out=args.out / "train",
+            save_every=max(1, args.steps // 5),
+            resume=True,
+            progress=not args.quiet,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
+    model.save_pretrained(args.out / "model")
+    print(f"on {len(held)} held-out starts, {found.after.pairs} pairs:")
+    for when, known in (("before", found.before), ("after", found.after)):
+        print(
+            f"{when:<8} accuracy {known.accuracy:.3f}  log loss {known.log_loss:.3f}  calibration error {known.ece:.3f}"
+        )
+    print(f"use it as --preference {args.kind}:{args.out / 'model'}")
+    return 0
 
 
 def _with_adapters(policy: Any, rank: int, seed: int) -> Any:

@@ -92,10 +92,16 @@ class ActorCritic:
         lr_scale: The value's learning rate over the policy's.
 
     Raises:
-        ValueError: `shared` with an architecture whose logits are not the projection of its last hidden states.
+        ValueError: `shared` with an architecture whose logits are not the projection of its last hidden states; a
+            policy of which nothing is trained, as a copy that is made to be a reference.
     """
 
     def __init__(self, policy: Policy, *, shared: bool = False, lr_scale: float = 1.0) -> None:
+        if not any(parameter.requires_grad for parameter in policy.model.parameters()):
+            raise ValueError(
+                "ActorCritic: expected a policy to train, got one whose parameters are all frozen; "
+                "a copy to be trained is policy.copy(trainable=True)"
+            )
         self.policy, self.shared, self.lr_scale = policy, shared, lr_scale
         inner = cast("Any", getattr(policy.model, "get_base_model", lambda: policy.model)())
         body = None if shared else copy.deepcopy(inner.get_decoder()).requires_grad_(True)

@@ -190,3 +190,58 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert child.returncode == 130, err
     assert f"interrupted: run the same command again to go on with {out}" in err
     assert 2 <= len(list(read(out))) < 200
+
+
+TALK = ("--env", "turnwise/EducationDialogue-v0", "-o", "turns=2", "--preference", "education", "--quiet",
+        "--max-new-tokens", "8", "--max-tokens", "400", "--slots", "4", "--groups", "3")  # fmt: skip
+
+
+def test_a_fitted_reward_model_pays_a_policy_and_mtpo_needs_none(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fit, then RLHF with what was fitted, single turns with the same; MTPO with the exact oracle, all resumable."""
+    fitted = str(tmp_path / "rm" / "model")
+    fit = ("fit", "reward_model", "--model", model, "--steps", "2", "--out", str(tmp_path / "rm"), *TALK)
+    code, shown, err = said(capsys, *fit)
+    assert code == 0, err
+    assert "on 1 held-out starts" in shown
+    assert f"--preference reward_model:{fitted}" in shown
+    assert said(capsys, *fit)[1] == shown
+    paid = [*TALK[:4], "--preference", f"reward_model:{fitted}", *TALK[6:]]
+    for name, command in (
+        ("rlhf", ["ppo", "-m", "over=turn", "-m", "kl=0.1", *paid]),
+        (
+            "single",
+            ["ppo", "-m", "over=turn", "-m", "reward=turns", "-m", "discount=0.0", "--turn-reward", fitted, *TALK],
+        ),
+        ("mtpo", ["mtpo", "-m", "value_warmup=1", *TALK]),
+        ("tau", ["mtpo", "--opponent", "mixture:0.5", *TALK]),
+        ("ipo-md", ["ipo", "--actor", "mixture:0.25", *TALK]),
+    ):
+        out = tmp_path / name
+        code, shown, err = said(
+            capsys, "train", *command, "--model", model, "--out", str(out), "--online", "2", "--group-size", "2",
+        )  # fmt: skip
+        assert code == 0, err
+        assert "2 steps" in shown
+        assert Policy.from_pretrained(out / "policy").model is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preference", "educaton"], "Did you mean 'education'?"),
+        (["--preference", "nowhere.at:all"], "expected a preference at nowhere.at:all"),
+        (["--question", "Who is kinder?"], "expected a question only for judge:MODEL"),
+        (["--actor", "mixture:0.5"], "expected --online STEPS with --opponent, --actor or --turn-reward"),
+        (["--online", "1", "--actor", "average:0.5"], "--actor: expected mixture:BETA"),
+        (["--online", "1", "--opponent", "mixture:2"], "--opponent: expected mixture:BETA or average:DECAY"),
+    ],
+)
+def test_mistakes_about_who_compares_and_who_acts(
+    arguments: list[str], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--env", "turnwise/EducationDialogue-v0", "--out", str(tmp_path), "--quiet")
+    code, _, err = said(capsys, "train", "ipo", "--model", model, *common, *arguments)
+    assert code != 0
+    assert message in err

@@ -113,7 +113,7 @@ def test_scores_of_turns_are_those_of_the_conversation_so_far(policy: Any) -> No
 
 
 def test_turn_rewards_replace_what_was_paid_and_are_learned_from(policy: Any) -> None:
-    mine = policy.copy()
+    mine = policy.copy(trainable=True)
     source = online(
         mine,
         GUESS,
@@ -137,7 +137,7 @@ def test_turn_rewards_replace_what_was_paid_and_are_learned_from(policy: Any) ->
 def test_win_rates_are_reported_while_training(policy: Any) -> None:
     """At the start the policy is the reference; from the second evaluation on it meets the one before."""
     rivals = Rivals(policy.copy(), GUESS, by_return, starts=2, max_tokens=700, slots=4)
-    mine = policy.copy()
+    mine = policy.copy(trainable=True)
     first = rivals(mine, 0)
     assert set(first) == {"win_reference"}
     second = rivals(ActorCritic(mine), 10)

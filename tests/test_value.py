@@ -134,3 +134,10 @@ def test_slots() -> None:
     assert mask.tolist() == [[True, True], [True, False]]
     assert column[0].tolist() == [1, 4]
     assert column[1, 0] == 3
+
+
+def test_a_frozen_copy_is_no_actor() -> None:
+    """Its value would learn and its policy stand still, and nothing would say so."""
+    with pytest.raises(ValueError, match=r"all frozen; a copy to be trained is policy\.copy\(trainable=True\)"):
+        ActorCritic(tiny().copy())
+    assert ActorCritic(tiny().copy(trainable=True)).policy is not None

@@ -1,0 +1,61 @@
+"""Who compares, by the name the command line knows them by."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from turnwise.envs.preference import Annotator, by_return
+from turnwise.envs.suggest import did_you_mean
+
+KINDS = ("return", "education", "reward_model:FOLDER", "preference_model:FOLDER", "judge:MODEL", "module:attribute")
+_NAMES = ("return", "education", "reward_model", "preference_model", "judge")
+
+
+def annotator(name: str, *, question: str | None = None) -> Annotator:
+    """From a name to who beats whom in a group.
+
+    Args:
+        name: "return": by total reward. "education": the exact oracle of Education Dialogue's scripted student.
+            "reward_model:FOLDER" and "preference_model:FOLDER": fitted models (`turnwise fit`). "judge:MODEL": a
+            language model behind a prompt, asked in both orders. "module:attribute": your own.
+        question: What a "judge" is asked to judge by.
+
+    Raises:
+        ValueError: No such kind, or a question for somebody who is not asked one.
+    """
+    kind, _, rest = name.partition(":")
+    if question is not None and kind != "judge":
+        raise ValueError(f"expected a question only for judge:MODEL, got one for {name!r}")
+    if kind == "return" and not rest:
+        return by_return
+    if kind == "education" and not rest:
+        from turnwise.envs.education_oracle import EducationOracle
+
+        return EducationOracle()
+    if kind in ("reward_model", "preference_model") and rest:
+        from turnwise.algorithms.reward_models import PreferenceModel, RewardModel
+
+        return (RewardModel if kind == "reward_model" else PreferenceModel).from_pretrained(rest)
+    if kind == "judge" and rest:
+        from turnwise.agents.choosing import PolicyChooser
+        from turnwise.agents.policy import Policy
+        from turnwise.algorithms.feedback import HELPFUL, ai_feedback
+
+        return ai_feedback(PolicyChooser(Policy.from_pretrained(rest)), question or HELPFUL)
+    if rest and kind not in _NAMES:
+        return _own(kind, rest)
+    raise ValueError(f"expected who compares as one of {', '.join(KINDS)}, got {name!r}.{did_you_mean(kind, _NAMES)}")
+
+
+def _own(module: str, attribute: str) -> Annotator:
+    try:
+        found: Any = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        hint = did_you_mean(module, _NAMES)
+        raise ValueError(f"expected a preference at {module}:{attribute}, got {error}.{hint}") from error
+    made = found() if isinstance(found, type) else found
+    if not callable(made):
+        raise ValueError(f"expected a function of a group at {module}:{attribute}, got {type(made).__name__}")
+    annotate: Annotator = made
+    return annotate
