@@ -20,14 +20,22 @@ class ContextFull(Exception):
     """The conversation no longer fits the agent's context: the episode is cut here, through no fault of the world."""
 
 
+class AgentFailed(Exception):
+    """An agent gave up for reasons outside the conversation, after trying as often as is any use: ask it no more."""
+
+
 @dataclass(frozen=True)
 class Action:
-    """What an agent wrote, with the tokens if it works on tokens; fields as in `Turn`."""
+    """What an agent wrote, with the tokens if it works on tokens; fields as in `Turn`.
+
+    `info` (JSON values) is what the agent reports of itself; the turn's info holds it as "agent".
+    """
 
     text: str
     context_ids: TokenIds = field(default_factory=lambda: np.zeros(0, np.int32))
     action_ids: TokenIds = field(default_factory=lambda: np.zeros(0, np.int32))
     logps: Logps = field(default_factory=lambda: np.zeros(0, np.float32))
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""Asynchronous inside, plain outside: runs a coroutine to its end, also where an event loop is already running."""
+"""Asynchronous inside, plain outside: runs coroutines to their end, also where an event loop is already running."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
@@ -15,6 +16,37 @@ class Left(Exception):
 
     Left to itself it would tear the event loop down with every other episode's traceback.
     """
+
+
+class LoopThread:
+    """An event loop in a thread of its own, where agents that must be awaited live. Started at the first use."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+
+    def run(self, work: Callable[[], Awaitable[_T]], timeout: float | None = None) -> _T:
+        """Runs what `work` returns to its end and gives its value; callable from many threads at once.
+
+        Raises:
+            TimeoutError: It was still waiting after `timeout` seconds.
+        """
+
+        async def awaited() -> _T:
+            return await asyncio.wait_for(work(), timeout)
+
+        return self._start(awaited).result()
+
+    async def awaited(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """`run` for asyncio callers, in whatever loop they live; cancelling them cancels the work."""
+        return await asyncio.wrap_future(self._start(work))
+
+    def _start(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="turnwise-loop", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
 
 def block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:

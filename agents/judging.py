@@ -15,8 +15,9 @@ from zlib import crc32
 
 import numpy as np
 
-from turnwise.agents.agent import Agent, Episode
-from turnwise.agents.roles import LoopThread, reply
+from turnwise.agents.agent import Agent, AgentFailed, Episode
+from turnwise.agents.blocking import LoopThread
+from turnwise.agents.roles import reply
 from turnwise.envs.conversation import transcript
 from turnwise.envs.judging import Judged, Pair
 from turnwise.envs.trajectory import Trajectory
@@ -60,7 +61,7 @@ class PromptedJudge:
         question: What to judge; the annotator is steered by it.
         speakers: Roles of the environment's and of the agent's turns.
         concurrency: Questions under way at once.
-        retries: How often a failed question is asked again.
+        retries: How often a failed question is asked again, unless the agent has tried again itself (`AgentFailed`).
         backoff: Seconds before the first retry; doubled each time.
         timeout: Seconds until a question that is still waited for has failed; None waits for ever.
         seed: Of a sampling agent's randomness; the same prompt always gets the same.
@@ -122,7 +123,7 @@ class PromptedJudge:
             try:
                 answer = await asyncio.wait_for(self._answer(episode), self._timeout)
             except Exception as error:
-                if attempt == self._retries:
+                if attempt == self._retries or isinstance(error, AgentFailed):
                     self.failures.append(f"{type(error).__name__}: {error}")
                     return math.nan
                 await self._sleep(wait)

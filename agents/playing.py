@@ -188,6 +188,8 @@ class Player:
             course.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
         said, step = course.observation, functools.partial(env.step, action.text)
         course.observation, reward, course.terminated, course.truncated, info = await call(env, pool, step)
+        if action.info:
+            info = {**info, "agent": dict(action.info)}
         course.turns.append(
             Turn(said, action.text, float(reward), action.context_ids, action.action_ids, action.logps, info)
         )
@@ -222,7 +224,8 @@ class Player:
         """What an episode leaves behind."""
         name, version = who(self._agent(job))
         info: dict[str, Any] = {"group": job.group} | ({} if job.task is None else {"task_index": job.task})
-        info |= {**course.first, **(course.turns[-1].info if course.turns else {}), **course.extra}
+        last = {key: value for key, value in course.turns[-1].info.items() if key != "agent"} if course.turns else {}
+        info |= {**course.first, **last, **course.extra}
         return Trajectory(
             env_id=self._env_id,
             seed=job.seed,

@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from turnwise.agents.agent import Action, Agent, ContextFull, Episode, Reply
+from turnwise.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode, Reply
+from turnwise.agents.blocking import LoopThread
 from turnwise.envs.conversation import PartnerFull, Scene, Spoken
 from turnwise.envs.store import Store, read
 from turnwise.envs.trajectory import Group, Trajectory, Turn
-
-_T = TypeVar("_T")
-
-
-class LoopThread:
-    """An event loop in a thread of its own, where agents that must be awaited live. Started at the first use."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
-
-    def run(self, work: Callable[[], Awaitable[_T]], timeout: float | None = None) -> _T:
-        """Runs what `work` returns to its end and gives its value; callable from many threads at once.
-
-        Raises:
-            TimeoutError: It was still waiting after `timeout` seconds.
-        """
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="turnwise-partner", daemon=True).start()
-
-        async def awaited() -> _T:
-            return await asyncio.wait_for(work(), timeout)
-
-        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result()
 
 
 async def reply(agent: Agent, episode: Episode) -> Action:
@@ -67,8 +40,8 @@ class AgentPartner:
 
     Args:
         agent: Who plays.
-        retries: How often an agent that fails (a server that is down or overloaded) is asked again; then its error
-            ends the episode as invalid.
+        retries: How often an agent that fails is asked again; then its error ends the episode as invalid. One that
+            has tried again itself (`AgentFailed`, as a `ServerAgent` does) is not.
         backoff: Seconds before the first retry; doubled each time.
         timeout: Seconds until an agent that is still waiting has failed; None waits for ever.
         sleep: Waits; given for tests.
@@ -138,6 +111,8 @@ class AgentPartner:
                 return self._loop.run(lambda: reply(self.agent, episode), self._timeout)
             except ContextFull as full:
                 raise PartnerFull(str(full)) from full
+            except AgentFailed:
+                raise
             except Exception:
                 if attempt == self._retries:
                     raise
@@ -169,7 +144,9 @@ def other_side(trajectory: Trajectory) -> Trajectory:
                 "env_options={'student': AgentPartner(agent)} (or 'buyer')"
             )
         agent, version = record["agent"], record["version"]
-        info = {key: value for key, value in turn.info.items() if key != "partner"}
+        info = {key: value for key, value in turn.info.items() if key not in ("partner", "agent")}
+        if record.get("info"):
+            info["agent"] = record["info"]
         turns.append(replace(_turn(record["observation"], _action(record)), info=info))
     if turns:
         turns[-1] = replace(turns[-1], reward=float(trajectory.info.get("partner_reward", 0.0)))
@@ -246,6 +223,7 @@ def _recorded(observation: str, action: Action, agent: Agent) -> dict[str, Any]:
         "agent": name,
         "version": version,
         "text": action.text,
+        "info": dict(action.info),
         "context_ids": action.context_ids.tolist(),
         "action_ids": action.action_ids.tolist(),
         "logps": action.logps.tolist(),
