@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from turnwise.agents.cli import no_loading_bars
 from turnwise.envs.suggest import did_you_mean
 
 
@@ -83,10 +84,13 @@ class Suite:
 
 
 BUILT_IN: dict[str, str] = {
+    "car_dealer": "turnwise.benchmarks.car_dealer:SUITE",
     "coverage": "turnwise.benchmarks.coverage:SUITE",
+    "education": "turnwise.benchmarks.education:SUITE",
     "gpo_frontier": "turnwise.benchmarks.gpo_frontier:SUITE",
     "ipo_vs_dpo": "turnwise.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "turnwise.benchmarks.nash:SUITE",
+    "online_vs_offline": "turnwise.benchmarks.online_vs_offline:SUITE",
     "sandbox": "turnwise.benchmarks.sandbox:SUITE",
     "tool_math": "turnwise.benchmarks.tool_math:SUITE",
 }
@@ -203,7 +207,7 @@ def _at_once(suite: Suite, cells: Sequence[Cell], work: Path, jobs: int, bar: tq
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, threads))  # read by the workers when they start
     try:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=no_loading_bars) as pool:
             waiting = {pool.submit(_result, suite, cell, work): cell for cell in cells}
             try:
                 for done in as_completed(waiting):

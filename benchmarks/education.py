@@ -1,0 +1,203 @@
+"""Suite `education`: which way of learning from preferences makes the best teacher?
+
+The claim is that of multi-turn preference optimisation (arXiv 2405.14655): methods that compare whole conversations
+beat those that judge single turns, and MTPO, which needs no reward behind the preferences, beats RLHF, MTPO-tau most of
+all. Small scale: a two-layer transformer that imitates scripted teachers of mixed quality, the scripted student, the
+exact oracle. All policies meet each other in pairs from the same starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turnwise.agents.teachers import ScriptedTeacher
+from turnwise.algorithms.dueling import duel
+from turnwise.benchmarks.conversations import QUICK, Setting, Task, agent, improved, supervised, with_model
+from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
+from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
+from turnwise.envs.education_oracle import CRITERIA, EducationOracle, outcome
+from turnwise.envs.education_topics import TOPICS
+
+NAMES = ("RLHF-reward", "RLHF-value", "RLHF-multi", "MTPO", "MTPO-tau", "M-DPO")
+_SHOWN = 1
+
+
+def _options(setting: Setting) -> dict[str, Any]:
+    return {"turns": setting.turns, "topics": [topic.id for topic in TOPICS[: setting.topics]]}
+
+
+TASK = Task("turnwise/EducationDialogue-v0", _options, ScriptedTeacher, EducationOracle())
+DUELS = "duels"
+
+
+def _cells(quick: bool, seeds: int) -> list[Cell]:
+    setting = replace(Setting(), **QUICK) if quick else Setting()
+    options = asdict(setting)
+    return [Cell(name, seed, options) for seed in range(seeds) for name in (*NAMES, DUELS)]
+
+
+def _run(cell: Cell, work: Path) -> dict[str, Any]:
+    setting = with_model(Setting(), cell.options)
+    if cell.name != DUELS:
+        return {"history": improved(TASK, setting, cell.name, cell.seed, work)[1]}
+    policies = {"SFT": supervised(TASK, setting, cell.seed, work)}
+    policies |= {name: improved(TASK, setting, name, cell.seed, work)[0] for name in NAMES}
+    found = duel(
+        {name: agent(setting, policy) for name, policy in policies.items()},
+        TASK.env,
+        TASK.judge,
+        starts=setting.duels,
+        seed=cell.seed + 3_000,
+        env_options=TASK.options(setting),
+        progress=False,
+    )
+    columns = list(zip(*(list(group) for group in found.groups), strict=True))
+    talks = dict(zip(found.names, columns, strict=True))
+    return {
+        "names": list(found.names),
+        "rate": found.rate.tolist(),
+        "half": found.half.tolist(),
+        "starts": found.starts,
+        "invalid": sum(not member.valid for group in found.groups for member in group),
+        "outcomes": {
+            name: np.mean([outcome(member) for member in members if member.valid], axis=0).tolist()
+            for name, members in talks.items()
+        },
+        "turns": {name: float(np.mean([len(m.turns) for m in members])) for name, members in talks.items()},
+        "samples": {
+            name: [[[turn.observation, turn.action] for turn in m.turns] + [[m.final_observation, ""]] for m in some]
+            for name, members in talks.items()
+            if (some := [m for m in members if m.valid][:_SHOWN])
+        },
+    }
+
+
+def _report(outcomes: Sequence[Outcome], out: Path) -> str:
+    duels = [o.result for o in outcomes if o.cell.name == DUELS]
+    names = list(duels[0]["names"])
+    setting = outcomes[0].cell.options
+
+    def rates(row: str, column: str) -> list[float]:
+        return [100 * float(d["rate"][names.index(row)][names.index(column)]) for d in duels]
+
+    matrix = [
+        [row, *("-" if row == column else plus_minus(rates(row, column), 1) for column in names)] for row in names
+    ]
+    shares = [
+        [
+            name,
+            *(plus_minus([d["outcomes"][name][place] for d in duels]) for place in range(len(CRITERIA))),
+            plus_minus([d["turns"][name] for d in duels], 1),
+        ]
+        for name in names
+    ]
+    histories = {
+        name: [o.result["history"] for o in outcomes if o.cell.name == name]
+        for name in dict.fromkeys(o.cell.name for o in outcomes)
+        if name != DUELS
+    }
+    plot_histories(histories, out / "curves")
+    episodes = sum(int(d["starts"]) for d in duels)
+    text = [
+        "# education: learning to teach from preferences over conversations\n",
+        f"Row's win rate over column in %, by the exact oracle, mean over {len(duels)} seeds with the 95% Student "
+        f"interval over seeds; {episodes // len(duels)} starts a seed, one conversation of each policy from each, "
+        f"{sum(int(d['invalid']) for d in duels)} invalid.\n",
+        table(["", *names], matrix),
+        "\nWhat the intervals carry (win rate minus 50, in points):\n",
+        *(f"- {said}" for said in _claims(rates)),
+        "\n## What happened to the students\n",
+        table(["", *CRITERIA, "turns"], shares),
+        "\n## Training\n",
+        "At the last step, mean over seeds: KL to the SFT policy in nats a conversation (where the method reports "
+        "it), share of the value targets' variance that the value explains, entropy of a token in nats.\n",
+        table(["", "KL", "explained variance", "entropy"], training_rows(histories)),
+        "\n![win rate against the SFT policy while training](curves.svg)\n",
+        "## One conversation each\n",
+        "The first of the first seed's comparison; nothing was chosen by hand.\n",
+        *conversations_shown(duels[0]["samples"], ("S", "T")),
+        f"Settings: `{dict(setting)}`\n",
+    ]
+    return "\n".join(text)
+
+
+def _claims(rates: Any) -> list[str]:
+    """The paper's order, link by link."""
+    pairs = [
+        ("RLHF-multi", "SFT"),
+        ("MTPO", "SFT"),
+        ("RLHF-multi", "RLHF-reward"),
+        ("RLHF-multi", "RLHF-value"),
+        ("MTPO", "RLHF-reward"),
+        ("MTPO", "RLHF-value"),
+        ("MTPO", "RLHF-multi"),
+        ("MTPO-tau", "RLHF-multi"),
+        ("MTPO-tau", "MTPO"),
+        ("MTPO", "M-DPO"),
+    ]
+    even = "an even match"
+    return [
+        f"{row} against {column}: " + compare(row, rates(row, column), even, [50.0] * len(rates(row, column)), 1)
+        for row, column in pairs
+    ]
+
+
+def training_rows(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[list[str]]:
+    """What runs report at their last step: one row a way."""
+    rows = []
+    for name, runs in histories.items():
+        last = [run[-1] for run in runs]
+        row = [name]
+        for key, digits in (("kl", 1), ("explained_variance", 2), ("entropy", 2)):
+            values = [float(record[key]) for record in last if key in record]
+            row.append(plus_minus(values, digits) if len(values) == len(last) else "")
+        rows.append(row)
+    return rows
+
+
+def plot_histories(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], stem: Path) -> None:
+    """Win rate against the SFT policy over training steps, and the KL to it, one line a way."""
+    from turnwise.benchmarks.plots import save
+
+    with panels(11, 4, 2) as (canvas, (left, right)):
+        for name, runs in histories.items():
+            points = [[r for r in run if "eval/win_reference" in r] for run in runs]
+            steps = [int(r["step"]) for r in points[0]]
+            line(left, steps, [[100 * r["eval/win_reference"] for r in run] for run in points], label=name, marker="o")
+            spent = [[r for r in run if "kl" in r] for run in runs]
+            if all(spent):
+                line(right, [int(r["step"]) for r in spent[0]], [[r["kl"] for r in run] for run in spent], label=name)
+        left.axhline(50, color="grey", linewidth=0.8)
+        left.set(xlabel="training step", ylabel="win rate against SFT, %")
+        right.set(xlabel="training step", ylabel="KL to SFT, nats a conversation")
+        left.legend(frameon=False, fontsize=8)
+        save(canvas, stem)
+
+
+def conversations_shown(
+    samples: Mapping[str, Sequence[Sequence[Sequence[str]]]], speakers: tuple[str, str]
+) -> list[str]:
+    """Conversations as quoted blocks; model text stands in code blocks, where nothing in it is markup."""
+    text = []
+    for name, talks in samples.items():
+        for talk in talks:
+            lines = [f"{speakers[0]}: {said}" + (f"\n{speakers[1]}: {reply}" if reply else "") for said, reply in talk]
+            safe = "\n".join(lines).replace("`", "'")
+            text += [f"**{name}**\n", f"```text\n{safe}\n```\n"]
+    return text
+
+
+SUITE = Suite(
+    name="education",
+    summary="teaching by conversation: single-turn and multi-turn RLHF, MTPO, MTPO-tau and M-DPO, all against all",
+    cells=_cells,
+    run=_run,
+    report=_report,
+    parallel=True,
+    takes_model=True,
+)

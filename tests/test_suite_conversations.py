@@ -1,0 +1,94 @@
+"""The suites `education` and `car_dealer` in their small form: they run, resume, and say what their figures carry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turnwise.agents import ScriptedAgent, collect
+from turnwise.agents.sellers import ScriptedSeller, SellingHabits
+from turnwise.benchmarks import car_dealer, conversations, education
+from turnwise.benchmarks.conversations import QUICK, Setting, with_model
+from turnwise.benchmarks.suite import run_suite
+from turnwise.envs.trajectory import Group
+
+TINY: dict[str, Any] = {
+    **QUICK, "demonstrations": 24, "sft_steps": 2, "hidden": 16, "layers": 1, "vocabulary": 300, "comparisons": 6,
+    "fit_steps": 1, "steps": 2, "groups": 2, "evaluate_every": 2, "starts": 2, "duels": 2, "turns": 2,
+    "max_new_tokens": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for suite in (education, car_dealer):
+        monkeypatch.setattr(suite, "QUICK", TINY)
+
+
+def test_education_compares_all_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_suite(education.SUITE, tmp_path, quick=True, progress=False)
+    duels = record["cells"][-1]["result"]
+    assert duels["names"] == ["SFT", *education.NAMES]
+    rate = np.array(duels["rate"])
+    assert rate + rate.T == pytest.approx(np.ones_like(rate))
+    text = (tmp_path / "report.md").read_text()
+    assert "one seed, which supports no ordering" in text
+    for name in education.NAMES:
+        assert f"**{name}**" in text
+    assert (tmp_path / "curves.png").stat().st_size > 5_000
+    monkeypatch.setattr(conversations, "train", lambda *_, **__: pytest.fail("trained again what was done"))
+    assert run_suite(education.SUITE, tmp_path, quick=True, progress=False) == record
+
+
+def test_car_dealer_pays_what_was_agreed(tmp_path: Path) -> None:
+    record = run_suite(car_dealer.SUITE, tmp_path, quick=True, progress=False)
+    sales = record["cells"][-1]["result"]
+    assert list(sales) == ["SFT", *car_dealer.NAMES]
+    assert all(0 <= sale["reward"] <= 1 and sale["episodes"] == 4 for sale in sales.values())
+    assert "# car_dealer" in (tmp_path / "report.md").read_text()
+
+
+def test_preferences_for_sales_hold_no_prices() -> None:
+    groups = collect(ScriptedSeller(), car_dealer.TASK.env, groups=5, group_size=4, progress=False)
+    for group in groups:
+        found = car_dealer.DearerSale()(group)
+        assert found.scores is None
+        paid = np.array([member.total_reward for member in group])
+        assert found.matrix == pytest.approx(0.5 + 0.5 * np.sign(paid[:, None] - paid[None]))
+
+
+def test_a_given_model_is_moved_by_small_steps() -> None:
+    options = asdict(Setting())
+    assert with_model(Setting(), options) == Setting()
+    given = with_model(Setting(), {**options, "model": "my/model"})
+    assert (given.lr, given.sft_lr, given.max_tokens) == (1e-6, 2e-5, 4096)
+
+
+def test_model_text_cannot_leave_its_block() -> None:
+    shown = education.conversations_shown({"x": [[["hi", "```\n# not a heading"]]]}, ("S", "T"))
+    assert "".join(shown).count("```") == 2
+
+
+@pytest.mark.parametrize("habit", ["asks", "listens"])
+def test_dealers_who_ask_and_listen_earn_more_together(habit: str) -> None:
+    """Over 300 buyers; either alone is worth less, so the mixture has something better in it to find."""
+    best = SellingHabits(asks=1.0, listens=1.0, shoots_high=0.0, takes=0.0)
+    without = replace(best, **{habit: 0.0})
+    earned = [mean_reward(ScriptedSeller(habits)) for habits in (best, without)]
+    assert earned[0] > earned[1] + 0.02
+
+
+def mean_reward(agent: Any) -> float:
+    groups: list[Group] = collect(agent, car_dealer.TASK.env, groups=300, seed=5, progress=False)
+    return float(np.mean([group[0].total_reward for group in groups]))
+
+
+def test_scripted_dealers_earn_more_than_one_who_says_nothing() -> None:
+    assert mean_reward(ScriptedSeller()) > 0.15
+    assert mean_reward(ScriptedAgent(["Hello."] * 12)) == 0.0
+    assert json.dumps(asdict(SellingHabits()))
