@@ -54,19 +54,23 @@ class BadAnswer(ServerError):
 class _Again(Exception):
     """Something that may pass: `error` says what, `after` the seconds that the server asks to wait."""
 
-    def __init__(self, error: ServerError, after: float = 0.0) -> None:
+    def __init__(self, error: ServerError, after: float = 0.0, *, nobody: bool = False) -> None:
         super().__init__(str(error))
-        self.error, self.after = error, after
+        self.error, self.after, self.nobody = error, after, nobody
 
 
 class ServerAgent:
     """Acts by asking a server for the next assistant message (`POST {base_url}/chat/completions`).
 
-    Observations are sent as "user" messages, the agent's own turns as "assistant" ones. Whatever may pass (status 408,
-    409, 425, 429, 5xx, no connection, silence, an answer that is no completion) is tried again after
-    `backoff * 2^n` seconds, of which a random half is left off so that many clients do not come back at once, and not
-    before the server's Retry-After. The key is read from the environment at every request; it is in no message, name,
-    record or log of this project, and cut out of what servers say.
+    Observations are sent as "user" messages, the agent's own turns as "assistant" ones.
+
+    Whatever may pass (status 408, 409, 425, 429, 5xx, no connection, silence, an answer that is no completion) is tried
+    again after `backoff * 2^n` seconds, of which a random half is left off so that many clients do not come back at
+    once, and not before the server's Retry-After. Where nobody ever answered, a refused connection is tried only once
+    more.
+
+    The key is read from the environment at every request; it is in no message, name, record or log of this project, and
+    cut out of what servers say.
 
     A turn's info holds under "agent": `finish_reason`, `usage` where the server tells, and with `logprobs=True`
     `tokens` and `logprobs` of the answer. These are the server's tokens: they are read, not trained on.
@@ -142,6 +146,7 @@ class ServerAgent:
         self._loop = LoopThread()
         self._places: asyncio.Semaphore | None = None
         self._client: Any = None
+        self._met = False  # whether anybody ever answered
 
     @property
     def name(self) -> str:
@@ -196,7 +201,8 @@ class ServerAgent:
                             ServerUnreachable,
                             f"{again.error}; it asks to wait {again.after:g} s, longest_wait is {self._longest_wait:g}",
                         ) from None
-                    if attempt == self._retries:
+                    # A mistyped address should not be found out after minutes.
+                    if attempt == (min(1, self._retries) if again.nobody and not self._met else self._retries):
                         raise type(again.error)(f"{again.error} ({attempt + 1} attempts)") from again.__cause__
                     wait = self._backoff * 2.0**attempt * (0.5 + 0.5 * float(self._jitter.random()))
                     await self._sleep(min(max(wait, again.after), self._longest_wait))
@@ -234,7 +240,9 @@ class ServerAgent:
                 raise _Again(self._error(ServerUnreachable, f"no answer within {self._timeout:g} s")) from error
             except self._http.HTTPError as error:
                 what = f"{type(error).__name__}: {error}".strip(": ")
-                raise _Again(self._error(ServerUnreachable, what)) from error
+                nobody = isinstance(error, self._http.ConnectError)
+                raise _Again(self._error(ServerUnreachable, what), nobody=nobody) from error
+        self._met = True
         return self._read(response.status_code, response.headers, bytes(content))
 
     def _read(self, status: int, headers: Mapping[str, str], content: bytes) -> dict[str, Any]:

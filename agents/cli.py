@@ -12,8 +12,13 @@ examples:
   turnwise rollout turnwise/ToolMath-v0 --agent my/model --groups 64 --group-size 8 --seed 0 --out runs.jsonl
   turnwise rollout turnwise/Guess-v0 --agent random --groups 100
   turnwise rollout turnwise/ToolMath-v0 --agent human -o sandbox=local
+  turnwise rollout turnwise/EducationDialogue-v0 --agent demonstrator --show 3
+  turnwise rollout turnwise/CarDealer-v0 --agent my/model --partner server:gpt-4o-mini --out dealer.jsonl \\
+      --partner-out buyer.jsonl
+  turnwise rollout turnwise/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
 
-An interrupted command goes on where it stopped: run it again with the same --out.
+WHO is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY), or
+a model's folder or Hub id. An interrupted command goes on where it stopped: run it again with the same --out.
 """
 
 ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may be repeated)"
@@ -29,14 +34,27 @@ def add_commands(subparsers: Any) -> None:
     )
     add_env_arguments(rollout, positional=True)
     rollout.add_argument(
-        "--agent", required=True, help="gold, demonstrator, random, human, or a model's folder or Hub id"
+        "--agent",
+        required=True,
+        metavar="WHO",
+        help="gold, demonstrator, random, human, server:MODEL, or a model's folder or Hub id",
     )
+    rollout.add_argument(
+        "--partner", metavar="WHO", help="who plays the other side of a conversation (default: scripted)"
+    )
+    rollout.add_argument("--base-url", metavar="URL", help="of server:MODEL (default: OPENAI_BASE_URL, or OpenAI's)")
     rollout.add_argument("--groups", type=int, help="how many starts (default: every problem, or 1)")
     rollout.add_argument("--group-size", type=int, default=1, help="episodes per start (default 1)")
+    rollout.add_argument(
+        "--branch-at", type=int, metavar="K", help="members of a group share the agent's first K turns"
+    )
+    rollout.add_argument("--same-luck", action="store_true", help="members share the environment's luck too")
     add_sampling_arguments(rollout)
     rollout.add_argument("--concurrency", type=int, default=64, help="episodes at once (default 64)")
     rollout.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
     rollout.add_argument("--out", type=Path, help="store to append to; what is in it already is not run again")
+    rollout.add_argument("--partner-out", type=Path, help="store for the other side of each conversation (with --out)")
+    rollout.add_argument("--show", type=int, default=0, metavar="N", help="print the first N episodes")
     rollout.add_argument("--misses", type=int, default=0, metavar="N", help="print the first N episodes without reward")
     rollout.add_argument("--quiet", action="store_true", help="no progress bar")
     rollout.set_defaults(run=_rollout)
@@ -93,28 +111,88 @@ def no_loading_bars() -> None:
     logging.disable_progress_bar()
 
 
-def make_agent(args: argparse.Namespace, options: dict[str, Any]) -> Any:
+def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> Any:
     """The agent named on the command line.
 
     Raises:
-        ValueError: A scripted solver was asked for in an environment without problems.
+        ValueError: A scripted agent was asked for in an environment that has none.
     """
     from turnwise.agents.agent import HumanAgent, RandomAgent
-    from turnwise.agents.demonstrator import Demonstrator
-    from turnwise.agents.gold import GoldAgent
+
+    if who == "random":
+        return RandomAgent()
+    if who == "human":
+        return HumanAgent()
+    if who == "gold":
+        from turnwise.agents.gold import GoldAgent
+
+        return GoldAgent(problems_of(args.env, options))
+    if who == "demonstrator":
+        return _demonstrator(args.env, options)
+    if who.startswith("server:"):
+        from turnwise.agents.api import ServerAgent
+
+        return ServerAgent(
+            who.removeprefix("server:"),
+            base_url=args.base_url,
+            temperature=args.temperature,
+            top_p=args.top_p if args.top_p < 1 else None,
+            max_tokens=args.max_new_tokens,
+            concurrency=args.concurrency,
+        )
     from turnwise.agents.transformer import TransformerAgent
 
-    if args.agent == "random":
-        return RandomAgent()
-    if args.agent == "human":
-        return HumanAgent()
-    if args.agent in ("gold", "demonstrator"):
-        problems = problems_of(args.env, options)
-        return GoldAgent(problems) if args.agent == "gold" else Demonstrator(problems)
     no_loading_bars()
-    return TransformerAgent.from_pretrained(
-        args.agent, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
-    )
+    return TransformerAgent.from_pretrained(who, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)
+
+
+def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:
+    """Who shows how it is done, in its own mixed quality."""
+    role = _roles(env_id)[1]
+    if role == "teacher":
+        from turnwise.agents.teachers import ScriptedTeacher
+
+        return ScriptedTeacher()
+    if role == "dealer":
+        from turnwise.agents.sellers import ScriptedSeller
+
+        return ScriptedSeller()
+    from turnwise.agents.demonstrator import Demonstrator
+
+    return Demonstrator(problems_of(env_id, options))
+
+
+def _roles(env_id: str) -> tuple[str, str]:
+    """Whom the partner and whom the agent plays; empty where the environment is no conversation with a partner."""
+    from turnwise.envs.registration import creator, env_spec
+
+    partner, agent = getattr(creator(env_spec(env_id)), "roles", ("", ""))
+    return partner, agent
+
+
+def _with_partner(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with who is to play the other side.
+
+    Raises:
+        ValueError: The environment has no other side, or what was asked for needs one.
+    """
+    if args.partner is None:
+        if args.partner_out is not None:
+            raise ValueError("rollout: expected --partner WHO to go with --partner-out, got none")
+        return options
+    from turnwise.agents.roles import AgentPartner
+
+    role, _ = _roles(args.env)
+    if not role:
+        raise ValueError(f"rollout: expected an environment with another side for --partner, got {args.env}")
+    if args.partner in ("gold", "demonstrator") or role in options:
+        raise ValueError(
+            f"rollout: expected --partner random, human, server:MODEL or a model for the {role}, and no -o {role}=..., "
+            f"got {args.partner!r}; leave --partner out for the scripted {role}"
+        )
+    if args.partner_out is not None and args.out is None:
+        raise ValueError("rollout: expected --out to go with --partner-out, since resuming needs both; got none")
+    return options | {role: AgentPartner(make_agent(args.partner, args, options))}
 
 
 def problems_of(env_id: str, options: dict[str, Any]) -> Any:
@@ -136,19 +214,22 @@ def problems_of(env_id: str, options: dict[str, Any]) -> Any:
 
 
 def _rollout(args: argparse.Namespace) -> int:
-    from contextlib import nullcontext
+    from contextlib import ExitStack
 
     from turnwise.agents.collecting import collect
     from turnwise.envs.store import Store
 
     options = env_options(args)
-    agent = make_agent(args, options)
+    agent = make_agent(args.agent, args, options)
+    options = _with_partner(args, options)
     tasks = None
     if "problems" in options:
         count = len(options["problems"]) if args.groups is None else args.groups
         tasks = [group % len(options["problems"]) for group in range(count)]
     try:
-        with Store(args.out) if args.out else nullcontext() as store:
+        with ExitStack() as stores:
+            store = stores.enter_context(Store(args.out)) if args.out else None
+            partner_store = stores.enter_context(Store(args.partner_out)) if args.partner_out else None
             groups = collect(
                 agent,
                 args.env,
@@ -157,8 +238,11 @@ def _rollout(args: argparse.Namespace) -> int:
                 seed=args.seed,
                 tasks=tasks,
                 env_options=options,
+                branch_at=args.branch_at,
+                same_luck=args.same_luck,
                 concurrency=args.concurrency,
                 store=store,
+                partner_store=partner_store,
                 progress=not args.quiet,
                 label="rollout",
             )
@@ -169,9 +253,11 @@ def _rollout(args: argparse.Namespace) -> int:
 
 
 def _summarise(args: argparse.Namespace, groups: Any) -> int:
-    from turnwise.envs.cli import printable
+    from turnwise.envs.cli import print_trajectory, printable
 
     episodes = [member for group in groups for member in group]
+    for number, member in enumerate(episodes[: args.show], 1):
+        print_trajectory(member, number)
     valid = [member for member in episodes if member.valid]
     missed = [member for member in valid if member.total_reward <= 0]
     for member in missed[: args.misses]:

@@ -63,8 +63,10 @@ class CarDealer(PartnerEnv):
         ValueError: An unknown option.
     """
 
+    roles = ("buyer", "dealer")
+
     def __init__(self, buyer: str | Partner = "scripted", turns: int = 10) -> None:
-        super().__init__(buyer, ScriptedBuyer(), "buyer", turns, LUCK_A_TURN)
+        super().__init__(buyer, ScriptedBuyer(), turns, LUCK_A_TURN)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a buyer.

@@ -7,7 +7,10 @@ import inspect
 import itertools
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnwise.envs.trajectory import Trajectory
 
 ENVS_HELP = """\
 examples:
@@ -164,29 +167,46 @@ def _show(args: argparse.Namespace) -> int:
     stored = read(args.store, corrupt="skip" if args.skip_damaged else "raise")
     number = 0
     for number, trajectory in enumerate(itertools.islice(stored, args.start - 1, stop), args.start):
-        end = "terminated" if trajectory.terminated else "truncated" if trajectory.truncated else "not ended"
-        facts = [
-            f"seed {trajectory.seed}",
-            f"member {trajectory.member}",
-            f"task {trajectory.task_id}" if trajectory.task_id else "",
-            " ".join(part for part in (trajectory.agent, trajectory.policy_version) if part),
-            f"return {trajectory.total_reward:g}" if trajectory.valid else "INVALID",
-            end,
-        ]
-        _print(printable(f"=== {number}: {trajectory.env_id}, {', '.join(fact for fact in facts if fact)}"))
-        for turn in trajectory.turns:
-            _block("env", turn.observation)
-            _block("agent", turn.action)
-            if turn.reward:
-                _print(f"  reward: {turn.reward:g}")
-        if trajectory.final_observation:
-            _block("env", trajectory.final_observation)
-        if trajectory.error is not None:
-            _block("error", trajectory.error)
-        _print("")
+        print_trajectory(trajectory, number)
     if number == 0:
         _print(f"no trajectory from number {args.start} on in {printable(args.store)}")
     return 0
+
+
+def print_trajectory(trajectory: Trajectory, number: int) -> None:
+    """Prints a trajectory for a person to read, each turn under the name of who spoke."""
+    end = "terminated" if trajectory.terminated else "truncated" if trajectory.truncated else "not ended"
+    facts = [
+        f"seed {trajectory.seed}",
+        f"member {trajectory.member}",
+        f"task {trajectory.task_id}" if trajectory.task_id else "",
+        " ".join(part for part in (trajectory.agent, trajectory.policy_version) if part),
+        f"return {trajectory.total_reward:g}" if trajectory.valid else "INVALID",
+        end,
+    ]
+    _print(printable(f"=== {number}: {trajectory.env_id}, {', '.join(fact for fact in facts if fact)}"))
+    env, agent = _roles(trajectory)
+    for turn in trajectory.turns:
+        _block(env, turn.observation)
+        _block(agent, turn.action)
+        if turn.reward:
+            _print(f"  reward: {turn.reward:g}")
+    if trajectory.final_observation:
+        _block(env, trajectory.final_observation)
+    if trajectory.error is not None:
+        _block("error", trajectory.error)
+    _print("")
+
+
+def _roles(trajectory: Trajectory) -> tuple[str, str]:
+    """Who speaks in a trajectory: as the environment says, where it is installed and says so."""
+    from turnwise.envs.registration import creator, env_spec
+
+    try:
+        env, agent = getattr(creator(env_spec(trajectory.env_id)), "roles", ("env", "agent"))
+    except Exception:  # a store may be read where its environment is not installed, or is broken
+        return "env", "agent"
+    return (agent, env) if trajectory.env_options.get("side") == "partner" else (env, agent)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -67,6 +67,8 @@ class EducationDialogue(PartnerEnv):
         ValueError: An unknown option or topic; a reward asked of a student that has no outcome.
     """
 
+    roles = ("student", "teacher")
+
     def __init__(
         self,
         student: str | Partner = "scripted",
@@ -76,7 +78,7 @@ class EducationDialogue(PartnerEnv):
         ends: Side = "student",
         topics: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(student, ScriptedStudent(), "student", turns, LUCK_A_TURN)
+        super().__init__(student, ScriptedStudent(), turns, LUCK_A_TURN)
         self._one_of("reward", reward, get_args(Reward))
         self._one_of("ends", ends, get_args(Side))
         if self.blocking and reward != "none":

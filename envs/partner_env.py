@@ -19,7 +19,6 @@ class PartnerEnv(gymnasium.Env[str, str]):
     Args:
         partner: "scripted" or a partner.
         scripted: The scripted partner.
-        role: What the option is called, for error messages.
         turns: Turns of the agent.
         luck_a_turn: Numbers that the scripted partner draws a turn.
     """
@@ -27,12 +26,14 @@ class PartnerEnv(gymnasium.Env[str, str]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
     takes_noise = True
+    roles = ("partner", "agent")
+    """Whom the partner plays, which is also the name of its option, and whom the agent plays."""
 
-    def __init__(self, partner: str | Partner, scripted: Partner, role: str, turns: int, luck_a_turn: int) -> None:
+    def __init__(self, partner: str | Partner, scripted: Partner, turns: int, luck_a_turn: int) -> None:
         if turns < 1:
             raise ValueError(f"{type(self).__name__}: expected turns >= 1, got {turns}")
         if isinstance(partner, str):
-            self._one_of(role, partner, ("scripted",))
+            self._one_of(self.roles[0], partner, ("scripted",))
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.turns = turns
