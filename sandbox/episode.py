@@ -129,16 +129,9 @@ def classify(error: BaseException) -> int:
 class Episode:
     """The loop of one interpreter."""
 
-    def __init__(
-        self,
-        control: socket.socket,
-        folder: str,
-        limit: int,
-        fork: Callable[[], int],
-        confine: Callable[[str], None],
-        silence: Callable[[], None],
-    ) -> None:
-        self.control, self.folder, self.limit = control, folder, limit
+    def __init__(self, fork: Callable[[], int], confine: Callable[[str], None], silence: Callable[[], None]) -> None:
+        self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=CONTROL)
+        self.folder, self.limit = "", 1024
         self.fork, self.confine, self.silence = fork, confine, silence
         self.silent = False
         self.pid = os.getpid()
@@ -149,10 +142,15 @@ class Episode:
         self.names = self.module.__dict__
         self.names.update(__builtins__=__builtins__, exit=sys.exit, quit=sys.exit)
         self.out, self.err = _Text(1), _Text(2)
-        sys.stdout, sys.stderr, sys.stdin = self.out, self.err, io.TextIOWrapper(io.FileIO(0), encoding="utf-8")
+        sys.stdout, sys.stderr = self.out, self.err
+        sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
         vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr, __stdin__=sys.stdin)
         sys.modules["__main__"] = self.module
         signal.signal(signal.SIGINT, self.interrupted)
+
+    def settle(self, folder: str, limit: int, confine: Callable[[str], None]) -> None:
+        """What is known only once it has become somebody's: its folder, its limit of output, its walls."""
+        self.folder, self.limit, self.confine = folder, limit, confine
 
     def interrupted(self, number: int, frame: object) -> None:
         """SIGINT ends a program, never the loop round it."""
@@ -173,17 +171,26 @@ class Episode:
     def serve(self) -> None:
         """Answers until the channel closes."""
         while True:
-            (size,) = struct.unpack(">I", self.read(4))
-            body = self.read(size)
-            kind, token, payload = body[:1], body[1:9], body[9:]
-            if kind == b"R":
-                self.answer(token, payload)
-            elif kind == b"S":
-                random.seed(int(payload))
-                if (numpy := sys.modules.get("numpy")) is not None:
-                    numpy.random.seed(int(payload) & 0xFFFFFFFF)
-            elif kind == b"F":
-                self.branch(token)
+            self.serve_one()
+
+    def serve_one(self) -> None:
+        """Carries out the next request."""
+        (size,) = struct.unpack(">I", self.read(4))
+        body = self.read(size)
+        kind, token, payload = body[:1], body[1:9], body[9:]
+        if kind == b"R":
+            self.answer(token, payload)
+        elif kind == b"S":
+            self.seed(payload)
+        elif kind == b"F":
+            self.branch(token)
+
+    @staticmethod
+    def seed(number: bytes) -> None:
+        """Seeds the generators, or every copy of the zygote would draw the same numbers."""
+        random.seed(int(number))
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.seed(int(number) & 0xFFFFFFFF)
 
     def send(
         self, token: bytes, kind: int, out: bytes = b"", err: bytes = b"", value: str = "", error: str = ""
@@ -283,7 +290,8 @@ class Episode:
             os.close(fd)
         # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
-        shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        if os.listdir(self.folder):
+            shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
         here = os.getcwd()
         os.chdir(folder + here[len(self.folder) :] if here.startswith(self.folder) else folder)
         self.folder = os.environ["HOME"] = os.environ["TMPDIR"] = folder

@@ -26,6 +26,7 @@ from turnwise.sandbox.processes import folder_usage
 GRACE_S = 0.5  # between the interrupt and the kill
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
+REFILL_S = 0.005  # after a spare was taken: its first run goes before the birth of the next one
 IDLE_CPU_S = 0.5  # what background threads may use between runs
 MOST_FILES = 2048
 FORK = b"fork".ljust(8, b"\0")
@@ -140,7 +141,7 @@ class Supervisor(Interpreters):
         session = self.new_session(request["limits"], request["seed"], peer, request["id"])
         self.attach(session)
         self.spare_limits = request["limits"]
-        self.after(0.0, self.refill)
+        self.after(REFILL_S, self.refill)
 
     def close(self, session: Session) -> None:
         """Ends a session and its interpreter."""
@@ -166,9 +167,9 @@ class Supervisor(Interpreters):
                 self.lose(session, "no user id is free")
                 return
         session.child, child.session = child, session
-        self.tell(child, b"S", episode.HELLO, str(session.seed).encode())
         if child.pid:
-            self.opened(session)
+            self.opened(session)  # first the answer: the host need not wait while the seed is taken
+        self.tell(child, b"S", episode.HELLO, str(session.seed).encode())
 
     def refill(self) -> None:
         """Keeps as many spares as configured, with the limits asked for last."""

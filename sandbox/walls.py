@@ -86,18 +86,30 @@ _EPERM, _ENOSYS, _NEWEST_KNOWN = 1, 38, 463
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 _LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
+_PASS, _DENY, _ABSENT = (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _ERRNO | _EPERM), (_RET, 0, 0, _ERRNO | _ENOSYS)
 
 
 def _column() -> int:
     return 0 if MACHINE == "x86_64" else 1
 
 
-def filter_program(*, processes: bool, programs: bool) -> bytes:
-    """The classic-BPF filter of an episode.
+def _packed(code: list[tuple[int, int, int, int]]) -> bytes:
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
 
-    Args:
-        processes: Whether it may fork; threads are always allowed.
-        programs: Whether it may execute other programs.
+
+# What the zygote and an interpreter on its way in need, and no program may have.
+_ENTERING: dict[str, tuple[int, int]] = {
+    "setresuid": (117, 147), "setresgid": (119, 149), "setgroups": (116, 159), "setpgid": (109, 154),
+    "setpriority": (141, 140), "sched_setscheduler": (144, 119),
+}  # fmt: skip
+_PRCTL_ENTERING = (PR_SET_PDEATHSIG, PR_SET_DUMPABLE)
+
+
+def zygote_program() -> bytes:
+    """The classic-BPF filter of the zygote, which every interpreter inherits: an allow-list.
+
+    It is long, and taking it in costs the kernel as much as a tenth of an interpreter's birth; so it is installed
+    once, before the first fork. What only the entry of an interpreter needs, `episode_program` takes away.
 
     Returns:
         Packed `sock_filter` instructions for this machine.
@@ -107,9 +119,6 @@ def filter_program(*, processes: bool, programs: bool) -> bytes:
 
     def put(op: int, k: int, jt: int = 0, jf: int = 0) -> None:
         code.append((op, jt, jf, k))
-
-    def argument(index: int, high: bool = False) -> None:
-        put(_LD, 16 + 8 * index + (4 if high else 0))
 
     put(_LD, 4)
     put(_JEQ, _AUDIT_ARCH[MACHINE], 1, 0)
@@ -125,30 +134,52 @@ def filter_program(*, processes: bool, programs: bool) -> bytes:
             put(_JEQ, numbers[col], 0, len(body))
             code.extend(body)
 
-    allow, deny, absent = (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _ERRNO | _EPERM), (_RET, 0, 0, _ERRNO | _ENOSYS)
-    flags = [(_LD, 0, 0, 16), (_JSET, 0, 1, _NEW_NAMESPACES), deny]
-    guarded(_CLONE, [*flags, allow] if processes else [*flags, (_JSET, 1, 0, _CLONE_THREAD), deny, allow])
-    guarded(_CLONE3, [absent])  # its flags lie in memory, where a filter cannot look: libc falls back to clone
-    for numbers in (_FORK, _VFORK):
-        guarded(numbers, [allow if processes else deny])
-    for numbers in (_EXECVE, _EXECVEAT):
-        guarded(numbers, [allow if programs else deny])
-    checks = [(_JEQ, len(_PRCTL_ALLOWED) - i, 0, value) for i, value in enumerate(_PRCTL_ALLOWED)]
-    guarded(_PRCTL, [(_LD, 0, 0, 16), *checks, deny, allow])
-    guarded(_PRLIMIT, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 0), deny, allow])  # only its own limits
-    guarded(_SOCKETPAIR, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 1), deny, allow])  # AF_UNIX
+    guarded(_CLONE, [(_LD, 0, 0, 16), (_JSET, 0, 1, _NEW_NAMESPACES), _DENY, _PASS])
+    guarded(_CLONE3, [_ABSENT])  # its flags lie in memory, where a filter cannot look: libc falls back to clone
+    for numbers in (_FORK, _VFORK, _EXECVE, _EXECVEAT, *_ENTERING.values()):
+        guarded(numbers, [_PASS])
+    options = (*_PRCTL_ALLOWED, *_PRCTL_ENTERING)
+    checks = [(_JEQ, len(options) - i, 0, value) for i, value in enumerate(options)]
+    guarded(_PRCTL, [(_LD, 0, 0, 16), *checks, _DENY, _PASS])
+    guarded(_PRLIMIT, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 0), _DENY, _PASS])  # only its own limits
+    guarded(_SOCKETPAIR, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 1), _DENY, _PASS])  # AF_UNIX
     signals = [(_JEQ, 2, 0, 8), (_JEQ, 1, 0, 15), (_JEQ, 0, 1, 10)]  # F_SETOWN, F_SETOWN_EX, F_SETSIG
-    guarded(_ALLOWED["fcntl"], [(_LD, 0, 0, 24), *signals, deny, allow])
+    guarded(_ALLOWED["fcntl"], [(_LD, 0, 0, 24), *signals, _DENY, _PASS])
     for name, numbers in _ALLOWED.items():
         if name == "ioctl":  # pushing characters into somebody's terminal
-            guarded(numbers, [(_LD, 0, 0, 24), (_JEQ, 2, 0, 0x5412), (_JEQ, 1, 0, 0x541C), allow, deny])
+            guarded(numbers, [(_LD, 0, 0, 24), (_JEQ, 2, 0, 0x5412), (_JEQ, 1, 0, 0x541C), _PASS, _DENY])
         elif numbers[col] >= 0:
-            put(_JEQ, numbers[col], 0, 1)
-            put(*allow[:1], allow[3])
+            guarded(numbers, [_PASS])
     put(_JGE, _NEWEST_KNOWN, 0, 1)
-    code.append(absent)
-    code.append(deny)
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+    code.append(_ABSENT)
+    code.append(_DENY)
+    return _packed(code)
+
+
+def episode_program(*, processes: bool, programs: bool) -> bytes:
+    """The second filter of an interpreter: takes away what only its entry needed, and what its limits forbid.
+
+    The kernel asks both and follows the stricter.
+
+    Args:
+        processes: Whether it may fork; threads are always allowed.
+        programs: Whether it may execute other programs.
+    """
+    col = _column()
+    denied = list(_ENTERING.values())
+    if not processes:
+        denied += [_FORK, _VFORK]
+    if not programs:
+        denied += [_EXECVE, _EXECVEAT]
+    code: list[tuple[int, int, int, int]] = [(_LD, 0, 0, 0)]
+    for numbers in denied:
+        if numbers[col] >= 0:
+            code += [(_JEQ, 0, 1, numbers[col]), _DENY]
+    checks = [(_JEQ, len(_PRCTL_ENTERING) - i, 0, value) for i, value in enumerate(_PRCTL_ENTERING)]
+    code += [(_JEQ, 0, len(checks) + 3, _PRCTL[col]), (_LD, 0, 0, 16), *checks, _PASS, _DENY]
+    if not processes:
+        code += [(_JEQ, 0, 3, _CLONE[col]), (_LD, 0, 0, 16), (_JSET, 1, 0, _CLONE_THREAD), _DENY]
+    return _packed([*code, _PASS])
 
 
 def silence_program() -> bytes:
@@ -156,8 +187,7 @@ def silence_program() -> bytes:
     col = _column()
     numbers = [_ALLOWED[name][col] for name in ("kill", "tkill", "tgkill")]
     checks = [(_JEQ, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
-    code = [(_LD, 0, 0, 0), *checks, (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _ERRNO | _EPERM)]
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+    return _packed([(_LD, 0, 0, 0), *checks, _PASS, _DENY])
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -298,6 +328,28 @@ def clone_sibling() -> int:
     if pid < 0:
         raise OSError(error, os.strerror(error))
     return pid
+
+
+def rehearse_fork() -> None:
+    """What the interpreter itself does before and after a fork, without one; only for a process with one thread."""
+    ctypes.pythonapi.PyOS_BeforeFork()
+    ctypes.pythonapi.PyOS_AfterFork_Child()
+
+
+_MADV_COLLAPSE, _HUGE = 25, 2 << 20
+
+
+def use_huge_pages() -> None:
+    """Gathers this process's memory in huge pages where the kernel can (6.1): a fork then copies far fewer entries."""
+    assert _libc is not None
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        lines = [line.split() for line in file]
+    for fields in lines:
+        if fields[1].startswith("rw") and (len(fields) == 5 or fields[5] == "[heap]"):
+            low, high = (int(number, 16) for number in fields[0].split("-"))
+            low, high = -(-low // _HUGE) * _HUGE, high // _HUGE * _HUGE
+            if low < high:
+                _libc.madvise(ctypes.c_void_p(low), ctypes.c_size_t(high - low), ctypes.c_int(_MADV_COLLAPSE))
 
 
 def address_space() -> int:

@@ -11,8 +11,10 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
+import struct
 import sys
 import time
 from typing import Any, NoReturn
@@ -26,16 +28,22 @@ sympy.solve(x**2 - 5 * x + 6, x); sympy.simplify(sympy.sin(x) ** 2 + sympy.cos(x
 sympy.integrate(sympy.sin(x) * x, x); sympy.factor(x**3 - 1); sympy.sympify("1/2 + x").evalf()
 print(end="")
 """
+HURRY_S = 0.02  # a copy taken sooner after it was made: many are wanted
+BREATH_S = 0.003  # else the next is made when the one just taken is at work
+REHEARSALS = 24  # byte code is specialised after eight runs, in steps
+TRIAL_HEAD = struct.Struct(">I1s8s")
+TRIAL_PROGRAMS = (b"print(1 + 1)", b"x = 6\nx * 7", b"import math\nfor n in range(3): print(math.sqrt(n))", b"1 / 0")
 
 
 def main(channel: socket.socket, config: dict[str, Any]) -> NoReturn:
     """The zygote's whole life, in a process of its own."""
     try:
-        fd = os.dup2(channel.detach(), 3)
+        fd = os.dup2(channel.detach(), episode.CONTROL + 1)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
+        os.dup2(null, episode.CONTROL)
         os.dup2(2, 1)  # what a library prints while it is imported must not reach the host's channel
-        os.closerange(4, 4096)
+        os.closerange(fd + 1, 4096)
         run(socket.socket(fileno=fd), config)
     finally:
         os._exit(1)
@@ -52,31 +60,120 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         exec(WARM_UP, {})
     for name in [name for name in sys.modules if name == "turnwise" or name.startswith("turnwise.")]:
         del sys.modules[name]
+    room = Prepared(config)
+    for _ in range(REHEARSALS):
+        walls.rehearse_fork()
+        area = os.path.join(config["work"], os.urandom(12).hex())
+        folder = os.path.join(area, os.urandom(12).hex())
+        make_room(area, folder, None)
+        os.rmdir(folder)
+        os.rmdir(area)
+    rehearse(REHEARSALS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    room.size = walls.address_space() if walls.LINUX else 0
     gc.collect()
     gc.freeze()  # objects of the parent never move through the collector: their pages stay shared
-    room = Prepared(config)
+    if walls.LINUX:
+        walls.use_huge_pages()
     channel.sendall(b"+")
-    while True:
-        data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
-        if not data:
-            return
-        fds = array.array("i")
-        for _, _, payload in ancillary:
-            fds.frombytes(payload[: len(payload) - len(payload) % 4])
+    while copy_ahead(channel, room):
+        pass
+
+
+def copy_ahead(channel: socket.socket, room: Prepared) -> bool:
+    """Forks the next copy before anybody asks and waits until it has taken a request; False at the channel's end.
+
+    The copy is nobody's yet: user, folder, limits and walls come with the request.
+    """
+    taken, takes = os.pipe()
+    try:
+        pid = room.fork()
+    except OSError:
+        os.close(takes)
+        os.close(taken)
+        return lacking(channel)
+    if pid == 0:
         try:
-            pid = room.fork()
-        except OSError:
-            pid = -1  # the descriptors close, which tells the supervisor
-        if pid == 0:
-            try:
-                channel.close()
-                start(json.loads(data), fds, room)
-            except BaseException as error:
-                os.write(2, f"episode did not start: {type(error).__name__}: {error}\n".encode())
-            finally:
-                os._exit(70)
+            os.close(taken)
+            served = get_ready(channel, room)
+            data, fds = receive(channel)
+            if data:
+                os.close(takes)  # and not a byte written: the kernel would then run the zygote before this copy
+                start(json.loads(data), fds, room, served)
+            else:
+                os.write(takes, b"-")
+        except BaseException as error:
+            os.write(2, f"episode did not start: {type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(70)
+    os.close(takes)
+    made = time.monotonic()
+    word = os.read(taken, 1)
+    os.close(taken)
+    if time.monotonic() > made + HURRY_S:
+        select.select([channel], [], [], BREATH_S)
+    return not word
+
+
+def lacking(channel: socket.socket) -> bool:
+    """No copy could be made: waits for a request or for better times; one that is due already fails now."""
+    if not select.select([channel], [], [], 0.05)[0]:
+        return True
+    data, fds = receive(channel)
+    for fd in fds:
+        os.close(fd)  # which tells the supervisor
+    return bool(data)
+
+
+def receive(channel: socket.socket) -> tuple[bytes, array.array[int]]:
+    """One request with its descriptors."""
+    data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
+    fds = array.array("i")
+    for _, _, payload in ancillary:
+        fds.frombytes(payload[: len(payload) - len(payload) % 4])
+    return data, fds
+
+
+def rehearse(times: int) -> None:
+    """Goes through an episode's life, of programs that are ours, so that none of it is done for the first time later.
+
+    In the zygote often enough that byte code is specialised, caches filled and free lists sorted: every copy inherits
+    that. In a copy once, while nobody waits, to get the pages it will write as its own.
+    """
+    ours, theirs = socket.socketpair()
+    os.dup2(theirs.fileno(), episode.CONTROL)
+    theirs.close()
+    sample = json.dumps({"limits": {"memory_mb": 1, "programs": False}, "uid": 1, "area": "", "folder": ""})
+    for number in range(times):
+        trial = episode.Episode(os.getpid, lambda _: None, lambda: None)
+        trial.seed(str(number).encode())
+        for program in TRIAL_PROGRAMS:
+            ours.sendall(TRIAL_HEAD.pack(9 + len(program), b"R", episode.HELLO) + program)
+            trial.serve_one()
+            ours.recv(1 << 16)
+        trial.hello()
+        ours.recv(1 << 16)
+        ours.sendmsg([sample.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+        _, fds = receive(trial.control)
+        json.loads(sample)
         for fd in fds:
             os.close(fd)
+        trial.control.detach()
+    ours.close()
+
+
+def get_ready(channel: socket.socket, room: Prepared) -> episode.Episode:
+    """What a fresh copy can do before it is anybody's."""
+    os.setpgid(0, 0)
+    if room.nice:
+        os.nice(room.nice)
+    if walls.LINUX:
+        _first_to_be_killed()
+    if not select.select([channel], [], [], 0)[0]:
+        rehearse(1)
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return episode.Episode(room.fork, lambda _: None, room.silence)
 
 
 class Prepared:
@@ -86,14 +183,10 @@ class Prepared:
         self.nice: int = config["nice"]
         self.fork = walls.clone_sibling if config["siblings"] else os.fork
         self.filters: dict[bool, bytes] = {}
-        self.silence = b""
-        if config["filter"]:
-            for programs in (False, True):
-                self.filters[programs] = walls.filter_program(processes=config["forks"], programs=programs)
-            self.silence = walls.silence_program()
+        self._silence = b""
         self.landlock = walls.Landlock(config["readable"], ["/dev/null"])
         self.landlock.prepare()
-        self.size = walls.address_space() if walls.LINUX else 0
+        self.size = 0  # bytes of address space, once everything is loaded
         for which in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK):
             walls.set_limit(which, 0)
         if walls.LINUX:
@@ -103,22 +196,30 @@ class Prepared:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(0o077)
+        if hasattr(os, "sched_setscheduler"):  # a copy made ahead has time: it must not push aside who is asked now
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         os.environ.clear()
         os.environ.update(LANG="C.UTF-8", PATH="/usr/local/bin:/usr/bin:/bin")
         sys.path.append("")
+        if config["filter"]:
+            for programs in (False, True):
+                self.filters[programs] = walls.episode_program(processes=config["forks"], programs=programs)
+            self._silence = walls.silence_program()
+            walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
+            walls.install_filter(walls.zygote_program())
+
+    def silence(self) -> None:
+        """Takes the right to signal away."""
+        if self._silence:
+            walls.install_filter(self._silence)
 
 
-def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared) -> None:
-    """Turns this fresh copy of the zygote into one walled-in episode and serves it."""
+def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared, served: episode.Episode) -> None:
+    """Turns a fresh copy of the zygote into one walled-in episode and serves it."""
     for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
         os.dup2(fd, target, inheritable=True)
-    os.setpgid(0, 0)
-    if prepared.nice:
-        os.nice(prepared.nice)
     limits, uid, area, folder = request["limits"], request["uid"], request["area"], request["folder"]
     programs: bool = limits["programs"]
-    if walls.LINUX:
-        _first_to_be_killed()
     make_room(area, folder, uid)
     if uid is not None:
         os.seteuid(uid)
@@ -145,12 +246,7 @@ def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared) ->
     def confine(own: str) -> None:
         landlock.restrict(own, execute=programs)
 
-    def silence() -> None:
-        if prepared.silence:
-            walls.install_filter(prepared.silence)
-
-    control = socket.socket(fileno=episode.CONTROL)
-    served = episode.Episode(control, folder, limits["output_bytes"], prepared.fork, confine, silence)
+    served.settle(folder, limits["output_bytes"], confine)
     served.hello()
     served.serve()
 
@@ -188,8 +284,9 @@ def _make_folder(path: str, attempts: int) -> None:
 
 def _first_to_be_killed() -> None:
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(fd, b"1000")
+        os.close(fd)
     except OSError:
         pass  # a read-only /proc: the kernel then chooses by size, which is nearly as good
 

@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import io
+import os
+import signal
 import socket
 import struct
 import sys
@@ -165,12 +167,44 @@ def test_an_answer_that_does_not_come_is_a_lost_sandbox() -> None:
     theirs.close()
 
 
-@pytest.mark.skipif(not walls.SUPPORTED, reason="the filter is for Linux on x86_64 and aarch64")
-def test_the_filter_is_well_formed() -> None:
-    """Every jump of the classic-BPF program lands inside it and the last instruction returns."""
+FILTERS = pytest.mark.skipif(not walls.SUPPORTED, reason="the filter is for Linux on x86_64 and aarch64")
+ALLOW, DENY, ABSENT, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
+
+
+def judged(program: bytes, number: int, argument: int = 0, machine: int | None = None) -> int:
+    """What the kernel would answer to a system call: the classic-BPF program carried out by hand.
+
+    `argument` stands for every argument of the call.
+    """
+    fields = {0: number, 4: machine or walls._AUDIT_ARCH[walls.MACHINE], **dict.fromkeys(range(16, 64, 8), argument)}
+    code = list(struct.iter_unpack("HBBI", program))
+    accumulator, at = 0, 0
+    while True:
+        operation, yes, no, value = code[at]
+        if operation == 0x06:
+            return int(value)
+        if operation == 0x20:
+            accumulator = fields[value]
+            at += 1
+            continue
+        true = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[operation]
+        at += 1 + (yes if true else no)
+
+
+def both(number: int, argument: int = 0, *, processes: bool = True, programs: bool = False) -> int:
+    """What an episode meets: the zygote's filter, which it inherits, and its own; the stricter counts."""
+    second = walls.episode_program(processes=processes, programs=programs)
+    answers = (judged(walls.zygote_program(), number, argument), judged(second, number, argument))
+    return next((answer for answer in (KILL, DENY, ABSENT) if answer in answers), ALLOW)
+
+
+@FILTERS
+def test_the_filters_are_well_formed() -> None:
+    """Every jump of the classic-BPF programs lands inside and the last instruction returns."""
     for program in (
-        walls.filter_program(processes=True, programs=False),
-        walls.filter_program(processes=False, programs=True),
+        walls.zygote_program(),
+        walls.episode_program(processes=True, programs=False),
+        walls.episode_program(processes=False, programs=True),
         walls.silence_program(),
     ):
         code = list(struct.iter_unpack("HBBI", program))
@@ -178,6 +212,81 @@ def test_the_filter_is_well_formed() -> None:
         assert code[-1][0] == 0x06
         for index, (_, yes, no, _) in enumerate(code):
             assert index + 1 + max(yes, no) < len(code) or code[index][0] == 0x06
+
+
+@FILTERS
+def test_the_two_filters_together_allow_what_is_listed_and_nothing_else() -> None:
+    """Call by call: what only an interpreter's entry needs is gone once the second filter is on."""
+    column = 0 if walls.MACHINE == "x86_64" else 1
+    listed = {numbers[column] for numbers in walls._ALLOWED.values()}
+    entering = {numbers[column] for numbers in walls._ENTERING.values()}
+    walled = (walls._CLONE, walls._FORK, walls._VFORK, walls._CLONE3, walls._PRCTL, walls._PRLIMIT)
+    special = {pair[column] for pair in (*walled, walls._SOCKETPAIR, walls._EXECVE, walls._EXECVEAT)}
+    for number in range(512):
+        if number not in special:
+            expected = ALLOW if number in listed else DENY if number < walls._NEWEST_KNOWN else ABSENT
+            assert both(number) == expected, number
+            if number in entering:
+                assert judged(walls.zygote_program(), number) == ALLOW, number
+    assert judged(walls.zygote_program(), walls._ALLOWED["read"][column], machine=0x40000003) == KILL
+
+
+@FILTERS
+def test_what_the_filters_make_of_forks_programs_and_process_attributes() -> None:
+    column = 0 if walls.MACHINE == "x86_64" else 1
+    clone, execve, prctl = (pair[column] for pair in (walls._CLONE, walls._EXECVE, walls._PRCTL))
+    thread, new_user = 0x00010000, 0x10000000
+    assert (both(clone), both(clone, processes=False), both(clone, thread, processes=False)) == (ALLOW, DENY, ALLOW)
+    assert both(clone, new_user) == both(clone, new_user | thread, processes=False) == DENY
+    assert (both(execve), both(execve, programs=True)) == (DENY, ALLOW)
+    assert both(walls._CLONE3[column]) == ABSENT
+    for option in (walls.PR_SET_PDEATHSIG, walls.PR_SET_DUMPABLE):
+        assert judged(walls.zygote_program(), prctl, option) == ALLOW
+        assert both(prctl, option) == DENY
+    assert both(prctl, 15) == ALLOW  # its own name
+    assert both(walls._SOCKETPAIR[column], 1) == ALLOW
+    assert both(walls._SOCKETPAIR[column], 2) == DENY
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_copy_made_ahead_that_dies_is_replaced() -> None:
+    """The one process of the zygote that is nobody's yet is killed: the next session is opened all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        sandbox = open_sandbox("local", spares=0, preload=())
+    with sandbox:
+        for _ in range(3):
+            deadline = time.monotonic() + 20
+            while not (ahead := leaders_below(os.getpid())) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for pid in ahead:
+                os.kill(pid, signal.SIGKILL)
+            while set(ahead) & set(leaders_below(os.getpid())) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            session = sandbox.open()
+            assert session.run("6 * 7").value == "42"
+            session.close()
+            while len(leaders_below(os.getpid())) > 1 and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+
+def leaders_below(pid: int) -> list[int]:
+    """Descendants of descendants of a process that lead a process group of their own but no session."""
+    parents, leading = {}, set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent, group, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                parents[int(entry.name)] = int(parent)
+                if group == entry.name != session and state != "Z":
+                    leading.add(int(entry.name))
+
+    def below(one: int) -> bool:
+        while one in parents and one != pid:
+            one = parents[one]
+        return one == pid
+
+    return [one for one in leading if below(one)]
 
 
 def test_the_boot_program_is_the_source_of_this_package() -> None:
