@@ -92,6 +92,7 @@ BUILT_IN: dict[str, str] = {
     "nash": "turnwise.benchmarks.nash:SUITE",
     "online_vs_offline": "turnwise.benchmarks.online_vs_offline:SUITE",
     "sandbox": "turnwise.benchmarks.sandbox:SUITE",
+    "stochastic_bias": "turnwise.benchmarks.stochastic_bias:SUITE",
     "tool_math": "turnwise.benchmarks.tool_math:SUITE",
 }
 """Suites of this package by name, imported when asked for."""

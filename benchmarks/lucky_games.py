@@ -1,0 +1,266 @@
+"""Two-turn games whose replies hold more or less luck, and where training methods end on them in expectation.
+
+The losses are those that users train with (`turnwise.algorithms`), summed over every play of a game with its
+probability, so that no sampling noise is left: what remains of a distance to the optimum is bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from turnwise.algorithms import tabular_games
+from turnwise.algorithms.closed_forms import log_of, logsumexp, softmax
+from turnwise.algorithms.tabular_games import TurnPolicy, occupancy, turn_kl
+from turnwise.envs.tabular_games import Array, TabularGame, random_game, random_preference
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from turnwise.algorithms.batch import Batch
+    from turnwise.algorithms.methods import Method
+
+Where = Literal["both", "first", "last"]
+
+
+@dataclass(frozen=True, eq=False)
+class PaidGame:
+    """A game whose endings may have a reward.
+
+    Attributes:
+        game: Its preference is Bradley-Terry in the reward, where there is one.
+        reward: `[S_H]`, or None.
+    """
+
+    game: TabularGame
+    reward: Array | None = None
+
+
+def bradley_terry(reward: Array) -> Array:
+    """P(i beats j) = sigmoid(r_i - r_j)."""
+    return np.asarray(1.0 / (1.0 + np.exp(reward[None, :] - reward[:, None])), np.float64)
+
+
+def gamble(spread: float) -> PaidGame:
+    """A safe answer or a gamble of the same worth at every spread, then a better and a worse end wherever one is.
+
+    The gamble leads to the lucky room with chance 1/5, else to the unlucky one. Safe is worth 0; the lucky room
+    1/2 + 6 spread, the unlucky one 1/2 - 3/2 spread: 1/2 on average. The better end of a room pays 1/2 more, the worse
+    1/2 less. At spread 0 it makes no difference which room one is in; at spread 1 they pay 6.5 and -1, and the gamble
+    beats the safe answer, ends being equal, with probability sigmoid(6.5) / 5 + 4 sigmoid(-1) / 5 = 0.415.
+    """
+    first = np.array([[[1.0, 0.0, 0.0], [0.0, 0.2, 0.8]]])
+    second = np.eye(6).reshape(3, 2, 6)
+    rooms = np.array([0.0, 0.5 + 6.0 * spread, 0.5 - 1.5 * spread])
+    # The better end stands elsewhere in another room: an answer is good or bad nowhere but in its place.
+    ends = np.array([[0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]])
+    reward = (rooms[:, None] + ends).reshape(-1)
+    return PaidGame(TabularGame((first, second), bradley_terry(reward)), reward)
+
+
+def blurred(
+    seed: int,
+    *,
+    luck: float,
+    where: Where = "both",
+    transitive: bool = True,
+    states: tuple[int, int] = (3, 4),
+    answers: int = 3,
+    scale: float = 3.0,
+) -> PaidGame:
+    """A random game of certain replies, each replaced by a uniformly random one with probability `luck`.
+
+    Args:
+        seed: Of the replies and of the preference, which do not depend on anything else.
+        luck: From 0, certain, to 1, where no answer matters.
+        where: Which of the two replies are left to luck.
+        transitive: Bradley-Terry on normal rewards; otherwise a random preference that no reward explains.
+        states: After each turn.
+        answers: In every state.
+        scale: Standard deviation of the rewards.
+    """
+    rng = np.random.default_rng([seed, 0])
+    certain = random_game(rng, states=states, actions=answers, concentration=0.0).transitions
+    lucks = (luck if where != "last" else 0.0, luck if where != "first" else 0.0)
+    layers = tuple((1 - share) * layer + share / layer.shape[2] for share, layer in zip(lucks, certain, strict=True))
+    if not transitive:
+        return PaidGame(TabularGame(layers, random_preference(states[1], rng)))
+    reward = scale * rng.standard_normal(states[1])
+    return PaidGame(TabularGame(layers, bradley_terry(reward)), reward)
+
+
+def by_history(game: TabularGame) -> TabularGame:
+    """The same two-turn game for players who remember: before turn 2 the state is (first answer, reply)."""
+    first, second = game.transitions
+    _, answers, states = first.shape
+    remembered = np.zeros((1, answers, answers * states))
+    for answer in range(answers):
+        remembered[0, answer, answer * states : (answer + 1) * states] = first[0, answer]
+    return TabularGame((remembered, np.tile(second, (answers, 1, 1))), game.preference)
+
+
+def reward_optimum(
+    game: TabularGame, reward: Array, reference: Sequence[Array], *, beta: float
+) -> tuple[TurnPolicy, float]:
+    """argmax and maximum of E[r(ending)] - beta KL(pi || reference), by soft backward induction."""
+    value = reward
+    policy: list[Array] = []
+    for layer, anchor in reversed(list(zip(game.transitions, reference, strict=True))):
+        scores = log_of(anchor) + layer @ value / beta
+        policy.insert(0, softmax(scores))
+        value = beta * logsumexp(scores)
+    return tuple(policy), float(value[0])
+
+
+def reward_regret(
+    paid: PaidGame, policy: Sequence[Array], reference: Sequence[Array], *, beta: float
+) -> tuple[float, float]:
+    """How far a policy falls short of the largest E[r] - beta KL, and KL(optimum || policy)."""
+    assert paid.reward is not None
+    best, value = reward_optimum(paid.game, paid.reward, reference, beta=beta)
+    earned = float(occupancy(paid.game, policy)[-1] @ paid.reward) - beta * turn_kl(paid.game, policy, reference)
+    return value - earned, turn_kl(paid.game, best, policy)
+
+
+def preference_regret(
+    paid: PaidGame, policy: Sequence[Array], reference: Sequence[Array], *, alpha: float
+) -> tuple[float, float]:
+    """What the best KL-paying response gains on a policy, and KL(regularised equilibrium || policy)."""
+    best = tabular_games.regularised_nash(paid.game, reference, alpha=alpha)
+    gain = tabular_games.regularised_exploitability(paid.game, policy, reference, alpha=alpha)
+    return gain, turn_kl(paid.game, best, policy)
+
+
+def response_regret(
+    paid: PaidGame, policy: Sequence[Array], reference: Sequence[Array], *, alpha: float
+) -> tuple[float, float]:
+    """How far a policy falls short of the largest P(it beats the reference) - alpha KL, and KL(that best || policy)."""
+    best, value = tabular_games.regularised_best_response(paid.game, reference, reference, alpha=alpha)
+    won = tabular_games.win_probability(paid.game, policy, reference)
+    return value - won + alpha * turn_kl(paid.game, policy, reference), turn_kl(paid.game, best, policy)
+
+
+class Plays:
+    """All plays of several two-turn games of one shape, for expectations of losses under uniform references.
+
+    A row is (game, first answer, reply, second answer); the ending's luck is summed over where labels are made.
+
+    Args:
+        games: Of equal numbers of states and answers.
+    """
+
+    def __init__(self, games: Sequence[PaidGame]) -> None:
+        import torch
+
+        from turnwise.algorithms.batch import collate
+        from turnwise.algorithms.pairing import Example
+        from turnwise.envs.trajectory import Trajectory, Turn
+
+        self.games = list(games)
+        first = torch.tensor(np.array([paid.game.transitions[0][0] for paid in games]))
+        second = torch.tensor(np.array([paid.game.transitions[1] for paid in games]))
+        self._preference = torch.tensor(np.array([paid.game.preference for paid in games]))
+        self._rewards = torch.tensor(np.array([paid.reward for paid in games if paid.reward is not None]))
+        count, answers, states = first.shape
+        grid = torch.cartesian_prod(*map(torch.arange, (count, answers, states, second.shape[2])))
+        self._g, self._a, self._s, self._b = grid.unbind(1)
+        self._per_game = len(grid) // count
+        self._chance = first[self._g, self._a, self._s]
+        self._ends = second[self._g, self._s, self._b].reshape(count, self._per_game, -1)
+        self._shapes = (count, 1, answers), (count, states, second.shape[2])
+        token = np.zeros(1, np.int32)
+        turn = Turn("", "", 0.0, token, token, np.zeros(1, np.float32))
+        row = Example((Trajectory("Plays", 0, (turn, turn), terminated=True),))
+        self._batch = collate([row] * len(grid))
+
+    def descend(
+        self,
+        method: Method,
+        *,
+        pairs: Literal["own", "reference"] = "own",
+        ties: bool = True,
+        steps: int = 1500,
+        lr: float = 0.05,
+    ) -> tuple[list[TurnPolicy], float]:
+        """Where Adam takes tables of logits on the expected loss, from the uniform reference, all games at once.
+
+        Args:
+            method: `GPO`, `IPO` on pairs; `PPO`, which is paid the reward, or `MTPO`, which is paid the probability
+                to beat the policy itself. PPO and MTPO without whitening and with lambda 1, so that nothing depends on
+                the value network, which is 0 here.
+            pairs: Who plays the compared pairs: the policy as it is at each step, or the reference for ever.
+            ties: Whether pairs with the same ending are compared, as even.
+            steps: Of Adam, its rate falling to 0 linearly.
+            lr: Its first rate.
+
+        Returns:
+            A policy for each game, and the largest entry of the last gradient.
+        """
+        import torch
+
+        from turnwise.algorithms.actor_critic import MTPO, PPO
+
+        logits = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in self._shapes]
+        anchor = self._logps(logits).detach()
+        optimizer = torch.optim.Adam(logits, lr=lr, eps=1e-12)
+        graded = isinstance(method, PPO)
+        batch = self._batch if graded else self._compared(ties)
+        for step in range(steps + 1):
+            own = self._logps(logits)
+            weight = self._chance * (anchor if pairs == "reference" else own.detach()).sum(1).exp()
+            if graded:
+                worth = self._win_rates(weight) if isinstance(method, MTPO) else self._paid()
+                batch = replace(
+                    batch, scores=worth, behaviour_logps=own.detach(), outputs={"values": torch.zeros_like(own)}
+                )
+                loss = (method.loss(own, anchor, batch).values * weight).sum()
+            else:
+                both = self._asked * weight[batch.pairs[:, 0]] * weight[batch.pairs[:, 1]]
+                loss = method.loss(own, anchor, replace(batch, weight=both)).values.sum()
+            grads = torch.autograd.grad(loss, logits)
+            if step == steps:
+                break
+            optimizer.param_groups[0]["lr"] = lr * (1.0 - step / steps)
+            for layer, grad in zip(logits, grads, strict=True):
+                layer.grad = grad
+            optimizer.step()
+        found = [layer.detach().softmax(-1).numpy() for layer in logits]
+        return list(zip(*found, strict=True)), max(float(grad.abs().max()) for grad in grads)
+
+    def _logps(self, logits: Sequence[Tensor]) -> Tensor:
+        """`[N, 4]`: context, answer, reply, answer."""
+        import torch
+
+        one, two = (layer.log_softmax(-1) for layer in logits)
+        zero = torch.zeros(len(self._g), dtype=one.dtype)
+        return torch.stack([zero, one[self._g, 0, self._a], zero, two[self._g, self._s, self._b]], 1)
+
+    def _compared(self, ties: bool) -> Batch:
+        """The batch with every ordered pair of a game's rows, and the chance that the first beats the second."""
+        import torch
+
+        count, size = len(self.games), self._per_game
+        won = torch.einsum("gie,gef,gjf->gij", self._ends, self._preference, self._ends)
+        even = torch.einsum("gie,gje->gij", self._ends, self._ends) * (not ties)
+        self._asked = (1.0 - even).reshape(-1)
+        # A pair that always ends alike is never asked; what its probability would be does not matter.
+        probability = torch.where(even < 1.0, (won - even / 2) / (1.0 - even).clamp(min=1e-12), 0.5)
+        local = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+        pairs = (torch.arange(count)[:, None, None] * size + local).reshape(-1, 2)
+        return replace(self._batch, pairs=pairs, probability=probability.reshape(-1).clamp(0.0, 1.0))
+
+    def _win_rates(self, weight: Tensor) -> Tensor:
+        """`[N]` chance of each row to beat the play that `weight` describes."""
+        import torch
+
+        reached = torch.einsum("gi,gie->ge", weight.reshape(len(self.games), -1), self._ends)
+        return torch.einsum("gie,gef,gf->gi", self._ends, self._preference, reached).reshape(-1)
+
+    def _paid(self) -> Tensor:
+        """`[N]` expected reward of each row."""
+        import torch
+
+        return torch.einsum("gie,ge->gi", self._ends, self._rewards).reshape(-1)

@@ -1,0 +1,162 @@
+"""The suite `stochastic_bias`: its games and oracles by hand, where losses end exactly, and its quick form."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from turnwise.algorithms import GPO, IPO, MTPO, PPO
+from turnwise.algorithms.tabular_games import occupancy, uniform_policy, win_probability
+from turnwise.benchmarks.lucky_games import (
+    Plays,
+    blurred,
+    by_history,
+    gamble,
+    preference_regret,
+    response_regret,
+    reward_optimum,
+    reward_regret,
+)
+from turnwise.benchmarks.stochastic_bias import INVALID, SUITE, GambleEnv
+from turnwise.benchmarks.suite import load, run_suite
+
+torch.set_num_threads(1)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_the_gamble_by_hand() -> None:
+    """Wherever one is the ends differ by 1 and have the same soft value, so the first margin is 1/2 / beta."""
+    always = (np.array([[0.0, 1.0]]), uniform_policy(gamble(1.0).game)[1])
+    never = (np.array([[1.0, 0.0]]), always[1])
+    for spread in (0.0, 0.5, 1.0):
+        paid = gamble(spread)
+        assert paid.reward is not None
+        assert occupancy(paid.game, always)[-1] @ paid.reward == pytest.approx(0.5)
+        assert occupancy(paid.game, never)[-1] @ paid.reward == pytest.approx(0.0)
+        best, _ = reward_optimum(paid.game, paid.reward, uniform_policy(paid.game), beta=0.25)
+        assert best[0][0, 1] == pytest.approx(sigmoid(2.0))
+        assert best[1].max(axis=1) == pytest.approx(sigmoid(4.0))
+    # Ends that are equally good: the better of both rooms, or the worse of both.
+    good = (always[0], np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    safe = (never[0], good[1])
+    assert win_probability(gamble(1.0).game, good, safe) == pytest.approx(0.2 * sigmoid(6.5) + 0.8 * sigmoid(-1))
+    assert min(gamble(1.0).reward) > INVALID  # type: ignore[arg-type,type-var]
+
+
+def test_luck_is_what_it_says() -> None:
+    certain, both = blurred(3, luck=0.0).game, blurred(3, luck=0.4).game
+    first = blurred(3, luck=0.4, where="first").game
+    assert certain.deterministic
+    for before, after in zip(certain.transitions, both.transitions, strict=True):
+        np.testing.assert_allclose(after, 0.6 * before + 0.4 / before.shape[2])
+    np.testing.assert_array_equal(first.transitions[0], both.transitions[0])
+    np.testing.assert_array_equal(first.transitions[1], certain.transitions[1])
+    np.testing.assert_array_equal(certain.preference, both.preference)
+
+
+def test_who_remembers_plays_the_same_game() -> None:
+    """Chances that differ by state only, told by (answer, state), lead to the same endings."""
+    paid = blurred(1, luck=0.3)
+    rng = np.random.default_rng(0)
+    policy = (rng.dirichlet(np.ones(3), size=1), rng.dirichlet(np.ones(3), size=3))
+    told = (policy[0], np.tile(policy[1], (3, 1)))
+    np.testing.assert_allclose(occupancy(by_history(paid.game), told)[-1], occupancy(paid.game, policy)[-1])
+
+
+def test_regrets_vanish_at_their_optima_alone() -> None:
+    paid = blurred(2, luck=0.3)
+    assert paid.reward is not None
+    reference = uniform_policy(paid.game)
+    best, _ = reward_optimum(paid.game, paid.reward, reference, beta=1.0)
+    assert reward_regret(paid, best, reference, beta=1.0) == pytest.approx((0.0, 0.0), abs=1e-12)
+    for regret in (response_regret, preference_regret):
+        assert regret(paid, reference, reference, alpha=0.25)[0] > 1e-3
+    assert reward_regret(paid, reference, reference, beta=1.0)[0] > 1e-2
+
+
+EXACT = {"lam": 1.0, "whiten": False, "value_weight": 0.0}
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.4])
+def test_where_the_losses_end(luck: float) -> None:
+    """Without luck all are at the optimum they claim; with it the policy gradients and IPO on own pairs alone."""
+    games = [blurred(seed, luck=luck, scale=2.0) for seed in range(3)]
+    plays, reference = Plays(games), uniform_policy(games[0].game)
+
+    def regret(policies: list[tuple[np.ndarray, ...]], claim: str) -> float:
+        of = {
+            "reward": lambda paid, policy: reward_regret(paid, policy, reference, beta=1.0),
+            "response": lambda paid, policy: response_regret(paid, policy, reference, alpha=0.25),
+            "preference": lambda paid, policy: preference_regret(paid, policy, reference, alpha=0.25),
+        }[claim]
+        return max(of(paid, policy)[0] for paid, policy in zip(games, policies, strict=True))
+
+    def end(method: object, **options: object) -> list[tuple[np.ndarray, ...]]:
+        return plays.descend(method, steps=500, lr=0.1, **options)[0]  # type: ignore[arg-type]
+
+    exact = [
+        regret(end(PPO(kl=1.0, over="turn", **EXACT)), "reward"),  # type: ignore[arg-type]
+        regret(end(IPO(tau=0.25)), "preference"),
+        regret(end(MTPO(kl=0.25, **EXACT)), "preference"),  # type: ignore[arg-type]
+    ]
+    biased = [
+        regret(end(GPO(beta=1.0)), "reward"),
+        regret(end(GPO(beta=1.0), ties=False), "reward"),
+        regret(end(GPO(beta=1.0), pairs="reference"), "reward"),
+        regret(end(IPO(tau=0.25), pairs="reference"), "response"),
+    ]
+    assert max(exact) < 1e-4
+    assert (min(biased) > 1e-3) if luck else (max(biased) < 1e-4)
+
+
+def test_the_gamble_reverses_for_mdpo() -> None:
+    """At spread 0 the optimum, sigmoid(2); at spread 1 less than half, though the optimum is the same."""
+    games = [gamble(0.0), gamble(1.0)]
+    policies, gradient = Plays(games).descend(GPO(beta=0.25), steps=500, lr=0.1)
+    assert gradient < 1e-3
+    assert policies[0][0][0, 1] == pytest.approx(sigmoid(2.0), abs=1e-3)
+    assert policies[1][0][0, 1] < 0.4
+
+
+def test_members_have_luck_of_their_own() -> None:
+    """Ten groups of eight that all gamble: with shared luck no group would end in both rooms."""
+    from turnwise.agents.agent import ScriptedAgent
+    from turnwise.agents.collecting import collect
+
+    env = GambleEnv(games=gamble(1.0).game)
+    assert env.question(1, 2) == "T2 S2"
+    groups = collect(
+        ScriptedAgent(["1", "0"]),
+        lambda: GambleEnv(games=gamble(1.0).game),
+        groups=10,
+        group_size=8,
+        seed=1,
+        progress=False,
+    )
+    ends = [{member.info["final_state"] for member in group} for group in groups]
+    assert all(each <= {2, 4} for each in ends)
+    assert sum(len(each) == 2 for each in ends) >= 5
+
+
+def test_quick(tmp_path: Path) -> None:
+    assert load("stochastic_bias") is SUITE
+    record = run_suite(SUITE, tmp_path, quick=True, progress=False)
+    assert json.loads((tmp_path / "results.json").read_text()) == record
+    text = (tmp_path / "report.md").read_text()
+    assert "](bias.svg)" in text
+    assert all((tmp_path / f"bias.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
+    cells = {cell["name"]: cell["result"] for cell in record["cells"]}
+    certain, lucky = cells["luck 0.0"], cells["luck 0.4"]
+    assert max(lucky["multi-turn RLHF"]["left"]) < 0.02 < min(lucky["M-DPO"]["left"])
+    assert max(certain["M-DPO"]["left"]) < 0.02
+    learned = cells["transformer 1.0"]
+    assert learned["M-DPO"][0]["reward_left"] == pytest.approx(1.0)
+    assert learned["MTPO"][-1]["preference_left"] != pytest.approx(1.0, abs=1e-6)
