@@ -26,6 +26,9 @@ from turnwise.envs.trajectory import Group
 
 NAMES = ("RL", "MTPO", "RLHF-multi", "MTPO-model")
 SALES = "sales"
+SIZES: dict[str, Any] = {"steps": 100, "evaluate_every": 50, "group_size": 4, "lr": 2e-4}
+"""Where the study differs from that of lessons: a sale is short and says little about how it was made, so more of them
+are compared, for more updates."""
 _SHOWN = 1
 
 
@@ -46,7 +49,7 @@ TASK = Task("turnwise/CarDealer-v0", _options, ScriptedSeller, DearerSale())
 
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:
-    setting = replace(Setting(), **QUICK) if quick else Setting()
+    setting = replace(Setting(), **(QUICK if quick else SIZES))
     options = asdict(setting)
     return [Cell(name, seed, options) for seed in range(seeds) for name in (*NAMES, SALES)]
 

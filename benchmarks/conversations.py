@@ -58,7 +58,8 @@ class Setting:
         fit_steps: Their updates.
         fit_lr: Their learning rate.
         steps: Updates of every way to improve.
-        groups: Starts an update; two conversations of the policy from each.
+        groups: Starts an update.
+        group_size: Conversations of the policy from each.
         lr: Learning rate of the policy.
         value_lr: The value network's, over the policy's.
         value_warmup: Steps in which the value alone learns.
@@ -76,32 +77,33 @@ class Setting:
         model: Folder or Hub id of a policy to start from; None makes a small one from nothing.
     """
 
-    turns: int = 6
-    topics: int = 8
-    demonstrations: int = 3000
+    turns: int = 5
+    topics: int = 6
+    demonstrations: int = 2500
     hidden: int = 96
     layers: int = 2
     vocabulary: int = 1024
-    sft_steps: int = 250
+    sft_steps: int = 220
     sft_lr: float = 3e-3
-    comparisons: int = 600
-    fit_steps: int = 150
+    comparisons: int = 400
+    fit_steps: int = 100
     fit_lr: float = 3e-4
-    steps: int = 120
-    groups: int = 16
-    lr: float = 2e-4
+    steps: int = 60
+    groups: int = 12
+    group_size: int = 2
+    lr: float = 3e-4
     value_lr: float = 3.0
-    value_warmup: int = 10
+    value_warmup: int = 8
     alpha: float = 0.005
     alpha_tau: float = 0.0025
     mixing: float = 0.125
-    kl: float = 0.05
+    kl: float = 0.025
     kl_reward: float = 0.005
     beta: float = 0.1
-    evaluate_every: int = 30
-    starts: int = 48
+    evaluate_every: int = 20
+    starts: int = 32
     duels: int = 150
-    max_tokens: int = 512
+    max_tokens: int = 400
     max_new_tokens: int = 48
     model: str | None = None
 
@@ -275,7 +277,14 @@ def by_judge(task: Task, setting: Setting, policy: Policy, sft: Policy, seed: in
 
 def against_mixture(task: Task, setting: Setting, policy: Policy, sft: Policy, seed: int, work: Path) -> dict[str, Any]:
     """The exact judge compares with conversations of the geometric mixture of policy and reference."""
-    mixture = MixtureAgent(policy, sft, beta=setting.mixing, sampling=setting.sampling, max_tokens=setting.max_tokens)
+    mixture = MixtureAgent(
+        policy,
+        sft,
+        beta=setting.mixing,
+        sampling=setting.sampling,
+        max_tokens=setting.max_tokens,
+        slots=setting.group_size * setting.groups,
+    )
     return {"preference": task.judge, "opponent": mixture}
 
 
@@ -368,10 +377,11 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
             policy,
             task.env,
             groups=setting.groups,
-            group_size=2,
+            group_size=setting.group_size,
             env_options=options,
             sampling=setting.sampling,
             max_tokens=setting.max_tokens,
+            slots=setting.group_size * setting.groups,
             seed=seed,
             **way.source(task, setting, policy, sft, seed, work),
         )
@@ -384,6 +394,7 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
             env_options=options,
             sampling=setting.sampling,
             max_tokens=setting.max_tokens,
+            slots=setting.starts,
         )
         result = train(
             way.method(setting),
@@ -414,7 +425,7 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
 
 def agent(setting: Setting, policy: Policy) -> TransformerAgent:
     """A policy as it acts in the study."""
-    return TransformerAgent(policy, sampling=setting.sampling, max_tokens=setting.max_tokens)
+    return TransformerAgent(policy, sampling=setting.sampling, max_tokens=setting.max_tokens, slots=32)
 
 
 def with_model(setting: Setting, options: Mapping[str, Any]) -> Setting:
