@@ -23,7 +23,7 @@ from turnwise.envs.partner_env import PartnerEnv
 Reward = Literal["none", "outcome", "progress"]
 Side = Literal["student", "teacher", "either"]
 
-_KNOWLEDGE = ("nothing", "a little", "some of it")
+KNOWLEDGE = ("nothing", "a little", "some of it")
 _LEGAL: dict[str, tuple[Any, ...]] = {
     "preference": tuple(STUDENT_PREFERENCES),
     "reaction": tuple(STUDENT_REACTIONS),
@@ -45,8 +45,8 @@ class EducationDialogue(PartnerEnv):
     and so are lines that begin with the other speaker's name.
 
     Infos: `task_id` and `noise` at reset; at every step what the student's player recorded (the scripted one:
-    `outcome` and `phase` after this turn); at the end `background_info` in the layout of the released data and
-    `ended_by`. Observations hold none of these.
+    `outcome` and `phase` after this turn); at the end `background_info` in the layout of the released data, with
+    `student_knowledge` beside it, and `ended_by`. Observations hold none of these.
 
     Options of `reset`: `task`, an index into the topics; `student`, a dict that fixes hidden attributes (preference,
     reaction, knowledge, pace); `noise`, an int: another number gives other luck from the identical start. Starts and
@@ -171,6 +171,7 @@ class EducationDialogue(PartnerEnv):
                 "teacher_prefrences": teacher["preference"],
                 "student_reactions": facts["reaction"],
                 "teacher_reactions": teacher["reaction"],
+                "student_knowledge": KNOWLEDGE[facts["knowledge"]],
             },
         }
         self._finish()
@@ -189,7 +190,7 @@ def _brief(facts: dict[str, Any]) -> str:
         BY_ID[facts["topic"]].name,
         STUDENT_PREFERENCES[facts["preference"]],
         STUDENT_REACTIONS[facts["reaction"]],
-        _KNOWLEDGE[facts["knowledge"]],
+        KNOWLEDGE[facts["knowledge"]],
     )
 
 

@@ -2,7 +2,17 @@
 
 A file is a JSON list (or JSON lines) of objects with `background_info` {topic, student_prefrences, teacher_prefrences,
 student_reactions, teacher_reactions} (spelt so) and `conversation` [{role, text}]. `education_dialogues.json`, shipped
-beside this module, holds four dialogues of our own in that layout.
+beside this module, holds four dialogues of our own in that layout. Conversations played here also say
+`student_knowledge`.
+
+Dialogues make teachers and students by supervised fine-tuning. A student fitted to recorded ones plays the other side:
+
+    from turnwise.agents import AgentPartner, Sampling, TransformerAgent, collect
+    from turnwise.algorithms.warmup import warm_start
+
+    warm_start(policy, load_dialogues("train.json", "student"), epochs=3, lr=2e-5, out="runs/student")
+    student = AgentPartner(TransformerAgent(policy, sampling=Sampling(max_new_tokens=64)))
+    collect(teacher, "turnwise/EducationDialogue-v0", groups=64, env_options={"student": student})
 """
 
 from __future__ import annotations
@@ -15,11 +25,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from turnwise.envs.education_topics import opening, student_brief
+from turnwise.envs.education_topics import STUDENT_PREFERENCES, STUDENT_REACTIONS, opening, student_brief
 from turnwise.envs.trajectory import Trajectory, Turn
 
 ENV_ID = "turnwise/EducationDialogue-v0"
 BACKGROUND = ("topic", "student_prefrences", "teacher_prefrences", "student_reactions", "teacher_reactions")
+KNOWLEDGE = "student_knowledge"
 Side = Literal["teacher", "student"]
 
 
@@ -32,7 +43,7 @@ class Dialogue:
     """One recorded conversation.
 
     Attributes:
-        background: `BACKGROUND` to text.
+        background: `BACKGROUND` to text, and `KNOWLEDGE` where it is on record.
         lines: (role, text) in order, role "teacher" or "student"; nobody speaks twice in a row.
     """
 
@@ -67,7 +78,8 @@ class Dialogue:
                 lines[-1] = role, f"{lines[-1][1]}\n{text.strip()}"
             else:
                 lines.append((role, text.strip()))
-        return cls({key: str(background.get(key, "")) for key in BACKGROUND}, tuple(lines))
+        keys = [*BACKGROUND, *([KNOWLEDGE] if KNOWLEDGE in background else [])]
+        return cls({key: str(background.get(key, "")) for key in keys}, tuple(lines))
 
     def to_json(self) -> dict[str, Any]:
         """The record in the released layout."""
@@ -110,8 +122,15 @@ class Dialogue:
         )
 
     def _brief(self) -> str:
-        background = self.background
-        return student_brief(background["topic"], background["student_prefrences"], background["student_reactions"])
+        """What the environment tells an agent in that role, word for word where the attributes are its own."""
+        said = self.background
+        preference, reaction = said["student_prefrences"], said["student_reactions"]
+        return student_brief(
+            said["topic"],
+            STUDENT_PREFERENCES.get(preference, preference),
+            STUDENT_REACTIONS.get(reaction, reaction),
+            said.get(KNOWLEDGE, ""),
+        )
 
 
 def read_dialogues(path: str | Path | None = None) -> Iterator[Dialogue]:
