@@ -8,8 +8,16 @@ from typing import Any
 from turnwise.envs.preference import Annotator, by_return
 from turnwise.envs.suggest import did_you_mean
 
-KINDS = ("return", "education", "reward_model:FOLDER", "preference_model:FOLDER", "judge:MODEL", "module:attribute")
-_NAMES = ("return", "education", "reward_model", "preference_model", "judge")
+KINDS = (
+    "return",
+    "education",
+    "reward_model:FOLDER",
+    "preference_model:FOLDER",
+    "judge:MODEL",
+    "server:MODEL",
+    "module:attribute",
+)
+_NAMES = ("return", "education", "reward_model", "preference_model", "judge", "server")
 
 
 def annotator(name: str, *, question: str | None = None) -> Annotator:
@@ -18,15 +26,16 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
     Args:
         name: "return": by total reward. "education": the exact oracle of Education Dialogue's scripted student.
             "reward_model:FOLDER" and "preference_model:FOLDER": fitted models (`turnwise fit`). "judge:MODEL": a
-            language model behind a prompt, asked in both orders. "module:attribute": your own.
-        question: What a "judge" is asked to judge by.
+            language model behind a prompt, asked in both orders; "server:MODEL": one behind the OpenAI-compatible
+            server at OPENAI_BASE_URL. "module:attribute": your own.
+        question: What a "judge" or "server" is asked to judge by.
 
     Raises:
         ValueError: No such kind, or a question for somebody who is not asked one.
     """
     kind, _, rest = name.partition(":")
-    if question is not None and kind != "judge":
-        raise ValueError(f"expected a question only for judge:MODEL, got one for {name!r}")
+    if question is not None and kind not in ("judge", "server"):
+        raise ValueError(f"expected a question only for judge:MODEL or server:MODEL, got one for {name!r}")
     if kind == "return" and not rest:
         return by_return
     if kind == "education" and not rest:
@@ -43,6 +52,11 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
         from turnwise.algorithms.feedback import HELPFUL, ai_feedback
 
         return ai_feedback(PolicyChooser(Policy.from_pretrained(rest)), question or HELPFUL)
+    if kind == "server" and rest:
+        from turnwise.agents.api import ServerAgent
+        from turnwise.algorithms.feedback import HELPFUL, ai_feedback
+
+        return ai_feedback(ServerAgent(rest, temperature=0.0, max_tokens=16), question or HELPFUL)
     if rest and kind not in _NAMES:
         return _own(kind, rest)
     raise ValueError(f"expected who compares as one of {', '.join(KINDS)}, got {name!r}.{did_you_mean(kind, _NAMES)}")

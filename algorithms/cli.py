@@ -137,10 +137,10 @@ def add_preference_arguments(parser: argparse.ArgumentParser) -> None:
         "--preference",
         default="return",
         metavar="WHO",
-        help="return, education, reward_model:FOLDER, preference_model:FOLDER, judge:MODEL or module:attribute "
-        "(default return)",
+        help="return, education, reward_model:FOLDER, preference_model:FOLDER, judge:MODEL, server:MODEL (at "
+        "OPENAI_BASE_URL) or module:attribute (default return)",
     )
-    parser.add_argument("--question", help="what judge:MODEL is asked to judge by")
+    parser.add_argument("--question", help="what judge:MODEL or server:MODEL is asked to judge by")
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -232,7 +232,7 @@ def test_a_fitted_reward_model_pays_a_policy_and_mtpo_needs_none(
     [
         (["--preference", "educaton"], "Did you mean 'education'?"),
         (["--preference", "nowhere.at:all"], "expected a preference at nowhere.at:all"),
-        (["--question", "Who is kinder?"], "expected a question only for judge:MODEL"),
+        (["--question", "Who is kinder?"], "expected a question only for judge:MODEL or server:MODEL"),
         (["--actor", "mixture:0.5"], "expected --online STEPS with --opponent, --actor or --turn-reward"),
         (["--online", "1", "--actor", "average:0.5"], "--actor: expected mixture:BETA"),
         (["--online", "1", "--opponent", "mixture:2"], "--opponent: expected mixture:BETA or average:DECAY"),
