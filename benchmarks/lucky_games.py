@@ -55,8 +55,8 @@ def gamble(spread: float) -> PaidGame:
     first = np.array([[[1.0, 0.0, 0.0], [0.0, 0.2, 0.8]]])
     second = np.eye(6).reshape(3, 2, 6)
     rooms = np.array([0.0, 0.5 + 6.0 * spread, 0.5 - 1.5 * spread])
-    # The better end stands elsewhere in another room: an answer is good or bad nowhere but in its place.
-    ends = np.array([[0.5, -0.5], [0.5, -0.5], [-0.5, 0.5]])
+    # After either first answer the other one is better: neither is worth a habit, only what it means in its place.
+    ends = np.array([[-0.5, 0.5], [0.5, -0.5], [0.5, -0.5]])
     reward = (rooms[:, None] + ends).reshape(-1)
     return PaidGame(TabularGame((first, second), bradley_terry(reward)), reward)
 

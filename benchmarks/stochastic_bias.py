@@ -46,6 +46,13 @@ SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the gamble."""
 BETA = {"random": 1.0, "gamble": 0.25}
 """Weight of the KL in units of reward; in units of preference it is a quarter of that, the slope of sigmoid at 0."""
+ROOMS = (("start",), ("safe", "lucky", "unlucky"))
+"""What the gamble's states are called before either turn."""
+LEANS = {"start": 0.5, "safe": 0.2, "lucky": 0.8, "unlucky": 0.8}
+"""Chance of answer 1 in the demonstrations, which lean to the worse end of every room.
+
+Uniform demonstrations teach a small transformer that rooms do not matter, which it takes very long to unlearn.
+"""
 INVALID = -4.0
 """Reward of an episode without a valid answer: less than any ending's."""
 
@@ -129,7 +136,7 @@ def _exact(games: Sequence[PaidGame], *, beta: float, steps: int, lr: float) -> 
 
 
 class GambleEnv(TabularGameEnv):
-    """`turnwise/TabularGame-v0` in fewer words, where every member of a group has luck of its own.
+    """`turnwise/TabularGame-v0` with the gamble's rooms for words, where members of a group have luck of their own.
 
     Members that share their luck would be compared for the same luck, which is another preference than the game's.
     """
@@ -137,7 +144,7 @@ class GambleEnv(TabularGameEnv):
     takes_noise = True
 
     def _question(self, turn: int) -> str:
-        return f"T{turn + 1} S{self._state}"
+        return ROOMS[turn][self._state]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Starts; `options={"noise": n}` draws other luck for another n."""
@@ -193,13 +200,17 @@ def _rewarded(paid: PaidGame) -> Callable[[Group], Preference]:
 
 
 def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
-    """A small transformer that imitates uniform answers."""
-    from turnwise.agents.agent import RandomAgent
+    """A small transformer that imitates demonstrations."""
+    from turnwise.agents.agent import Episode, ScriptedAgent
     from turnwise.agents.collecting import collect
     from turnwise.agents.tiny import tiny_policy
     from turnwise.algorithms.warmup import warm_start
 
-    groups = collect(RandomAgent(["0", "1"]), lambda: GambleEnv(games=paid.game), groups=400, seed=seed, progress=False)
+    def demonstrate(episode: Episode) -> str:
+        return str(int(episode.rng.random() < LEANS[episode.observation]))
+
+    agent = ScriptedAgent(demonstrate)
+    groups = collect(agent, lambda: GambleEnv(games=paid.game), groups=800, seed=seed, progress=False)
     demonstrations = [group[0] for group in groups]
     spoken = [text for each in demonstrations[:50] for turn in each.turns for text in (turn.observation, turn.action)]
     # The template's own words too, or the tokenizer would spell them byte by byte.
@@ -259,7 +270,7 @@ def _learned(cell: Cell) -> dict[str, Any]:
 
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:
-    exact = {"steps": 300 if quick else 1200, "lr": 0.1}
+    exact = {"steps": 300 if quick else 1000, "lr": 0.1}
     games = 2 if quick else 12
     lucks = (0.0, 0.4) if quick else LUCKS
     cells = [Cell("gamble", 0, exact)]
@@ -271,8 +282,8 @@ def _cells(quick: bool, seeds: int) -> list[Cell]:
     for luck in (0.0, 0.4):
         cells.append(Cell(f"no order {luck}", 0, {**exact, "games": games, "luck": luck, "transitive": False}))
     learning = {
-        "sft_steps": 20 if quick else 100, "steps": 3 if quick else 60, "every": 3 if quick else 10, "lr": 2e-3,
-        "groups": 4 if quick else 16, "group_size": 4 if quick else 8,
+        "sft_steps": 20 if quick else 100, "steps": 3 if quick else 60, "every": 3 if quick else 10, "lr": 3e-3,
+        "groups": 4 if quick else 8, "group_size": 4 if quick else 8,
     }  # fmt: skip
     for seed in range(seeds):
         cells += [Cell(f"transformer {spread}", seed, {**learning, "spread": spread}) for spread in (0.0, 1.0)]
