@@ -325,7 +325,7 @@ class DockerEngine:
             read_only=True,
             privileged=False,
             cap_drop=["ALL"],
-            cap_add=["SETUID", "SETGID", "KILL"],
+            cap_add=["SETUID", "SETGID", "KILL", "SYS_NICE"],
             security_opt=["no-new-privileges:true"],
             pids_limit=1024 + 4 * self.sessions,
             mem_limit=self.memory_mb << 20,
@@ -377,7 +377,7 @@ class DockerEngine:
             "forks": True,
             "watch_disk": True,
             "own_pids": True,
-            "nice": 5,  # among the container's own processes the supervisor goes first
+            "nice": 5,
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,
             "work": "/work",

@@ -26,6 +26,8 @@ from turnwise.sandbox.processes import folder_usage
 GRACE_S = 0.5  # between the interrupt and the kill
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
+LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
+LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 REFILL_S = 0.005  # after a spare was taken: its first run goes before the birth of the next one
 IDLE_CPU_S = 0.5  # what background threads may use between runs
 MOST_FILES = 2048
@@ -84,6 +86,8 @@ class Supervisor(Interpreters):
         self.next_session = 1
         self.ticking = False
         self.random = random.SystemRandom()
+        # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
+        self.lowers = 0 < config["nice"] and self.set_priority(0, FIRST)
         self.disk = self.disk_use()
         self.after(SLOW_TICK_S, self.slow_tick)
 
@@ -222,6 +226,7 @@ class Supervisor(Interpreters):
         branch = self.new_session(session.limits, session.seed, peer, number)
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
+        twin.lowered = child.lowered  # as forks inherit it
         session.branch, branch.origin = branch, session
         child.twins.append(twin)
         self.expect(twin)
@@ -259,6 +264,7 @@ class Supervisor(Interpreters):
         session.runs += 1
         token = struct.pack(">II", session.runs, self.random.getrandbits(32) | 1)
         self.start_capture(child)
+        self.raise_again(child)
         call = session.call = Call(peer, request, token)
         self.running[session.number] = session
         call.cpu = self.processes.cpu(child.pid)
@@ -426,6 +432,9 @@ class Supervisor(Interpreters):
             if call is None or child is None:
                 continue
             members = groups.get(child.pid, ())
+            worked = len(members) > 1 or self.processes.cpu(child.pid) - call.cpu > LOWER_CPU_S
+            if worked and self.lowers and not call.why:
+                self.lower(child)
             if len(members) > 1:
                 self.check_group(child, call, list(members))
             if filling:
@@ -456,21 +465,41 @@ class Supervisor(Interpreters):
         """
         if len(members) >= child.limits["processes"] and not call.crowded:
             call.crowded = True
-            self.renice(child)
+            self.lower(child)
         first = self.processes.memory(child.pid)[1]
         others = sum(max(0, self.processes.memory(pid)[1] - first) for pid in members if pid != child.pid)
         if others > child.limits["memory_mb"] << 20:
             self.kill(child, "memory: its processes together used more than the limit")
 
-    def renice(self, child: Interpreter) -> None:
-        """Puts a group that fills its process limit last in line for the processors, so that others need not wait."""
+    def lower(self, child: Interpreter) -> None:
+        """Puts a run last in line for the processors; again at every tick, since what forks may just have slipped by."""
+        child.lowered = True
         try:
-            self.as_user(child.family.uid)  # its own user may lower it; the supervisor has no right to
-            os.setpriority(os.PRIO_PGRP, child.pid, 19)
-        except OSError:
-            pass
+            self.as_user(None if self.lowers else child.family.uid)  # its own user may at least lower it
+            self.set_priority(child.pid, LOWEST)
         finally:
             self.as_user(None)
+
+    def raise_again(self, child: Interpreter) -> None:
+        """Gives the next run the priority that every run starts with."""
+        if child.lowered and self.lowers:
+            child.lowered = False
+            self.set_priority(child.pid, self.config["nice"])
+
+    def kill(self, child: Interpreter, why: str) -> None:
+        """Kills an interpreter; dying takes its time on the processor as well, and no program can use that any more."""
+        super().kill(child, why)
+        if self.lowers and child.pid and not child.dead:
+            self.set_priority(child.pid, 0)
+
+    @staticmethod
+    def set_priority(group: int, value: int) -> bool:
+        """Sets the priority of every thread of a process group (0: of one's own); whether that was allowed."""
+        try:
+            os.setpriority(os.PRIO_PGRP, group, value)
+        except OSError:
+            return False
+        return True
 
     def is_full(self, child: Interpreter) -> bool:
         """Whether so little memory is left that no further program could run."""

@@ -165,8 +165,6 @@ def rehearse(times: int) -> None:
 def get_ready(channel: socket.socket, room: Prepared) -> episode.Episode:
     """What a fresh copy can do before it is anybody's."""
     os.setpgid(0, 0)
-    if room.nice:
-        os.nice(room.nice)
     if walls.LINUX:
         _first_to_be_killed()
     if not select.select([channel], [], [], 0)[0]:
@@ -193,6 +191,9 @@ class Prepared:
             walls.set_limit(resource.RLIMIT_MSGQUEUE, 0)
             walls.set_limit(resource.RLIMIT_RTPRIO, 0)
             walls.set_limit(resource.RLIMIT_SIGPENDING, 256)
+            walls.set_limit(resource.RLIMIT_NICE, 0)
+        if self.nice:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # the high priority is the supervisor's alone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(0o077)
@@ -218,6 +219,8 @@ def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared, se
     """Turns a fresh copy of the zygote into one walled-in episode and serves it."""
     for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
         os.dup2(fd, target, inheritable=True)
+    if prepared.nice:
+        os.setpriority(os.PRIO_PROCESS, 0, prepared.nice)
     limits, uid, area, folder = request["limits"], request["uid"], request["area"], request["folder"]
     programs: bool = limits["programs"]
     make_room(area, folder, uid)
