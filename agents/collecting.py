@@ -48,6 +48,7 @@ def collect(
     branch_at: BranchAt | None = None,
     trunk: Agent | None = None,
     same_luck: bool = False,
+    timeout: float | None = None,
     concurrency: int = 64,
     store: Store | None = None,
     partner_store: Store | None = None,
@@ -81,6 +82,8 @@ def collect(
         trunk: Who plays the shared turns; default the first member's agent. A transformer among the members needs
             turns with tokens, so a transformer with the same tokenizer.
         same_luck: Whether members share the environment's luck too.
+        timeout: Seconds that an agent which is awaited may take for a turn; then the episode has failed. None waits for
+            ever. A model's own limit is `Sampling.max_new_tokens`.
         concurrency: Episodes under way at once; changes speed, never a result.
         store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
             seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
@@ -134,7 +137,7 @@ def collect(
     keep: Store | BothSides | None = store
     if store is not None and partner_store is not None:
         keep = BothSides(store, partner_store, done.values())
-    player = Player(members, trunk_agent, env_id, recorded, seed, same_luck)
+    player = Player(members, trunk_agent, env_id, recorded, seed, same_luck, timeout)
     runner = _Runner(player, factory, env_id, keep)
     todo = runner.plan(left, done)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.

@@ -95,6 +95,7 @@ class Player:
         options: Its options, as recorded.
         seed: Of the collection.
         same_luck: Whether the members of a group share the environment's luck.
+        timeout: Seconds for a turn of an agent that is awaited, or None.
 
     Attributes:
         last_failure: What made the last invalid episode fail.
@@ -108,7 +109,9 @@ class Player:
         options: Mapping[str, Any],
         seed: int,
         same_luck: bool,
+        timeout: float | None = None,
     ) -> None:
+        self._timeout = timeout
         self._members, self._trunk_agent = members, trunk_agent
         self._env_id, self._options, self._seed, self._same_luck = env_id, options, seed, same_luck
         self.last_failure: Exception | None = None
@@ -179,7 +182,7 @@ class Player:
         keep: bool,
     ) -> None:
         try:
-            action = await _reply(agent.act(episode))
+            action = await _reply(agent.act(episode), self._timeout)
         except ContextFull as full:
             course.truncated = True
             course.extra |= {"truncated_by": "context", "context": str(full)}
@@ -243,9 +246,15 @@ class Player:
         )
 
 
-async def _reply(reply: Reply | Awaitable[Reply]) -> Action:
-    value = await reply if inspect.isawaitable(reply) else reply
-    return Action(value) if isinstance(value, str) else value
+async def _reply(reply: Reply | Awaitable[Reply], timeout: float | None) -> Action:
+    if inspect.isawaitable(reply):
+        try:
+            reply = await asyncio.wait_for(reply, timeout)
+        except TimeoutError as error:
+            if str(error):  # the agent's own
+                raise
+            raise TimeoutError(f"the agent did not answer within {timeout} s") from error
+    return Action(reply) if isinstance(reply, str) else reply
 
 
 async def call(env: TextEnvironment, pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:

@@ -27,6 +27,9 @@ _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff]"
 )
 
+# What other scripts write for a colon would make a speaker's name a heading all the same.
+_COLONS = dict.fromkeys(map(ord, "\uff1a\ufe55\ufe13\u2236\ua789"), ":")
+
 
 class PartnerFull(Exception):
     """The partner's context holds no more: the episode is cut off here, through nobody's fault."""
@@ -128,6 +131,8 @@ def own_words(text: str, speaker: str, other: str) -> str:
     text = text[:LONGEST_HEARD]
     if not text.isprintable():
         text = _UNSEEN.sub(" ", text)
+    if not text.isascii():
+        text = text.translate(_COLONS)
     if ":" in text:
         kept = []
         for line in text.split("\n"):
@@ -151,7 +156,7 @@ def transcript(lines: list[tuple[str, str]], *, limit: int = LONGEST_HEARD) -> s
     label = re.compile(rf"\b({names})(\s*):", re.IGNORECASE) if names else None
     shown = []
     for number, (role, text) in enumerate(lines, 1):
-        flat = " ".join(_UNSEEN.sub(" ", text[:limit]).split())
+        flat = " ".join(_UNSEEN.sub(" ", text[:limit]).translate(_COLONS).split())
         # Only the reader's own labels end in a colon after a speaker's name, and only they stand in square brackets.
         flat = flat.replace("[", "(").replace("]", ")")
         if label:

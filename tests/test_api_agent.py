@@ -416,7 +416,13 @@ def test_a_judge_whose_server_fails_leaves_the_pair_unasked(stub: Stub, agent: C
         assert np.isnan(judge([(PAIR[0], PAIR[1])])).all()
         assert len(judge.failures) == 1
         assert len(stub.bodies) <= 2
+    for act in (fail(429), sleep(2)):
+        stub.acts = [act]
+        judge = PromptedJudge(agent(retries=1, timeout=0.2), concurrency=1)
+        assert np.isnan(judge([(PAIR[0], PAIR[1])])).all()
+        assert "ServerUnreachable" in judge.failures[0]
     stub.acts = [fail(503), say("1"), fail(503)]
+    stub.bodies.clear()
     assert np.isnan(agent_judge(agent(retries=0), concurrency=1)(PAIR).matrix).all()  # half an answer is none
 
 
