@@ -87,7 +87,7 @@ class Supervisor(Interpreters):
         self.ticking = False
         self.random = random.SystemRandom()
         # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
-        self.lowers = 0 < config["nice"] and self.set_priority(0, FIRST)
+        self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
         self.disk = self.disk_use()
         self.after(SLOW_TICK_S, self.slow_tick)
 
@@ -472,7 +472,7 @@ class Supervisor(Interpreters):
             self.kill(child, "memory: its processes together used more than the limit")
 
     def lower(self, child: Interpreter) -> None:
-        """Puts a run last in line for the processors; again at every tick, since what forks may just have slipped by."""
+        """Puts a run last in line for the processors; again at every tick, as what forks may slip by."""
         child.lowered = True
         try:
             self.as_user(None if self.lowers else child.family.uid)  # its own user may at least lower it
@@ -493,13 +493,10 @@ class Supervisor(Interpreters):
             self.set_priority(child.pid, 0)
 
     @staticmethod
-    def set_priority(group: int, value: int) -> bool:
-        """Sets the priority of every thread of a process group (0: of one's own); whether that was allowed."""
-        try:
+    def set_priority(group: int, value: int) -> None:
+        """Sets the priority of every thread of a process group, where that is allowed."""
+        with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PGRP, group, value)
-        except OSError:
-            return False
-        return True
 
     def is_full(self, child: Interpreter) -> bool:
         """Whether so little memory is left that no further program could run."""
@@ -553,6 +550,9 @@ def main(config: dict[str, Any]) -> None:
             walls.prctl(walls.PR_SET_CHILD_SUBREAPER, 1)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard >= 0 else 1 << 16, hard))
+    if config["nice"]:
+        with contextlib.suppress(OSError):  # an engine without root cannot grant it
+            os.setpriority(os.PRIO_PROCESS, 0, FIRST)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     supervisor = Supervisor(config)
