@@ -1,0 +1,206 @@
+"""Many small policies side by side: every parameter has a leading axis of runs, so that one pass serves them all.
+
+The study trains dozens of networks of a few thousand weights each, where a loop over networks would spend its time on
+overhead. What is stacked here is what `turnwise.agents.tabular` and GPT-2 compute, run by run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+"""Tensors by name, each `[R, ...]`."""
+
+
+class Stack(Protocol):
+    """R policies over V tokens, which answer a context with L tokens each.
+
+    Attributes:
+        parameters: What is trained.
+        contexts: Number of contexts that batches are drawn from.
+    """
+
+    parameters: dict[str, Tensor]
+    contexts: int
+
+    def logps(self, context: NDArray[np.int64], tokens: NDArray[np.int64]) -> Tensor:
+        """`[R, G, K, L]` log-probability of tokens `[R, G, K, L]` in contexts `[R, G]`, with gradient."""
+        ...
+
+    def sample(
+        self, runs: NDArray[np.int64], context: NDArray[np.int64], size: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        """Tokens `[r, G, size, L]` of the given runs `[r]` in contexts `[r, G]`, and their log-probabilities."""
+        ...
+
+    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+        """`[R]` expected reward, where run r's tokens are worth `values [R, V]`."""
+        ...
+
+
+class OneToken:
+    """Policies whose answer is one token, from logits of each context: a table, or an MLP over features.
+
+    Args:
+        parameters: `[R, ...]` each; "rows" of a table of one context, or the layers of a `ContextMLP`.
+        features: `[C, D]` of an MLP's contexts, those kept for evaluation last; None for a table.
+        train: How many of the contexts are trained on; the others are evaluated on.
+    """
+
+    def __init__(self, parameters: Parameters, features: Tensor | None = None, *, train: int = 1) -> None:
+        self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        self._features, self.contexts = features, train
+        # Position of each linear layer in the module that the weights are of; a LayerNorm and ReLUs stand between.
+        self._linear = sorted({int(n.split(".")[1]) for n, v in self.parameters.items() if v.ndim == 3 and "." in n})
+
+    def logits(self, context: NDArray[np.int64], runs: NDArray[np.int64] | None = None) -> Tensor:
+        """`[r, G, V]` in contexts `[r, G]`; of all runs, or of the given ones."""
+        own = self.parameters if runs is None else {n: v[torch.from_numpy(runs)] for n, v in self.parameters.items()}
+        if self._features is None:
+            return own["rows"].expand(-1, context.shape[1], -1)
+        x = self._features[torch.from_numpy(context)]
+        for place, layer in enumerate(self._linear):
+            x = torch.baddbmm(own[f"layers.{layer}.bias"][:, None], x, own[f"layers.{layer}.weight"].transpose(1, 2))
+            if place == 0:
+                scale, shift = own[f"layers.{layer + 1}.weight"], own[f"layers.{layer + 1}.bias"]
+                x = F.layer_norm(x, x.shape[-1:]) * scale[:, None] + shift[:, None]
+            x = x if layer == self._linear[-1] else torch.relu(x)
+        return x
+
+    def logps(self, context: NDArray[np.int64], tokens: NDArray[np.int64]) -> Tensor:
+        """See `Stack`."""
+        every = torch.log_softmax(self.logits(context), -1)
+        return every.gather(-1, torch.from_numpy(tokens[..., 0]))[..., None]
+
+    @torch.no_grad()
+    def sample(
+        self, runs: NDArray[np.int64], context: NDArray[np.int64], size: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        """See `Stack`."""
+        every = torch.log_softmax(self.logits(context, runs), -1)
+        tokens = draw(every.exp()[:, :, None], rng.random((*context.shape, size)))
+        return tokens[..., None], every.gather(-1, torch.from_numpy(tokens))[..., None]
+
+    @torch.no_grad()
+    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Exact, over the contexts kept for evaluation."""
+        kept = np.zeros(1, np.int64) if self._features is None else np.arange(self.contexts, len(self._features))
+        mass = torch.softmax(self.logits(np.tile(kept, (len(values), 1))).double(), -1).mean(1)
+        return np.asarray((mass * values.double()).sum(-1).numpy(), np.float64)
+
+
+class GPT:
+    """GPT-2's architecture, run by run, over one prompt token and L generated ones.
+
+    Token t is scored from what stands before it: the prompt is never scored, the last token never read.
+
+    Args:
+        parameters: `[R, ...]` each, by GPT-2's names in `transformers`, without dropout and with a head of its own.
+        heads: Attention heads.
+        length: L.
+        evaluated: Answers that `worth` draws for each run.
+    """
+
+    def __init__(self, parameters: Parameters, *, heads: int, length: int, evaluated: int = 128) -> None:
+        self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        self._heads, self._length, self._evaluated = heads, length, evaluated
+        self._layers = 1 + max(int(name.split(".")[2]) for name in parameters if name.startswith("transformer.h."))
+        self.contexts = parameters["lm_head.weight"].shape[1]
+
+    def logits(self, own: Parameters, ids: Tensor, cache: list[list[Tensor]] | None = None) -> Tensor:
+        """`[r, B, T, V]` after every token of `ids [r, B, T]`; with a cache `ids` go on from what it has read."""
+        runs, rows, size = ids.shape
+        start = cache[0][0].shape[2] if cache and cache[0] else 0
+        which = torch.arange(runs)[:, None, None]
+        x = own["transformer.wte.weight"][which, ids] + own["transformer.wpe.weight"][:, None, start : start + size]
+        x = x.reshape(runs, rows * size, -1)
+        for layer in range(self._layers):
+            name = f"transformer.h.{layer}"
+            mixed = _linear(own, f"{name}.attn.c_attn", _norm(own, f"{name}.ln_1", x))
+            parts = mixed.reshape(runs * rows, size, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = parts.unbind(0)
+            if cache is not None:
+                if cache[layer]:
+                    key, value = torch.cat([cache[layer][0], key], 2), torch.cat([cache[layer][1], value], 2)
+                cache[layer] = [key, value]
+            read = F.scaled_dot_product_attention(query, key, value, is_causal=size > 1)
+            read = read.transpose(1, 2).reshape(runs, rows * size, -1)
+            x = x + _linear(own, f"{name}.attn.c_proj", read)
+            inner = _linear(own, f"{name}.mlp.c_fc", _norm(own, f"{name}.ln_2", x))
+            x = x + _linear(own, f"{name}.mlp.c_proj", F.gelu(inner, approximate="tanh"))
+        x = torch.bmm(_norm(own, "transformer.ln_f", x), own["lm_head.weight"].transpose(1, 2))
+        return x.reshape(runs, rows, size, -1)
+
+    def logps(self, context: NDArray[np.int64], tokens: NDArray[np.int64]) -> Tensor:
+        """See `Stack`."""
+        prompt = np.broadcast_to(context[:, :, None, None], (*tokens.shape[:3], 1))
+        read = torch.from_numpy(np.concatenate([prompt, tokens[..., :-1]], -1))
+        every = torch.log_softmax(self.logits(self.parameters, read.flatten(1, 2)), -1)
+        return every.gather(-1, torch.from_numpy(tokens).flatten(1, 2)[..., None])[..., 0].reshape(tokens.shape)
+
+    @torch.no_grad()
+    def sample(
+        self, runs: NDArray[np.int64], context: NDArray[np.int64], size: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], Tensor]:
+        """See `Stack`."""
+        own = {name: value[torch.from_numpy(runs)] for name, value in self.parameters.items()}
+        cache: list[list[Tensor]] = [[] for _ in range(self._layers)]
+        last = torch.from_numpy(np.repeat(context, size, axis=1))
+        tokens, logps = [], []
+        for _ in range(self._length):
+            every = torch.log_softmax(self.logits(own, last[..., None], cache)[:, :, 0], -1)
+            last = torch.from_numpy(draw(every.exp()[:, :, None], rng.random((*last.shape, 1)))[..., 0])
+            tokens.append(last)
+            logps.append(every.gather(-1, last[..., None])[..., 0])
+        shape = (*context.shape, size, self._length)
+        return torch.stack(tokens, -1).numpy().reshape(shape), torch.stack(logps, -1).reshape(shape)
+
+    @torch.no_grad()
+    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Estimated from fresh answers to random prompts: mean worth of the generated tokens."""
+        prompts = np.tile(rng.integers(self.contexts, size=self._evaluated), (len(values), 1))
+        tokens, _ = self.sample(np.arange(len(values)), prompts, 1, rng)
+        flat = torch.from_numpy(tokens).flatten(1)
+        return np.asarray(values.double().gather(1, flat).mean(1).numpy(), np.float64)
+
+
+def draw(mass: Tensor, luck: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Tokens `[..., K]` from probabilities `[..., 1, V]`, by inverting the distribution function at `luck [..., K]`."""
+    below = mass.double().cumsum(-1)[..., :-1]
+    # Relative to all the mass: rounding of the sum must not favour the last token.
+    found: NDArray[np.int64] = (torch.from_numpy(luck)[..., None] * mass.double().sum(-1, True) > below).sum(-1).numpy()
+    return found
+
+
+def gpt2(vocabulary: int, *, length: int, seed: int) -> Any:
+    """A GPT-2 of 3 layers, 3 heads and width 48 with random weights, as the paper's: no dropout, a head of its own."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=length + 1, n_embd=48, n_layer=3, n_head=3, tie_word_embeddings=False,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
+
+
+def stacked(model: torch.nn.Module, runs: int) -> dict[str, Tensor]:
+    """A model's parameters, the same for each of the runs."""
+    return {name: value.detach().expand(runs, *value.shape) for name, value in model.named_parameters()}
+
+
+def _linear(own: Parameters, name: str, x: Tensor) -> Tensor:
+    """GPT-2 keeps its weights `[inputs, outputs]`."""
+    return torch.baddbmm(own[f"{name}.bias"][:, None], x, own[f"{name}.weight"])
+
+
+def _norm(own: Parameters, name: str, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:]) * own[f"{name}.weight"][:, None] + own[f"{name}.bias"][:, None]

@@ -1,0 +1,197 @@
+"""The training loop of the suite `coverage`: one method on all rewards with every source of data, side by side.
+
+The losses are those of `turnwise.algorithms.losses`, what each method takes of a group and how a step is normalised is
+as in its method object; a test holds one step of this loop against one of `turnwise.algorithms.train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from turnwise.agents.tabular import mlp_policy
+from turnwise.algorithms import losses
+from turnwise.benchmarks.coverage_policies import GPT, OneToken, Stack, draw, gpt2, stacked
+from turnwise.envs.bandits import context_features, data_policy, reward_table
+
+METHODS = ("BoN", "RWR", "REINFORCE", "PPO", "DPO", "IPO")
+REWARDS = ("R1", "R2")
+DATA: Mapping[str, int] = {"T=1": 1, "T=2": 2, "T=4": 4, "T=8": 8, "T=32": 32, "offline": 0}
+"""Updates on each fresh batch of the policy's own samples; 0 for a fixed set that the data policy wrote."""
+STORED = 100
+"""Groups of the offline set; training contexts of the MLP, of which each has one of these groups."""
+VOCABULARY, LENGTH = 100, 9
+"""Arms, or tokens; tokens that the sequence variant generates after its prompt."""
+
+
+def objective(
+    method: str,
+    logps: Tensor,
+    behaviour: Tensor,
+    reference: Tensor,
+    reward: Tensor,
+    *,
+    threshold: float,
+    temperature: float,
+) -> Tensor:
+    """`[R]` the loss of each run's batch.
+
+    Args:
+        method: One of `METHODS`.
+        logps: `[R, G, K, L]` of each token under the policy.
+        behaviour: `[R, G, K, L]` as sampled.
+        reference: `[R, G, K, L]` under the policy before training; only pairs are compared with it.
+        reward: `[R, G, K]` of each answer.
+        threshold: Pairs whose rewards differ by no more are ties and are dropped.
+        temperature: RWR's.
+    """
+    advantage = reward - reward.mean(dim=-1, keepdim=True)
+    whole = logps.sum(-1)
+    # A group of equals has no best, and nothing to prefer.
+    differs = (reward.amax(-1, keepdim=True) > reward.amin(-1, keepdim=True)).to(logps.dtype)
+    if method == "BoN":
+        best = whole.gather(-1, reward.argmax(dim=-1, keepdim=True))
+        return _mean(losses.nll(best) / logps.shape[-1], differs)
+    if method == "RWR":
+        return losses.rwr(whole, reward, beta=temperature).mean(dim=(1, 2))
+    if method == "REINFORCE":
+        return losses.policy_gradient(whole, advantage).mean(dim=(1, 2))
+    if method == "PPO":
+        clipped = losses.ppo_clip(logps, behaviour, advantage[..., None].expand_as(logps), clip=0.2)
+        return _mean(clipped.mean(-1), differs.expand_as(reward))
+    i, j = np.triu_indices(reward.shape[-1], 1)
+    logratio = whole - reference.sum(-1)
+    gap = reward[..., i] - reward[..., j]
+    margin = (logratio[..., i] - logratio[..., j]) * gap.sign()
+    pair = losses.gpo(margin, beta=0.05) if method == "DPO" else losses.ipo(margin, tau=0.05)
+    return _mean(pair, (gap.abs() > threshold).to(logps.dtype))
+
+
+def train(
+    variant: str,
+    method: str,
+    *,
+    groups: int,
+    group_size: int,
+    lr: float,
+    records: Sequence[int],
+    seed: int,
+    threshold: float = 0.2,
+    temperature: float = 0.25,
+    fit: int = 100,
+    sources: Sequence[str] = tuple(DATA),
+) -> NDArray[np.float64]:
+    """Trains one method on both rewards with every source of data.
+
+    Args:
+        variant: "table", "MLP" or "GPT".
+        method: One of `METHODS`.
+        groups: Contexts (prompts) a batch.
+        group_size: Samples a context: best-of-N's N; all their pairs are compared.
+        lr: Adam's learning rate.
+        records: After how many updates (Adam steps, as many for every source of data) the expected reward is recorded;
+            the last is the end.
+        seed: Of weights and all sampling.
+        threshold: As in `objective`.
+        temperature: As in `objective`.
+        fit: Steps of fitting a network to the data policy.
+        sources: Out of `DATA`.
+
+    Returns:
+        Expected reward `[records, rewards, sources]`.
+    """
+    rng = np.random.default_rng([seed, METHODS.index(method)])
+    reuse = np.tile([DATA[name] for name in sources], len(REWARDS))
+    stack, frozen = policies(variant, len(reuse), seed, fit)
+    optimizer = torch.optim.Adam(stack.parameters.values(), lr=lr)
+    dtype = next(iter(stack.parameters.values())).dtype
+    worths = [reward_table(name, contexts=1, arms=VOCABULARY)[0] for name in REWARDS]
+    values = torch.tensor(np.repeat(worths, len(sources), axis=0), dtype=dtype)
+    length = LENGTH if variant == "GPT" else 1
+    start = data_policy()
+    stored_context = np.arange(STORED) % stack.contexts
+    mass = torch.from_numpy(start).expand(len(reuse), STORED, 1, -1)
+    stored = draw(mass, rng.random((len(reuse), STORED, group_size * length)))
+    stored = stored.reshape(len(reuse), STORED, group_size, length)
+    context = np.zeros((len(reuse), groups), np.int64)
+    tokens = np.zeros((len(reuse), groups, group_size, length), np.int64)
+    behaviour = torch.zeros(tokens.shape, dtype=dtype)
+    offline = np.flatnonzero(reuse == 0)
+    found = []
+    for update in range(max(records) + 1):
+        if update in records:
+            # Numbers of its own: what is recorded must not change what is drawn.
+            luck = np.random.default_rng([seed, METHODS.index(method), update])
+            found.append(stack.worth(values, luck).reshape(len(REWARDS), len(sources)))
+        if update == max(records):
+            break
+        fresh = np.flatnonzero([t > 0 and update % t == 0 for t in reuse])
+        context[fresh] = rng.integers(stack.contexts, size=(len(fresh), groups))
+        tokens[fresh], behaviour[fresh] = stack.sample(fresh, context[fresh], group_size, rng)
+        rows = rng.integers(STORED, size=(len(offline), groups))
+        context[offline], tokens[offline] = stored_context[rows], stored[offline[:, None], rows]
+        behaviour[offline] = torch.tensor(np.log(start), dtype=dtype)[torch.from_numpy(tokens[offline])]
+        with torch.no_grad():
+            reference = frozen.logps(context, tokens) if method in ("DPO", "IPO") else behaviour
+        reward = values[torch.arange(len(reuse))[:, None, None, None], torch.from_numpy(tokens)].mean(-1)
+        logps = stack.logps(context, tokens)
+        loss = objective(method, logps, behaviour, reference, reward, threshold=threshold, temperature=temperature)
+        optimizer.zero_grad()
+        torch.autograd.backward([loss.sum()])
+        optimizer.step()
+    return np.array(found)
+
+
+def policies(variant: str, runs: int, seed: int, fit: int) -> tuple[Stack, Stack]:
+    """The policies to train, equal to the data policy or fitted to it, and the same again to refer to."""
+    if variant == "table":
+        rows = torch.tensor(np.log(data_policy())).expand(runs, 1, -1)
+        return OneToken({"rows": rows}), OneToken({"rows": rows})
+    if variant == "MLP":
+        network, features = _fitted_mlp(seed, fit)
+        parameters = stacked(network, runs)
+        return OneToken(parameters, features, train=STORED), OneToken(parameters, features, train=STORED)
+    parameters = stacked(_fitted_gpt(seed, fit), runs)
+    return GPT(parameters, heads=3, length=LENGTH), GPT(parameters, heads=3, length=LENGTH)
+
+
+@cache
+def _fitted_mlp(seed: int, steps: int) -> tuple[Any, Tensor]:
+    """The paper's network after its fit on the training contexts, and the features of these and of as many others."""
+    features = context_features(2 * STORED, seed=seed)
+    policy = mlp_policy(VOCABULARY, [str(context) for context in range(2 * STORED)], features, seed=seed)
+    policy.fit(data_policy(), states=range(STORED), steps=steps)
+    network: Any = policy.model.policy
+    return network, network.features
+
+
+@cache
+def _fitted_gpt(seed: int, steps: int) -> Any:
+    """A GPT whose every prediction was drawn to the data policy by KL, on prefixes that the data policy wrote."""
+    model = gpt2(VOCABULARY, length=LENGTH, seed=seed)
+    stack = GPT(stacked(model, 1), heads=3, length=LENGTH)
+    start, rng = torch.tensor(data_policy(), dtype=torch.float32), np.random.default_rng([seed, 100])
+    optimizer = torch.optim.Adam(stack.parameters.values(), lr=3e-3)
+    for _ in range(steps):
+        prompt = rng.integers(VOCABULARY, size=(1, 64, 1))
+        body = draw(start.expand(1, 64, 1, -1), rng.random((1, 64, LENGTH - 1)))
+        ids = torch.from_numpy(np.concatenate([prompt, body], -1))
+        loss = -(start * torch.log_softmax(stack.logits(stack.parameters, ids), -1)).sum(-1).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward([loss])
+        optimizer.step()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(stack.parameters[name][0])
+    return model
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """`[R]` weighted mean over all but the first axis; 0 without weight."""
+    return (values * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1.0)
