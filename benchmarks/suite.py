@@ -12,6 +12,8 @@ import os
 import platform
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -208,7 +210,7 @@ def _at_once(suite: Suite, cells: Sequence[Cell], work: Path, jobs: int, bar: tq
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, threads))  # read by the workers when they start
     try:
-        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=no_loading_bars) as pool:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker) as pool:
             waiting = {pool.submit(_result, suite, cell, work): cell for cell in cells}
             try:
                 for done in as_completed(waiting):
@@ -225,6 +227,19 @@ def _at_once(suite: Suite, cells: Sequence[Cell], work: Path, jobs: int, bar: tq
             else:
                 os.environ[name] = value
     return [Outcome(cell, done.result()) for done, cell in waiting.items()]
+
+
+def _start_worker() -> None:
+    """A worker whose runner is gone, killed for example, must not go on computing or wait for ever."""
+    no_loading_bars()
+    runner = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == runner:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="turnwise-runner-watch", daemon=True).start()
 
 
 def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:

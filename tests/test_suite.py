@@ -169,3 +169,58 @@ def test_a_model_reaches_the_cells_of_suites_that_take_one(tmp_path: Path) -> No
         run_suite(plain, tmp_path / "a", model="my/model", progress=False)
     with pytest.raises(SuiteError, match="one after another, got 2"):
         run_suite(plain, tmp_path / "b", jobs=2, progress=False)
+
+
+def _sleepy(cell: Cell, work: Path) -> dict[str, Any]:
+    import os
+    import time
+
+    (work / f"pid-{os.getpid()}").touch()
+    time.sleep(120)
+    return {}
+
+
+SLEEPY = Suite("sleepy", "sleeps", _halves, _sleepy, _sum, seeds=2, parallel=True)
+
+
+def test_workers_do_not_outlive_their_runner(tmp_path: Path) -> None:
+    """kill -9 of the runner: its two workers end by themselves instead of computing on or waiting for ever."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    # The workers find the suite by its module's name.
+    (tmp_path / "sleepy_suite.py").write_text(Path(__file__).read_text("utf-8"), "utf-8")
+    place = tmp_path / "sleepy_main.py"
+    place.write_text(
+        "from pathlib import Path\nimport sleepy_suite\n"
+        "if __name__ == '__main__':\n"
+        f"    sleepy_suite.run_suite(sleepy_suite.SLEEPY, Path({str(tmp_path)!r}), jobs=2, progress=False)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    runner = subprocess.Popen([sys.executable, str(place)], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(list((tmp_path / "work").glob("pid-*"))) < 2:
+            time.sleep(0.05)
+    finally:
+        runner.send_signal(signal.SIGKILL)
+        runner.wait()
+    workers = [int(path.name.removeprefix("pid-")) for path in (tmp_path / "work").glob("pid-*")]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(map(_lives, workers)):
+        time.sleep(0.05)
+    assert not any(map(_lives, workers))
+
+
+def _lives(pid: int) -> bool:
+    import os
+
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
