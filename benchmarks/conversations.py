@@ -7,7 +7,8 @@ was interrupted, and is done once however many cells ask for it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from turnwise.agents.agent import Agent
 from turnwise.agents.collecting import collect
@@ -32,13 +34,14 @@ from turnwise.algorithms.single_turns import turn_feedback
 from turnwise.algorithms.training import train
 from turnwise.algorithms.value import ActorCritic
 from turnwise.algorithms.warmup import warm_start
+from turnwise.benchmarks.reporting import plus_minus
 from turnwise.benchmarks.suite import write_json
 from turnwise.envs.preference import Annotator
 from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Group
+from turnwise.envs.trajectory import Group, Trajectory
 
-Kind = Literal["whole", "now", "end"]
-"""What a reward model learned to score: whole conversations, or single turns by their effect now or at the end."""
+Kind = Literal["whole", "end"]
+"""What a reward model learned to score: whole conversations, or single turns by how the conversation ends."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Setting:
         vocabulary: Of its tokenizer.
         sft_steps: Updates of the imitation.
         sft_lr: Its highest learning rate.
-        comparisons: Pairs of conversations that reward and preference models are fitted to.
+        comparisons: Starts whose conversations reward and preference models are fitted to.
+        compared: Conversations from each of them; all pairs are judged.
         fit_steps: Their updates.
         fit_lr: Their learning rate.
         steps: Updates of every way to improve.
@@ -67,7 +71,7 @@ class Setting:
         alpha_tau: The same with the mixture as opponent.
         mixing: The reference's share in that mixture.
         kl: Weight of the KL in units of reward (the log-odds of a reward model), for RLHF.
-        kl_reward: Weight of the KL where the environment's own reward is maximised.
+        kl_reward: Weight of the KL where exact effects or the environment's own reward are maximised.
         beta: Of M-DPO.
         evaluate_every: Steps between points of the learning curve.
         starts: Conversations of each at a point.
@@ -83,12 +87,13 @@ class Setting:
     hidden: int = 96
     layers: int = 2
     vocabulary: int = 1024
-    sft_steps: int = 220
+    sft_steps: int = 200
     sft_lr: float = 3e-3
-    comparisons: int = 400
-    fit_steps: int = 100
+    comparisons: int = 160
+    compared: int = 6
+    fit_steps: int = 80
     fit_lr: float = 3e-4
-    steps: int = 60
+    steps: int = 45
     groups: int = 12
     group_size: int = 2
     lr: float = 3e-4
@@ -100,9 +105,9 @@ class Setting:
     kl: float = 0.025
     kl_reward: float = 0.005
     beta: float = 0.1
-    evaluate_every: int = 20
-    starts: int = 32
-    duels: int = 150
+    evaluate_every: int = 15
+    starts: int = 24
+    duels: int = 120
     max_tokens: int = 400
     max_new_tokens: int = 48
     model: str | None = None
@@ -114,8 +119,8 @@ class Setting:
 
 
 QUICK: dict[str, Any] = {
-    "demonstrations": 300, "sft_steps": 40, "hidden": 48, "comparisons": 24, "fit_steps": 8, "steps": 4, "groups": 4,
-    "value_warmup": 1, "evaluate_every": 4, "starts": 6, "duels": 10, "turns": 4, "topics": 4,
+    "demonstrations": 300, "sft_steps": 40, "hidden": 48, "comparisons": 12, "compared": 3, "fit_steps": 8, "steps": 4,
+    "groups": 4, "value_warmup": 1, "evaluate_every": 4, "starts": 6, "duels": 10, "turns": 4, "topics": 4,
 }  # fmt: skip
 """A small form of the sizes."""
 
@@ -129,12 +134,14 @@ class Task:
         options: From the setting to the environment's options.
         demonstrator: Whom the policy imitates first.
         judge: The exact preference over whole conversations.
+        effect: From a trajectory to `[H]`, how much good each of its turns did, exactly; None where nobody knows.
     """
 
     env: str
     options: Callable[[Setting], dict[str, Any]]
     demonstrator: Callable[[], Agent]
     judge: Annotator
+    effect: Callable[[Trajectory], NDArray[np.float64]] | None = None
 
 
 def supervised(task: Task, setting: Setting, seed: int, work: Path) -> Policy:
@@ -185,7 +192,7 @@ def supervised(task: Task, setting: Setting, seed: int, work: Path) -> Policy:
 
 
 def comparisons(task: Task, setting: Setting, seed: int, work: Path, *, branched: bool = False) -> list[Group]:
-    """Two conversations of the SFT policy from each of many starts, or that part at a random turn."""
+    """Conversations of the SFT policy from the same starts, or that part at a random turn."""
     sft = supervised(task, setting, seed, work)
     name = f"{'branches' if branched else 'pairs'}-seed{seed}"
     turns = np.random.default_rng([seed, 7]).integers(setting.turns, size=setting.comparisons)
@@ -194,7 +201,7 @@ def comparisons(task: Task, setting: Setting, seed: int, work: Path, *, branched
             TransformerAgent(sft, sampling=setting.sampling, max_tokens=setting.max_tokens),
             task.env,
             groups=setting.comparisons,
-            group_size=2,
+            group_size=setting.compared,
             seed=seed + 1_000,
             env_options=task.options(setting),
             branch_at=(lambda group: int(turns[group])) if branched else None,
@@ -207,7 +214,7 @@ def judged(task: Task, setting: Setting, seed: int, work: Path, kind: Kind) -> A
     """Comparisons and what the exact judge says of them."""
     groups = comparisons(task, setting, seed, work, branched=kind != "whole")
     if kind != "whole":
-        return turn_feedback(groups, task.judge, look=kind)
+        return turn_feedback(groups, task.judge, look="end")
     return [(group, task.judge(group)) for group in groups if all(member.valid for member in group)]
 
 
@@ -241,7 +248,7 @@ def _fitted(
             rest,
             annotated[:fifth],
             steps=setting.fit_steps,
-            batch_size=16,
+            batch_size=8,
             lr=setting.fit_lr,
             seed=seed,
             progress=False,
@@ -305,26 +312,30 @@ def by_environment(task: Task, setting: Setting, policy: Policy, sft: Policy, se
     return {}
 
 
-def by_turn(kind: Kind) -> Callable[[Task, Setting, Policy, Policy, int, Path], dict[str, Any]]:
-    """A Bradley-Terry model scores every turn by itself."""
+def by_effect(task: Task, setting: Setting, policy: Policy, sft: Policy, seed: int, work: Path) -> dict[str, Any]:
+    """Every turn is paid the good that it did at once, exactly."""
+    effect = task.effect
+    if effect is None:
+        raise ValueError(f"{task.env}: expected a task that knows the effect of a turn")
+    return {"turn_reward": lambda group: [effect(member) for member in group]}
 
-    def source(task: Task, setting: Setting, policy: Policy, sft: Policy, seed: int, work: Path) -> dict[str, Any]:
-        model = reward_model(task, setting, seed, work, kind)
-        return {"turn_reward": lambda group: model.turn_scores(list(group))}
 
-    return source
+def by_turn_model(task: Task, setting: Setting, policy: Policy, sft: Policy, seed: int, work: Path) -> dict[str, Any]:
+    """A Bradley-Terry model, fitted to how conversations end after one turn or another, scores every turn by itself."""
+    model = reward_model(task, setting, seed, work, "end")
+    return {"turn_reward": lambda group: model.turn_scores(list(group))}
 
 
 def _rlhf(setting: Setting) -> Method:
     return PPO(over="turn", kl=setting.kl, value_weight=1.0, value_warmup=setting.value_warmup)
 
 
-def _single_turn(setting: Setting) -> Method:
+def _single_turn(setting: Setting, kl: float) -> Method:
     return PPO(
         over="turn",
         reward="turns",
         discount=0.0,
-        kl=setting.kl,
+        kl=kl,
         value_weight=1.0,
         value_warmup=setting.value_warmup,
     )
@@ -347,8 +358,8 @@ def _mdpo(setting: Setting) -> Method:
 
 
 WAYS: Mapping[str, Way] = {
-    "RLHF-reward": Way(_single_turn, by_turn("now")),
-    "RLHF-value": Way(_single_turn, by_turn("end")),
+    "RLHF-reward": Way(lambda setting: _single_turn(setting, setting.kl_reward), by_effect),
+    "RLHF-value": Way(lambda setting: _single_turn(setting, setting.kl), by_turn_model),
     "RLHF-multi": Way(_rlhf, by_reward_model),
     "MTPO": Way(_mtpo, by_judge),
     "MTPO-tau": Way(_mtpo_tau, against_mixture),
@@ -358,9 +369,10 @@ WAYS: Mapping[str, Way] = {
 }
 """The ways by the name in the tables.
 
-"RLHF-reward" and "RLHF-value" score single turns; "RLHF-multi" whole conversations; MTPO asks the judge about the
-policy's own conversations; "MTPO-model" a fitted preference model; "RL" maximises the environment's reward; M-DPO is
-direct preference optimisation on fresh pairs.
+"RLHF-reward" maximises the immediate effect of single turns, which it is told exactly; "RLHF-value" a model's score of
+single turns, fitted to how conversations end; "RLHF-multi" a model's score of whole conversations; MTPO asks the judge
+about the policy's own conversations; "MTPO-model" a fitted preference model; "RL" maximises the environment's reward;
+M-DPO is direct preference optimisation on fresh pairs.
 """
 
 
@@ -417,10 +429,24 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
         write_json(folder / "history.json", {"history": result.history})
 
     _once(folder, make)
-    import json
-
     history = json.loads((folder / "history.json").read_text("utf-8"))["history"]
     return _load(setting, folder / "policy"), history
+
+
+def fits(seed: int, work: Path) -> dict[str, Any]:
+    """How accurate the models fitted with a seed are on held-out starts, by the name of the model's folder."""
+    found = {}
+    for path in sorted(work.glob(f"*Model-*-seed{seed}/fit.json")):
+        found[path.parent.name.removesuffix(f"-seed{seed}")] = json.loads(path.read_text("utf-8"))["after"]
+    return found
+
+
+def fit_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One row a kind of model: accuracy and log loss over seeds."""
+    return [
+        [name, *(plus_minus([seed[name][figure] for seed in found], 3) for figure in ("accuracy", "log_loss"))]
+        for name in found[0]
+    ]
 
 
 def agent(setting: Setting, policy: Policy) -> TransformerAgent:

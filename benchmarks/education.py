@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turnwise.agents.teachers import ScriptedTeacher
 from turnwise.algorithms.dueling import duel
-from turnwise.benchmarks.conversations import QUICK, Setting, Task, agent, improved, supervised, with_model
+from turnwise.benchmarks.conversations import (
+    QUICK,
+    Setting,
+    Task,
+    agent,
+    fit_rows,
+    fits,
+    improved,
+    supervised,
+    with_model,
+)
 from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.envs.education_oracle import CRITERIA, EducationOracle, outcome
+from turnwise.envs.education_oracle import CRITERIA, EducationOracle, outcome, turn_scores
 from turnwise.envs.education_topics import TOPICS
+from turnwise.envs.trajectory import Trajectory
 
 NAMES = ("RLHF-reward", "RLHF-value", "RLHF-multi", "MTPO", "MTPO-tau", "M-DPO")
 _SHOWN = 1
@@ -31,7 +43,12 @@ def _options(setting: Setting) -> dict[str, Any]:
     return {"turns": setting.turns, "topics": [topic.id for topic in TOPICS[: setting.topics]]}
 
 
-TASK = Task("turnwise/EducationDialogue-v0", _options, ScriptedTeacher, EducationOracle())
+def _effect(trajectory: Trajectory) -> NDArray[np.float64]:
+    """`[H]` by how much each turn changed the mean of the oracle's criteria."""
+    return np.diff(turn_scores(trajectory), prepend=0.0)
+
+
+TASK = Task("turnwise/EducationDialogue-v0", _options, ScriptedTeacher, EducationOracle(), _effect)
 DUELS = "duels"
 
 
@@ -63,6 +80,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
         "rate": found.rate.tolist(),
         "half": found.half.tolist(),
         "starts": found.starts,
+        "fits": fits(cell.seed, work),
         "invalid": sum(not member.valid for group in found.groups for member in group),
         "outcomes": {
             name: np.mean([outcome(member) for member in members if member.valid], axis=0).tolist()
@@ -113,6 +131,10 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
         *(f"- {said}" for said in _claims(rates)),
         "\n## What happened to the students\n",
         table(["", *CRITERIA, "turns"], shares),
+        "\n## Fitted models\n",
+        "On held-out starts: share of pairs whose likelier winner was predicted, and the mean cross-entropy in nats "
+        "(0.693 for a model that knows nothing; labels are probabilities, so 0 cannot be reached).\n",
+        table(["", "accuracy", "log loss"], fit_rows([d["fits"] for d in duels])),
         "\n## Training\n",
         "At the last step, mean over seeds: KL to the SFT policy in nats a conversation (where the method reports "
         "it), share of the value targets' variance that the value explains, entropy of a token in nats.\n",

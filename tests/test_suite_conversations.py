@@ -18,7 +18,7 @@ from turnwise.benchmarks.suite import run_suite
 from turnwise.envs.trajectory import Group
 
 TINY: dict[str, Any] = {
-    **QUICK, "demonstrations": 24, "sft_steps": 2, "hidden": 16, "layers": 1, "vocabulary": 300, "comparisons": 6,
+    **QUICK, "demonstrations": 24, "sft_steps": 2, "hidden": 16, "layers": 1, "vocabulary": 300, "comparisons": 6, "compared": 2,
     "fit_steps": 1, "steps": 2, "groups": 2, "evaluate_every": 2, "starts": 2, "duels": 2, "turns": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
@@ -48,8 +48,9 @@ def test_education_compares_all_with_all(tmp_path: Path, monkeypatch: pytest.Mon
 def test_car_dealer_pays_what_was_agreed(tmp_path: Path) -> None:
     record = run_suite(car_dealer.SUITE, tmp_path, quick=True, progress=False)
     sales = record["cells"][-1]["result"]
-    assert list(sales) == ["SFT", *car_dealer.NAMES]
-    assert all(0 <= sale["reward"] <= 1 and sale["episodes"] == 4 for sale in sales.values())
+    assert list(sales) == ["fits", "SFT", *car_dealer.NAMES]
+    assert set(sales["fits"]) == {"PreferenceModel-whole", "RewardModel-whole"}
+    assert all(0 <= sales[name]["reward"] <= 1 and sales[name]["episodes"] == 4 for name in ["SFT", *car_dealer.NAMES])
     assert "# car_dealer" in (tmp_path / "report.md").read_text()
 
 
