@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.benchmarks.coverage_report import report
+from turnwise.benchmarks.coverage_report import SWEEP, report
 from turnwise.benchmarks.coverage_training import DATA, METHODS, train
 from turnwise.benchmarks.suite import Cell, Suite
 
 RATES: Mapping[str, Mapping[str, float]] = {
     "table": {"BoN": 0.1, "RWR": 0.03, "REINFORCE": 0.1, "PPO": 0.1, "DPO": 0.1, "IPO": 0.1},
     "MLP": {"BoN": 0.01, "RWR": 3e-4, "REINFORCE": 3e-3, "PPO": 0.01, "DPO": 1e-3, "IPO": 1e-3},
-    "GPT": {"BoN": 0.01, "RWR": 3e-3, "REINFORCE": 0.01, "PPO": 0.01, "DPO": 0.01, "IPO": 0.01},
+    "GPT": {"BoN": 0.01, "RWR": 3e-3, "REINFORCE": 0.01, "PPO": 0.01, "DPO": 0.01, "IPO": 3e-3},
 }
 """Adam's learning rates: of a coarse grid the best for each method and policy (see the results' README)."""
+
+GRID = (3e-4, 1e-3, 3e-3, 1e-2)
+"""Rates at which the MLP is also trained on-policy, to tell methods from their rates."""
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "table": {"updates": 320, "groups": 10, "fit": 0},
@@ -38,12 +41,16 @@ _MOMENTS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 def _cells(quick: bool, seeds: int) -> list[Cell]:
     settings = {variant: _options(variant, quick) for variant in _SETTINGS}
     # Seed by seed, so that fewer seeds of an interrupted run are whole.
-    return [
+    cells = [
         Cell(f"{variant}-{method}", seed, {**options, "lr": RATES[variant][method]})
         for seed in range(seeds)
         for variant, options in settings.items()
         for method in METHODS
     ]
+    mlp = settings["MLP"]
+    rates = {**mlp, "records": [mlp["records"][_MOMENTS.index(m)] for m in (2, 4, 8, 16)], "sources": ["T=1"]}
+    rates["rates"] = list(GRID[-1:] if quick else GRID)
+    return cells + [Cell(f"{SWEEP}-{method}", seed, rates) for seed in range(seeds) for method in METHODS]
 
 
 def _options(variant: str, quick: bool) -> dict[str, Any]:
@@ -58,7 +65,20 @@ def _options(variant: str, quick: bool) -> dict[str, Any]:
 
 def _run(cell: Cell, work: Path) -> dict[str, Any]:
     variant, _, method = cell.name.partition("-")
+    if variant == SWEEP:
+        return _sweep(method, cell)
     return {"expected_reward": np.round(train(variant, method, **cell.options, seed=cell.seed), 4).tolist()}
+
+
+def _sweep(method: str, cell: Cell) -> dict[str, Any]:
+    """The MLP at every rate, pairs also without leaving out ties: `[rates, records, rewards]` by threshold."""
+    options = dict(cell.options)
+    rates = options.pop("rates")
+    found = {}
+    for threshold in (0.2, 0.0) if method in ("DPO", "IPO") else (0.2,):
+        runs = [train("MLP", method, **options, lr=lr, threshold=threshold, seed=cell.seed) for lr in rates]
+        found[str(threshold)] = np.round(np.array(runs)[..., 0], 4).tolist()
+    return found
 
 
 SUITE = Suite(

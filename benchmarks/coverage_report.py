@@ -18,6 +18,8 @@ from turnwise.benchmarks.suite import Outcome, mean_interval, table
 from turnwise.envs.bandits import data_policy, reward_table
 
 LIKELIHOOD, CONTRASTIVE = ("BoN", "RWR"), ("DPO", "IPO")
+SWEEP = "rates"
+"""First word of the cells that train the MLP at every rate."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Runs:
 
 def report(outcomes: Sequence[Outcome], out: Path) -> str:
     """Writes the plots and returns the page."""
+    swept = [o for o in outcomes if o.cell.name.startswith(SWEEP)]
+    outcomes = [o for o in outcomes if o not in swept]
     variants = list(dict.fromkeys(o.cell.name.partition("-")[0] for o in outcomes))
     found = [_gather(outcomes, variant) for variant in variants]
     text = [
@@ -76,7 +80,43 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
         _learning(runs, out)
     _reuse(found, out)
     text.append("\n## Reuse: reward against samples drawn\n\n![reward against batches drawn](reuse.svg)\n")
-    return "\n".join(text)
+    return "\n".join(text + _sweep(swept))
+
+
+def _sweep(outcomes: Sequence[Outcome]) -> list[str]:
+    """Whether on-policy differences between methods are the methods' or their rates'."""
+    options = outcomes[0].cell.options
+    rates, records = options["rates"], options["records"]
+    # [seeds, rates, records, rewards] by method and threshold
+    found = {
+        (method, threshold): np.array([o.result[threshold] for o in outcomes if o.cell.name == f"{SWEEP}-{method}"])
+        for method in METHODS
+        for threshold in next(o.result for o in outcomes if o.cell.name == f"{SWEEP}-{method}")
+    }
+    text = [
+        "\n## Methods or rates? The MLP on-policy (T=1) at every rate\n",
+        "Above, each method has one rate for all sources of data. Here every rate of the tuning grid is run, and pairs "
+        "are also taken without leaving out near ties (threshold 0). A method's best rate is that of the best mean.",
+    ]
+    for r, reward in enumerate(REWARDS):
+        for place in (1, len(records) - 1):
+            at = {key: values[:, :, place, r] for key, values in found.items()}
+            label = {key: key[0] if key[1] == "0.2" else f"{key[0]}, threshold 0" for key in at}
+            rows = [[label[k], *(plus_minus(v[:, c].tolist()) for c in range(len(rates)))] for k, v in at.items()]
+            header = [f"{reward}, after {records[place]} updates", *(f"{rate:g}" for rate in rates)]
+            text += ["", table(header, rows), ""]
+            best = {key: values[:, values.mean(axis=0).argmax()] for key, values in at.items()}
+            for threshold in ("0.2", "0.0"):
+                a = np.mean([best[m, threshold] for m in CONTRASTIVE], axis=0).tolist()
+                b = np.mean([best[m, "0.2"] for m in LIKELIHOOD], axis=0).tolist()
+                first = f"the mean of DPO and IPO (threshold {threshold})"
+                sentence = compare(first, a, "the mean of BoN and RWR", b)
+                text.append(f"- {reward}, after {records[place]} updates, each at its best rate: {sentence}")
+            a, b = best["PPO", "0.2"].tolist(), best["BoN", "0.2"].tolist()
+            text.append(
+                f"- {reward}, after {records[place]} updates, each at its best rate: {compare('PPO', a, 'BoN', b)}"
+            )
+    return text
 
 
 def _gather(outcomes: Sequence[Outcome], variant: str) -> Runs:
