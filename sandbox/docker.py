@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import os
 import platform
 import random
@@ -40,6 +41,10 @@ RUN = uuid.uuid4().hex[:12]
 START_TIMEOUT_S = 120.0
 READABLE = ["/usr", "/lib", "/lib64", "/bin", "/opt", "/etc", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
 
+_RUNTIMES = {
+    "runsc": "install gVisor (https://gvisor.dev/docs/user_guide/install), run `runsc install`, restart the engine",
+    "kata-runtime": "install Kata Containers (https://katacontainers.io) and name it in the engine's daemon.json",
+}
 STANDARD = Capabilities(
     name="docker/standard",
     network_denied=True,
@@ -150,6 +155,15 @@ def remove_container(client: docker.DockerClient, name: str, wait_s: float = 10.
     return found
 
 
+def _no_runtime(name: str, known: Sequence[str]) -> str:
+    """What to say about a runtime that the engine does not have."""
+    near = difflib.get_close_matches(name, {*known, *_RUNTIMES}, 1)
+    remedy = _RUNTIMES.get(name, "name it in the engine's daemon.json and restart the engine")
+    if near and near[0] != name:
+        remedy = f"did you mean {near[0]!r}?"
+    return f"the Docker engine has no runtime {name!r}; it has: {', '.join(known)}: {remedy}"
+
+
 class AttachedStream:
     """A container's stdio as the engine's attach call gives it: output comes in packets with an 8-byte head."""
 
@@ -242,8 +256,7 @@ class DockerEngine:
         self.sessions, self.cpus, self.spares, self.preload = sessions, cpus, spares, list(preload)
         info = self.client.info()
         if runtime is not None and runtime not in info.get("Runtimes", {}):
-            known = ", ".join(sorted(info.get("Runtimes", {})))
-            raise SandboxUnavailable(f"the Docker engine has no runtime {runtime!r}; it has: {known}")
+            raise SandboxUnavailable(_no_runtime(runtime, sorted(info.get("Runtimes", {}))))
         total = int(info.get("MemTotal", 0)) >> 20
         self.memory_mb = memory_mb or max(1024, min(8192, total // 2))
         self._swept = False
