@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.benchmarks.plots import figure, save
+from turnwise.benchmarks.sandbox_episodes import episodes
 from turnwise.benchmarks.sandbox_peers import WAYS, Call, timed
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
 from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, open_sandbox
@@ -123,16 +124,19 @@ def sessions(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     count, many = options["count"], options["many"]
     result: dict[str, Any] = {}
     for kind, spares in (("new", 0), ("from a spare", 4)):
-        opened, first, solved = [], [], []
+        opened, first, solved, pinged = [], [], [], []
         with DockerSandbox(spares=spares) as sandbox:
             sandbox.open().close()
             for _ in range(count):
                 time.sleep(0.1)  # the last one's end and the next spare's birth are off the critical path
+                # After such a rest the processors are asleep: a first question wakes them and is measured by itself.
+                pinged.append(clock(sandbox.servers[0].ping)[0])
                 taken, session = clock(sandbox.open)
                 opened.append(taken)
                 first.append(taken + clock(lambda session=session: session.run(PRINT))[0])  # type: ignore[misc]
                 solved.append(clock(lambda session=session: session.run(SYMPY))[0])  # type: ignore[misc]
                 session.close()
+        result["ping after a rest"] = milliseconds(pinged)
         result[f"open, {kind}"] = milliseconds(opened)
         result[f"open and first print, {kind}"] = milliseconds(first)
         result[f"first sympy, {kind}"] = milliseconds(solved)
@@ -403,6 +407,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
     "latency": latency,
     "sessions": sessions,
     "neighbours": neighbours,
+    "episodes": episodes,
     "soak": soak,
     "kills": kills,
     "restart": restart,
@@ -431,6 +436,13 @@ def cells(quick: bool, seeds: int) -> list[Cell]:
                 {"part": "neighbours", "seconds": 3 if quick else 15, "honest": 500 if quick else 10_000},
             )
         )
+        found.append(
+            Cell(
+                "episodes",
+                seed,
+                {"part": "episodes", "live": 60 if quick else 660, "starting": 8 if quick else 32},
+            )
+        )
         found.append(Cell("soak", seed, {"part": "soak", "calls": 500 if quick else 10_000}))
         found.append(Cell("kills", seed, {"part": "kills", "kills": 3 if quick else 50}))
         found.append(Cell("restart", seed, {"part": "restart"}))
@@ -457,6 +469,13 @@ GOALS: tuple[tuple[str, str, tuple[str, ...], float, bool], ...] = (
     ("one turn of 1,000 sessions, s", "sessions", ("many", "one turn of all (s)"), 0.2, False),
     ("honest p99 beside 16 hostile, ms", "neighbours", ("beside 16 hostile", "p99_ms"), 25.0, False),
     ("worst overrun beyond the grace, s", "neighbours", ("worst overrun alone, beyond the grace (s)",), 0.1, False),
+    (
+        "worst overrun beside 16 hostile, s",
+        "neighbours",
+        ("worst overrun beside 16 hostile (s)",),
+        GRACE_S + 0.1,
+        False,
+    ),
     ("false alarms over 10,000 honest programs", "neighbours", ("false alarms",), 0, False),
     ("containers left by 50 kill -9", "kills", ("left after the next start",), 0, False),
 )
@@ -528,7 +547,7 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
         table(["figure", "measured", "goal", "met"], goals),
         "",
     ]
-    for part in ("sessions", "neighbours", "soak", "kills", "restart"):
+    for part in ("sessions", "neighbours", "episodes", "soak", "kills", "restart"):
         for result in by_name.get(part, []):
             text += [f"## {part.capitalize()}", ""]
             text += [table(["figure", "value"], [[key, _flat(value)] for key, value in result.items()]), ""]

@@ -1,0 +1,131 @@
+"""Episodes a second of ToolMath with a live interpreter per episode, and with a new one per call as most tools do."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.collecting import collect
+from turnwise.agents.gold import GoldAgent
+from turnwise.benchmarks.sandbox_peers import WAYS, Call
+from turnwise.envs.problems import Problems, load_problems
+from turnwise.envs.tool_math import ToolMath
+from turnwise.sandbox import Capabilities, Limits, Result, Sandbox, Session, Status, open_sandbox
+
+LIVE = {"ours: Docker": "docker", "ours: local, rootless": "local"}
+NEW_EACH_CALL = ("subprocess on the host", "docker exec, command line", "docker run, command line")
+AT_ONCE = (8, 64)
+
+REPLAY = """
+import contextlib, io
+names = {{"__name__": "__main__"}}
+with contextlib.redirect_stdout(io.StringIO()):
+    for block in {earlier!r}:
+        try:
+            exec(block, names)
+        except Exception:
+            pass
+exec({block!r}, names)
+"""
+
+
+class ReplayingSession:
+    """A session on a tool that starts an interpreter per call: what an episode ran before runs again each time."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._blocks = call, list[str]()
+
+    def run(self, code: str, *, wall_s: float | None = None) -> Result:
+        """Runs the program behind all earlier ones; whatever it printed is the result."""
+        said = self._call(REPLAY.format(earlier=self._blocks, block=code))
+        self._blocks.append(code)
+        return Result(Status.OK, stdout=said)
+
+    async def arun(self, code: str, *, wall_s: float | None = None) -> Result:
+        """`run`; these tools only block."""
+        return self.run(code)
+
+    def fork(self) -> Session:
+        """A session with the same past."""
+        twin = ReplayingSession(self._call)
+        twin._blocks = list(self._blocks)
+        return twin
+
+    def interrupt(self) -> None:
+        """Nothing these tools can do."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class ReplayingSandbox:
+    """The sandbox protocol over a tool that knows no sessions."""
+
+    capabilities = Capabilities("replay", False, False, False, False, False, False, True)
+
+    def __init__(self, way: str) -> None:
+        self._stack = contextlib.ExitStack()
+        self._worker = self._stack.enter_context(WAYS[way]())
+
+    def open(self, limits: Limits | None = None, *, seed: int = 0) -> Session:
+        """A session without a past."""
+        return ReplayingSession(self._worker())
+
+    def close(self) -> None:
+        """Ends what the tool started."""
+        self._stack.close()
+
+    def __enter__(self) -> ReplayingSandbox:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def opened(way: str) -> Iterator[Sandbox]:
+    """A sandbox by the name of the way it runs programs."""
+    with open_sandbox(LIVE[way], spares=8) if way in LIVE else ReplayingSandbox(way) as sandbox:
+        yield sandbox
+
+
+def problems_here() -> tuple[str, Problems]:
+    """GSM8K where a checkout has it in `shared/data`, else generated problems; with the name of what it is."""
+    for parent in Path(__file__).resolve().parents:
+        if (path := parent / "shared" / "data" / "gsm8k_test_a.jsonl").is_file():
+            return "GSM8K", load_problems(path)
+    return "generated:2:660", load_problems("generated:2:660")
+
+
+def episodes(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Episodes a second of the gold agent, who runs one program an episode, by way and by episodes at once."""
+    name, problems = problems_here()
+    result: dict[str, Any] = {"problems": name}
+    for way in (*LIVE, *NEW_EACH_CALL):
+        count = options["live"] if way in LIVE else options["starting"]
+        tasks = [number % len(problems) for number in range(count)]
+        with opened(way) as sandbox:
+            play(problems, sandbox, tasks[: max(8, count // 20)], 8)  # nothing is measured cold
+            result[way] = {}
+            for at_once in AT_ONCE:
+                start = time.perf_counter()
+                right = play(problems, sandbox, tasks, at_once)
+                taken = time.perf_counter() - start
+                result[way] |= {f"a second, {at_once} at once": round(count / taken, 1), f"right, {at_once}": right}
+            result[way]["episodes"] = count
+    return result
+
+
+def play(problems: Problems, sandbox: Sandbox, tasks: list[int], at_once: int) -> int:
+    """Plays the tasks; how many were answered rightly."""
+    groups = collect(
+        GoldAgent(problems),
+        lambda: ToolMath(problems, sandbox=sandbox, time_limit_s=60.0),
+        tasks=tasks,
+        concurrency=at_once,
+        progress=False,
+    )
+    return sum(member.valid and member.total_reward == 1.0 for group in groups for member in group)
