@@ -18,8 +18,8 @@ from turnwise.benchmarks.suite import run_suite
 from turnwise.envs.trajectory import Group
 
 TINY: dict[str, Any] = {
-    **QUICK, "demonstrations": 24, "sft_steps": 2, "hidden": 16, "layers": 1, "vocabulary": 300, "comparisons": 6, "compared": 2,
-    "fit_steps": 1, "steps": 2, "groups": 2, "evaluate_every": 2, "starts": 2, "duels": 2, "turns": 2,
+    **QUICK, "demonstrations": 24, "sft_steps": 2, "hidden": 16, "layers": 1, "vocabulary": 300, "comparisons": 6,
+    "compared": 2, "fit_steps": 1, "steps": 2, "groups": 2, "evaluate_every": 2, "starts": 2, "duels": 2, "turns": 2,
     "max_new_tokens": 8,
 }  # fmt: skip
 
