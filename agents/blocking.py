@@ -12,9 +12,9 @@ _T = TypeVar("_T")
 
 
 class Left(Exception):
-    """Carries a KeyboardInterrupt raised by an agent out of the loop.
+    """Carries a KeyboardInterrupt raised by an agent (a person who left) out of an event loop.
 
-    Left to itself it would tear the event loop down with every other episode's traceback.
+    Left to itself it would tear the loop down, and with it whatever else lives there.
     """
 
 
@@ -33,9 +33,15 @@ class LoopThread:
         """
 
         async def awaited() -> _T:
-            return await asyncio.wait_for(work(), timeout)
+            try:
+                return await asyncio.wait_for(work(), timeout)
+            except KeyboardInterrupt as stop:
+                raise Left(*stop.args) from None
 
-        return self._start(awaited).result()
+        try:
+            return self._start(awaited).result()
+        except Left as left:
+            raise KeyboardInterrupt(*left.args) from None
 
     async def awaited(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """`run` for asyncio callers, in whatever loop they live; cancelling them cancels the work."""

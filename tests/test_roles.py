@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Action, ContextFull, Episode, RandomAgent, ScriptedAgent
+from turnwise.agents.agent import Action, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
 from turnwise.agents.choosing import PolicyChooser
 from turnwise.agents.collecting import collect
 from turnwise.agents.generation import Sampling
@@ -213,6 +213,18 @@ def test_two_transformers_talk_and_every_token_of_both_is_kept() -> None:
         recorded = np.concatenate([turn.logps for turn in theirs.turns])
         assert len(theirs.turns) == 3
         np.testing.assert_allclose(scored[owner >= 0], recorded, atol=1e-4)
+
+
+def test_a_person_may_play_the_student_and_leave() -> None:
+    """What the person types is the student's turn; the end of the input ends the collection, like Ctrl-C."""
+    shown = io.StringIO()
+    partner = AgentPartner(HumanAgent(io.StringIO("I see.\n\nBye. [end of conversation]\n\nHm.\n\n"), shown))
+    with pytest.raises(KeyboardInterrupt, match="end of input"):
+        collect(ScriptedTeacher(), ID, groups=9, concurrency=1, env_options={"student": partner}, progress=False)
+    partner = AgentPartner(HumanAgent(io.StringIO("I see.\n\nBye. [end of conversation]\n\n"), shown))
+    ((member,),) = collect(ScriptedTeacher(), ID, env_options={"student": partner}, progress=False)
+    assert [turn.action for turn in other_side(member).turns] == ["I see.", "Bye. [end of conversation]"]
+    assert member.info["ended_by"] == "student"
 
 
 def test_a_conversation_with_an_agent_goes_on_from_a_snapshot() -> None:
