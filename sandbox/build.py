@@ -1,4 +1,4 @@
-"""Builds the sandbox image: from a registry by Dockerfile, or without one from Debian packages."""
+"""Builds the sandbox image: from a registry by Dockerfile, or without one from Debian packages or the host's Python."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turnwise.sandbox import image
+from turnwise.sandbox import host_image, image
 from turnwise.sandbox.sandbox import SandboxUnavailable
 
 if TYPE_CHECKING:
     import docker
 
-METHODS = ("auto", "registry", "debootstrap")
+METHODS = ("auto", "registry", "debootstrap", "host")
 _UNNEEDED = (
     "var/cache/apt",
     "var/lib/apt/lists",
@@ -40,9 +40,11 @@ def build(
     Args:
         client: The engine that shall have it.
         method: "registry" (the Dockerfile; needs Docker Hub), "debootstrap" (a root file system of Debian packages;
-            needs root and a Debian mirror), or "auto": debootstrap where it can run, else the registry.
-        packages: Further Debian packages, for example "python3-scipy". They make another image with a name of its
-            own, for `open_sandbox("docker", image=...)`.
+            needs root and a Debian mirror), "host" (this machine's own Python, its numpy and sympy, and the libraries
+            they need; Linux), or "auto": debootstrap where it can run, else the registry.
+        packages: Further Debian packages, for example "python3-scipy"; by "host" further Python distributions that
+            are installed here, for example "scipy". They make another image with a name of its own, for
+            `open_sandbox("docker", image=...)`.
         mirror: The Debian mirror for debootstrap.
         say: Takes one line of progress at a time.
 
@@ -54,12 +56,16 @@ def build(
     """
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
-    name = image.default_name(packages)
-    labels = {image.CONTENT_LABEL: image.content(packages)}
+    if method == "host":
+        name, labels = image.host_name(packages), {image.CONTENT_LABEL: image.host_content(packages)}
+    else:
+        name, labels = image.default_name(packages), {image.CONTENT_LABEL: image.content(packages)}
     if method == "auto":
         method = "debootstrap" if os.geteuid() == 0 and shutil.which("debootstrap") else "registry"
     say(f"building {name} by {method}")
-    if method == "registry":
+    if method == "host":
+        _from_host(client, name, [*host_image.DISTRIBUTIONS, *packages], labels, say)
+    elif method == "registry":
         _from_registry(client, name, packages, labels)
     else:
         _from_packages(client, name, packages, labels, mirror, say)
@@ -77,8 +83,8 @@ def _from_registry(client: docker.DockerClient, name: str, packages: Sequence[st
         client.images.build(path=str(folder), tag=name, buildargs=arguments, labels=labels, rm=True)
     except (BuildError, DockerException) as error:
         raise SandboxUnavailable(
-            f"the image could not be built from the registry: {error}; without one, install debootstrap and run "
-            "`turnwise sandbox build --method debootstrap` as root"
+            f"the image could not be built from the registry: {error}; without one, use this machine's own Python "
+            "(`turnwise sandbox build --method host`), or debootstrap as root (`--method debootstrap`)"
         ) from None
 
 
@@ -106,12 +112,28 @@ def _from_packages(
                 os.mkdir(path)
         archive = os.path.join(folder, "root.tar")
         _run(["tar", "-C", root, "--numeric-owner", "-cf", archive, "."], "tar")
-        say(f"importing {os.path.getsize(archive) >> 20} MB")
-        repository, _, tag = name.partition(":")
-        changes = [f"LABEL {key}={value}" for key, value in labels.items()]
-        answer = client.api.import_image_from_file(archive, repository=repository, tag=tag, changes=changes)
-        if '"error"' in str(answer):
-            raise SandboxUnavailable(f"the Docker engine refused the image: {answer}")
+        _import(client, name, archive, labels, say)
+
+
+def _from_host(
+    client: docker.DockerClient, name: str, distributions: Sequence[str], labels: dict[str, str],
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="turnwise-image-") as folder:
+        archive = os.path.join(folder, "root.tar")
+        host_image.write_archive(Path(archive), distributions)
+        _import(client, name, archive, labels, say)
+
+
+def _import(
+    client: docker.DockerClient, name: str, archive: str, labels: dict[str, str], say: Callable[[str], None]
+) -> None:
+    say(f"importing {os.path.getsize(archive) >> 20} MB")
+    repository, _, tag = name.partition(":")
+    changes = [f"LABEL {key}={value}" for key, value in labels.items()]
+    answer = client.api.import_image_from_file(archive, repository=repository, tag=tag, changes=changes)
+    if '"error"' in str(answer):
+        raise SandboxUnavailable(f"the Docker engine refused the image: {answer}")
 
 
 def _run(command: list[str], what: str) -> None:

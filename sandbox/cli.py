@@ -9,6 +9,7 @@ import time
 _EXAMPLES = """examples:
   turnwise sandbox build                          build the image (no registry needed on Debian as root)
   turnwise sandbox build --packages python3-scipy an image of your own with more Debian packages
+  turnwise sandbox build --method host            from this machine's Python: no root, no registry, no mirror
   turnwise sandbox check                          what works here, and what each kind protects
   turnwise sandbox run program.py                 run a file in the sandbox; - or nothing reads standard input
   turnwise sandbox clean                          remove containers that crashed programs left behind
@@ -28,8 +29,16 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "build", help="build the container image", formatter_class=raw,
         epilog="example:\n  sudo turnwise sandbox build --method debootstrap",
     )  # fmt: skip
-    build.add_argument("--method", choices=("auto", "registry", "debootstrap"), default="auto", help="default: auto")
-    build.add_argument("--packages", nargs="+", default=[], metavar="DEBIAN_PACKAGE", help="more packages")
+    build.add_argument(
+        "--method", choices=("auto", "registry", "debootstrap", "host"), default="auto", help="default: auto"
+    )
+    build.add_argument(
+        "--packages",
+        nargs="+",
+        default=[],
+        metavar="PACKAGE",
+        help="more Debian packages; by host: more Python distributions",
+    )
     build.add_argument("--mirror", default="http://deb.debian.org/debian", help="Debian mirror for debootstrap")
     build.add_argument("--force", action="store_true", help="build even if the right image is there")
     build.set_defaults(run=_build)
@@ -74,8 +83,9 @@ def _build(arguments: argparse.Namespace) -> int:
         client = connect()
         if not arguments.force:
             try:
-                image.require(client, image.default_name(arguments.packages))
-                print(f"{image.default_name(arguments.packages)} is there already (--force builds it again)")
+                name = (image.host_name if arguments.method == "host" else image.default_name)(arguments.packages)
+                image.require(client, name)
+                print(f"{name} is there already (--force builds it again)")
                 return 0
             except ImageMissing:
                 pass

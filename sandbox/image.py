@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turnwise.sandbox.sandbox import ImageMissing
+from turnwise.sandbox import host_image
+from turnwise.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 if TYPE_CHECKING:
     import docker
@@ -25,7 +27,15 @@ def dockerfile() -> str:
 
 def content(packages: Sequence[str] = ()) -> str:
     """What an image must be made from: a digest of its recipe. The supervisor is not in it: it is sent at start."""
-    recipe = [dockerfile(), DEBIAN_RELEASE, *DEBIAN_PACKAGES, *sorted(packages)]
+    return _digest([dockerfile(), DEBIAN_RELEASE, *DEBIAN_PACKAGES, *sorted(packages)])
+
+
+def host_content(distributions: Sequence[str] = ()) -> str:
+    """The same for an image made from this machine's Python: other versions here, another digest."""
+    return _digest(host_image.recipe(distributions))
+
+
+def _digest(recipe: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(recipe).encode()).hexdigest()[:12]
 
 
@@ -34,13 +44,18 @@ def default_name(packages: Sequence[str] = ()) -> str:
     return f"{REPOSITORY}:{content(packages)}"
 
 
+def host_name(distributions: Sequence[str] = ()) -> str:
+    """The image made from this machine's Python, with these further distributions."""
+    return f"{REPOSITORY}:{host_content(distributions)}"
+
+
 def require(client: docker.DockerClient, name: str | None = None) -> str:
     """The id of an image that is there and right.
 
     Args:
         client: The engine.
-        name: A name of one's own; None means the project's. An image of the project's repository must carry the
-            content label its tag says.
+        name: A name of one's own; None means the project's: that of Debian packages, else that of this machine's
+            Python. An image of the project's repository must carry the content label its tag says.
 
     Raises:
         ImageMissing: It is not there, or its label is another recipe's.
@@ -51,6 +66,9 @@ def require(client: docker.DockerClient, name: str | None = None) -> str:
     try:
         found = client.images.get(wanted)
     except ImageNotFound:
+        if name is None:
+            with contextlib.suppress(ImageMissing, SandboxUnavailable):
+                return require(client, host_name())
         remedy = "build it with `turnwise sandbox build`" if name is None else "pull or build it first"
         raise ImageMissing(f"the Docker engine has no image {wanted}: {remedy}") from None
     repository, _, tag = wanted.partition(":")

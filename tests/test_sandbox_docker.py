@@ -11,11 +11,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from turnwise.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, open_sandbox
+from turnwise.sandbox import (
+    ImageMissing,
+    Limits,
+    SandboxLost,
+    SandboxUnavailable,
+    Status,
+    host_image,
+    image,
+    open_sandbox,
+)
 from turnwise.sandbox.docker import LABEL, DockerSandbox, connect, own_labels, remove_orphans
 
 pytestmark = pytest.mark.docker
@@ -161,8 +171,6 @@ def test_orphans_are_found_by_label_and_living_programs_are_left_alone(client: A
         "alive": labels,
         "elsewhere": labels | {f"{LABEL}.host": "another machine", f"{LABEL}.pid": str(ended.pid)},
     }
-    from turnwise.sandbox import image
-
     made = {}
     try:
         for case, own in cases.items():
@@ -293,7 +301,7 @@ def test_several_engines_share_the_sessions(client: Any, remote_engine: str) -> 
 
 
 def test_an_engine_that_does_not_answer_is_named(remote_engine: str) -> None:
-    with pytest.raises(SandboxUnavailable, match="no Docker engine answers at tcp://127.0.0.1:9"):
+    with pytest.raises(SandboxUnavailable, match=r"no Docker engine answers at tcp://127\.0\.0\.1:9"):
         DockerSandbox(engines=[remote_engine, "tcp://127.0.0.1:9"])
 
 
@@ -346,3 +354,28 @@ def test_a_forked_copy_of_the_program_gets_a_sandbox_of_its_own() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "fine\n", done.stderr
+
+
+def test_an_image_of_this_machines_python_runs_programs(client: Any, tmp_path: Path) -> None:
+    """The small form, without packages: the interpreter, its standard library and the libraries they need."""
+    name = f"turnwise-test-host:{os.getpid()}"
+    archive = tmp_path / "root.tar"
+    host_image.write_archive(archive, [])
+    repository, tag = name.split(":")
+    client.api.import_image_from_file(str(archive), repository=repository, tag=tag)
+    try:
+        with DockerSandbox(image=name, preload=(), spares=0) as sandbox:
+            session = sandbox.open()
+            assert session.run("print(1 + 1)").stdout == "2\n"
+            assert session.run("import sys; sys.version").value == repr(sys.version)
+            result = session.run("import json, decimal, sqlite3, hashlib\nhashlib.sha256(b'').hexdigest()[:8]")
+            assert result.value == "'e3b0c442'"
+    finally:
+        client.images.remove(name, force=True)
+
+
+def test_an_image_needs_what_is_installed_here() -> None:
+    with pytest.raises(SandboxUnavailable, match="'no-such-thing' is not installed here"):
+        image.host_name(["no-such-thing"])
+    assert {"numpy", "sympy", "mpmath"} <= set(host_image.closure(host_image.DISTRIBUTIONS))
+    assert image.host_name() != image.default_name()

@@ -344,6 +344,11 @@ def test_an_image_must_be_there_and_made_from_this_recipe() -> None:
     with pytest.raises(ImageMissing, match=f"recipe 0123456789ab, expected {image.content()}"):
         image.require(stale)
     assert image.require(missing, "another") == "sha256:1"
+    own: Any = Images(image.host_name(), image.host_content())
+    assert image.require(own) == "sha256:1"  # made from this machine's Python, in place of the project's
+    other: Any = Images(image.host_name(), "0123456789ab")
+    with pytest.raises(ImageMissing, match="turnwise sandbox build"):
+        image.require(other)
     assert image.default_name(["python3-scipy"]) != image.default_name()
 
 
