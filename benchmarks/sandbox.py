@@ -15,7 +15,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.benchmarks.plots import figure, save
+from turnwise.benchmarks.sandbox_engine import OwnEngine, under_load
 from turnwise.benchmarks.sandbox_episodes import episodes
 from turnwise.benchmarks.sandbox_peers import WAYS, Call, timed
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, open_sandbox
+from turnwise.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
+from turnwise.sandbox import image as images
 from turnwise.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
 
 PRINT = "print(1+1)"
@@ -327,80 +328,19 @@ def kills(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def restart(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """An engine of our own is stopped and started under load: only calls in flight are lost, and said to be."""
-    if os.geteuid() != 0:
-        return {"failed": "needs root, to start an engine of its own"}
-    with tempfile.TemporaryDirectory(prefix="turnwise-engine-") as own:
-        address = f"unix://{own}/docker.sock"
-        command = ["dockerd", "--iptables=false", "--bridge=none", "-H", address, "--data-root", f"{own}/data",
-                   "--exec-root", f"{own}/exec", "--pidfile", f"{own}/pid"]  # fmt: skip
+    try:
+        with OwnEngine() as engine:
+            engine.load(images.default_name())
 
-        def start() -> subprocess.Popen[bytes]:
-            engine = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for _ in range(300):
-                time.sleep(0.1)
-                try:
-                    connect(address).close()
-                    return engine
-                except SandboxError:
-                    continue
-            engine.kill()
-            raise SandboxError("the second engine did not start")
-
-        engine = start()
-        try:
-            from turnwise.sandbox import image
-
-            save_image = subprocess.Popen(["docker", "save", image.default_name()], stdout=subprocess.PIPE)
-            subprocess.run(["docker", "-H", address, "load"], stdin=save_image.stdout, check=True, capture_output=True)
-            counts = {"right": 0, "wrong": 0, "lost": 0, "other": 0}
-            stop = threading.Event()
-            lock = threading.Lock()
-            with open_sandbox("docker", engines=[address], spares=0) as sandbox:
-
-                def work() -> None:
-                    session: Session | None = None
-                    number = 0
-                    while not stop.is_set():
-                        number += 1
-                        try:
-                            session = session or sandbox.open()
-                            value = session.run(f"{number} + 1").value
-                            outcome = "right" if value == str(number + 1) else "wrong"
-                        except SandboxLost:
-                            outcome, session = "lost", None
-                        except SandboxError:
-                            outcome, session = "other", None
-                            time.sleep(0.2)
-                        with lock:
-                            counts[outcome] += 1
-
-                threads = [threading.Thread(target=work) for _ in range(8)]
-                for thread in threads:
-                    thread.start()
-                time.sleep(3)
-                engine.terminate()
-                engine.wait(60)
-                down = dict(counts)
+            def again() -> None:
+                engine.stop()
                 time.sleep(1)
-                engine = start()
-                time.sleep(4)
-                stop.set()
-                for thread in threads:
-                    thread.join()
-            return {
-                "callers": 8,
-                "right before": down["right"],
-                "right after": counts["right"] - down["right"],
-                "wrong": counts["wrong"],
-                "calls reported lost": counts["lost"],
-                "openings refused while it was down": counts["other"],
-            }
-        finally:
-            engine.terminate()
-            engine.wait(60)
-            for mount in subprocess.run(["mount"], capture_output=True, text=True, check=False).stdout.splitlines():
-                if own in mount:
-                    subprocess.run(["umount", "-l", mount.split()[2]], check=False)
+                engine.start()
+
+            with DockerSandbox(engines=[engine.address], spares=0) as sandbox:
+                return dict(under_load(sandbox, again, callers=8, seconds=3))
+    except SandboxUnavailable as error:
+        return {"failed": str(error)}
 
 
 PARTS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {

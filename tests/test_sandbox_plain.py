@@ -1,0 +1,133 @@
+"""The local sandbox by the name of its level, as root and as nobody: what each promises holds there, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import turnwise.sandbox
+from turnwise.sandbox import SandboxUnavailable
+from turnwise.sandbox.local import LocalSandbox, bubblewrap_works
+
+NOBODY = 65534
+PROGRAM = """
+import json, os, sys, time, warnings
+warnings.simplefilter("ignore")
+from turnwise.sandbox import Limits, open_sandbox
+said = {"uid": os.getuid()}
+with open_sandbox("local", level=sys.argv[1], preload=(), spares=1) as sandbox:
+    said["name"], said["users"] = sandbox.capabilities.name, sandbox.capabilities.users_separate
+    said["private"] = sandbox.capabilities.filesystem_private
+    session, other = sandbox.open(Limits(wall_s=20, memory_mb=128)), sandbox.open(Limits(wall_s=20))
+    other.run("secret = 7; open('mine', 'w').write('kept')")
+    def status(code, **more):
+        result = session.run(code, **more)
+        return [str(result.status), result.state_lost, (result.error or "").splitlines()[-1:]]
+    said["answer"] = session.run("x = 40\\nx + 2").value
+    said["loop"] = status("while True: pass", wall_s=0.3)
+    said["state"] = session.run("x").value
+    said["stubborn"] = status("import signal; signal.signal(2, signal.SIG_IGN)\\nwhile True: pass", wall_s=0.3)
+    said["memory"] = status("x = bytearray(10**10)")
+    said["flood"] = status("while True: print('x' * 1000)")
+    said["socket"] = status("import socket; socket.socket()")
+    said["program"] = status("import os; os.execv('/bin/sh', ['sh'])")
+    said["kill"] = status(f"import os; os.kill({os.getpid()}, 9)")
+    said["file"] = status(f"open({os.path.join(os.environ['HOME'], 'own')!r}).read()")
+    said["write"] = status(f"open({os.path.join(os.environ['HOME'], 'new')!r}, 'w')")
+    said["threads"] = status("import threading\\nfor _ in range(2): threading.Thread(target=print).start()")
+    said["crash"] = status("import os; os._exit(3)")
+    said["after"] = session.run("6 * 7").value
+    said["other"] = other.run("secret, open('mine').read()").value
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def package() -> Iterator[Path]:
+    """A copy of the sandbox that every user may read, with nothing beside it."""
+    with tempfile.TemporaryDirectory(prefix="turnwise-plain-") as name:
+        root = Path(name)
+        (root / "turnwise").mkdir()
+        (root / "turnwise" / "__init__.py").write_text("")
+        shutil.copytree(
+            Path(turnwise.sandbox.__file__).parent, root / "turnwise" / "sandbox",
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )  # fmt: skip
+        (root / "own").write_text("the user's own file")
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        yield root
+
+
+def interpreter_for_all() -> str:
+    """An interpreter that every user may start, new enough."""
+    for path in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
+        if os.path.exists(path) and all(
+            folder.stat().st_mode & 0o001 for folder in Path(os.path.realpath(path)).parents
+        ):
+            asked = subprocess.run([path, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False)
+            if asked.returncode == 0:
+                return path
+    pytest.skip("no interpreter here that every user may read")
+
+
+def carried_out(package: Path, level: str, user: int | None) -> dict[str, Any]:
+    """What the program found, run as that user."""
+    command = [interpreter_for_all() if user is not None or os.geteuid() == 0 else sys.executable, "-c", PROGRAM, level]
+    if user is not None and os.geteuid() == 0:
+        command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(package), "HOME": str(package)}
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp, Landlock and user ids are Linux's")
+@pytest.mark.parametrize("user", [None, NOBODY], ids=["as started", "as nobody"])
+@pytest.mark.parametrize("level", ["plain", "rootless"])
+def test_a_level_holds_what_it_promises(package: Path, level: str, user: int | None) -> None:
+    if level == "rootless" and not bubblewrap_works():
+        pytest.skip("bubblewrap does not work here")
+    said = carried_out(package, level, user)
+    root = os.geteuid() == 0 and user is None
+    assert said["name"] == f"local/{level}"
+    assert said["users"] == root
+    assert (said["uid"] == 0) == root
+    assert said["answer"] == said["after"] == "42"
+    assert said["loop"][:2] == ["timeout", False]
+    assert said["state"] == "40"
+    assert said["stubborn"][:2] == ["timeout", True]
+    assert said["memory"][0] == "memory"
+    assert said["flood"][0] == "output-limit"
+    for name in ("socket", "program"):
+        assert said[name][0] == "error", name
+        assert "PermissionError" in said[name][2][0], name
+    assert said["kill"][0] == "error"
+    assert "Error" in said["kill"][2][0]
+    for name in ("file", "write"):  # by Landlock or by mount, whichever the level has
+        assert said[name][0] == "error" or not said["private"], name
+    assert said["threads"][0] == "ok"
+    assert said["crash"][:2] == ["crash", True]
+    assert said["other"] == "(7, 'kept')"
+
+
+def test_a_level_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="'auto', 'rootless' or 'plain'"):
+        LocalSandbox("plane")
+
+
+def test_plain_as_root_needs_an_interpreter_that_episodes_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turnwise.sandbox.local._others_may_read", lambda path: False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(SandboxUnavailable, match="an interpreter that every user may read"):
+        LocalSandbox("plain", preload=())
