@@ -8,22 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from turnwise.algorithms import tabular_games
 from turnwise.algorithms.closed_forms import log_of, logsumexp, softmax
 from turnwise.algorithms.tabular_games import TurnPolicy, occupancy, turn_kl
+from turnwise.envs.tabular_env import TabularGameEnv
 from turnwise.envs.tabular_games import Array, TabularGame, random_game, random_preference
+from turnwise.envs.trajectory import Trajectory, Turn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from turnwise.agents.policy import Policy
     from turnwise.algorithms.batch import Batch
     from turnwise.algorithms.methods import Method
 
 Where = Literal["both", "first", "last"]
+
+ROOMS = (("start",), ("safe", "lucky", "unlucky"))
+"""What the gamble's states are called before either turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +163,6 @@ class Plays:
 
         from turnwise.algorithms.batch import collate
         from turnwise.algorithms.pairing import Example
-        from turnwise.envs.trajectory import Trajectory, Turn
 
         self.games = list(games)
         first = torch.tensor(np.array([paid.game.transitions[0][0] for paid in games]))
@@ -264,3 +269,54 @@ class Plays:
         import torch
 
         return torch.einsum("gie,ge->gi", self._ends, self._rewards).reshape(-1)
+
+
+class GambleEnv(TabularGameEnv):
+    """`turnwise/TabularGame-v0` with the gamble's rooms for words, where members of a group have luck of their own.
+
+    Members that share their luck would be compared for the same luck, which is another preference than the game's.
+    """
+
+    takes_noise = True
+
+    def _question(self, turn: int) -> str:
+        return ROOMS[turn][self._state]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        """Starts; `options={"noise": n}` draws other luck for another n."""
+        observation, info = super().reset(seed=seed)
+        if noise := int((options or {}).get("noise", 0)):
+            other = np.random.default_rng([int(self.np_random.integers(2**63)), noise])
+            self._luck = other.random(len(self._luck)).tolist()
+        return observation, info
+
+    def question(self, turn: int, state: int) -> str:
+        """What is asked in a state."""
+        self.restore({"game": 0, "state": state, "luck": [0.0] * (self.games[0].turns - turn)})
+        return self._question(turn)
+
+
+def read_off(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
+    """A transformer's exact answers in every history of a two-turn game, and the least chance of any valid answer.
+
+    Returns:
+        A policy of `by_history(game.game)`, normalised over valid answers, and the smallest sum before that.
+    """
+    import torch
+
+    from turnwise.algorithms.batch import collate
+    from turnwise.algorithms.pairing import Example
+
+    env, (first, second) = GambleEnv(games=game.game), game.game.transitions
+    size = (first.shape[1], first.shape[2], second.shape[1])
+    rows = []
+    for answer, state, last in np.ndindex(*size):
+        turns = (Turn(env.question(0, 0), str(answer)), Turn(env.question(1, state), str(last)))
+        rows.append(Example((policy.chat.written(Trajectory("read", 0, turns, terminated=True)),)))
+    batch = collate(rows)
+    with torch.no_grad():
+        logps = policy.logps(batch.ids, batch.mask, batch.turn >= 0).double()
+    one = (logps * (batch.turn == 0)).sum(1).reshape(size)[:, 0, 0].exp()[None].numpy()
+    two = (logps * (batch.turn == 1)).sum(1).reshape(-1, size[2]).exp().numpy()
+    sums = one.sum(1, keepdims=True), two.sum(1, keepdims=True)
+    return (one / sums[0], two / sums[1]), float(min(each.min() for each in sums))

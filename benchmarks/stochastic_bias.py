@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from turnwise.algorithms.tabular_games import TurnPolicy, exploitability, regularised_nash, uniform_policy
+from turnwise.algorithms.tabular_games import exploitability, regularised_nash, uniform_policy
 from turnwise.benchmarks.lucky_games import (
+    GambleEnv,
     PaidGame,
     Plays,
     blurred,
@@ -23,6 +24,7 @@ from turnwise.benchmarks.lucky_games import (
     by_history,
     gamble,
     preference_regret,
+    read_off,
     response_regret,
     reward_optimum,
     reward_regret,
@@ -31,8 +33,7 @@ from turnwise.benchmarks.plots import save
 from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
 from turnwise.envs.preference import Preference
-from turnwise.envs.tabular_env import TabularGameEnv
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from turnwise.envs.trajectory import Group
 
 if TYPE_CHECKING:
     from turnwise.agents.policy import Policy
@@ -46,8 +47,6 @@ SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the gamble."""
 BETA = {"random": 1.0, "gamble": 0.25}
 """Weight of the KL in units of reward; in units of preference it is a quarter of that, the slope of sigmoid at 0."""
-ROOMS = (("start",), ("safe", "lucky", "unlucky"))
-"""What the gamble's states are called before either turn."""
 LEANS = {"start": 0.5, "safe": 0.2, "lucky": 0.8, "unlucky": 0.8}
 """Chance of answer 1 in the demonstrations, which lean to the worse end of every room.
 
@@ -133,57 +132,6 @@ def _exact(games: Sequence[PaidGame], *, beta: float, steps: int, lr: float) -> 
             "second_answer": [float(policy[0][0, 1]) for policy in policies],
         }  # fmt: skip
     return result
-
-
-class GambleEnv(TabularGameEnv):
-    """`turnwise/TabularGame-v0` with the gamble's rooms for words, where members of a group have luck of their own.
-
-    Members that share their luck would be compared for the same luck, which is another preference than the game's.
-    """
-
-    takes_noise = True
-
-    def _question(self, turn: int) -> str:
-        return ROOMS[turn][self._state]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Starts; `options={"noise": n}` draws other luck for another n."""
-        observation, info = super().reset(seed=seed)
-        if noise := int((options or {}).get("noise", 0)):
-            other = np.random.default_rng([int(self.np_random.integers(2**63)), noise])
-            self._luck = other.random(len(self._luck)).tolist()
-        return observation, info
-
-    def question(self, turn: int, state: int) -> str:
-        """What is asked in a state."""
-        self.restore({"game": 0, "state": state, "luck": [0.0] * (self.games[0].turns - turn)})
-        return self._question(turn)
-
-
-def read_off(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
-    """A transformer's exact answers in every history of a two-turn game, and the least chance of any valid answer.
-
-    Returns:
-        A policy of `by_history(game.game)`, normalised over valid answers, and the smallest sum before that.
-    """
-    import torch
-
-    from turnwise.algorithms.batch import collate
-    from turnwise.algorithms.pairing import Example
-
-    env, (first, second) = GambleEnv(games=game.game), game.game.transitions
-    size = (first.shape[1], first.shape[2], second.shape[1])
-    rows = []
-    for answer, state, last in np.ndindex(*size):
-        turns = (Turn(env.question(0, 0), str(answer)), Turn(env.question(1, state), str(last)))
-        rows.append(Example((policy.chat.written(Trajectory("read", 0, turns, terminated=True)),)))
-    batch = collate(rows)
-    with torch.no_grad():
-        logps = policy.logps(batch.ids, batch.mask, batch.turn >= 0).double()
-    one = (logps * (batch.turn == 0)).sum(1).reshape(size)[:, 0, 0].exp()[None].numpy()
-    two = (logps * (batch.turn == 1)).sum(1).reshape(-1, size[2]).exp().numpy()
-    sums = one.sum(1, keepdims=True), two.sum(1, keepdims=True)
-    return (one / sums[0], two / sums[1]), float(min(each.min() for each in sums))
 
 
 def _rewarded(paid: PaidGame) -> Callable[[Group], Preference]:

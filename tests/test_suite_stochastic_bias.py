@@ -13,6 +13,7 @@ import torch
 from turnwise.algorithms import GPO, IPO, MTPO, PPO
 from turnwise.algorithms.tabular_games import occupancy, uniform_policy, win_probability
 from turnwise.benchmarks.lucky_games import (
+    GambleEnv,
     Plays,
     blurred,
     by_history,
@@ -22,7 +23,7 @@ from turnwise.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
-from turnwise.benchmarks.stochastic_bias import INVALID, SUITE, GambleEnv
+from turnwise.benchmarks.stochastic_bias import INVALID, SUITE
 from turnwise.benchmarks.suite import load, run_suite
 
 torch.set_num_threads(1)
