@@ -3,7 +3,8 @@
     turnwise bench sandbox            or  turnwise bench turnwise.benchmarks.sandbox:SUITE
 
 Needs Docker and the image. What else is on the machine decides how much is compared: `jupyter_client` and the image of
-`turnwise sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported.
+`turnwise sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported with
+the reason.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                     calls[-1](PRINT)
                 result["callers"][str(count)] = throughput(calls[:count], seconds)
     except (ImportError, SandboxError, OSError, subprocess.CalledProcessError, RuntimeError, TimeoutError) as error:
-        result["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+        result["failed"] = f"not run: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
     finally:
         os.chdir(here)
     return result
@@ -301,28 +302,30 @@ for _ in range(4): threading.Thread(target=work).start()
 
 
 def kills(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """kill -9 of the host program at random moments, then a look at what is left."""
+    """kill -9 of the host program at random moments, five at a time, then a look at what is left."""
     import random
 
     generator = random.Random(0)
     left = after_start = 0
     with contextlib.closing(connect()) as client:
-        for _ in range(options["kills"]):
-            program = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-            )
-            assert program.stdout is not None
-            if generator.random() < 0.7:  # the others are killed while the container starts
-                program.stdout.readline()
-            time.sleep(generator.random())
-            program.send_signal(signal.SIGKILL)
-            program.wait()
-            program.stdout.close()
+        for start in range(0, options["kills"], 5):
+            programs = [
+                subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                for _ in range(min(5, options["kills"] - start))
+            ]
+            for program in programs:
+                assert program.stdout is not None
+                if generator.random() < 0.7:  # the others are killed while the container starts
+                    program.stdout.readline()
+                time.sleep(generator.random() / 2)
+                program.send_signal(signal.SIGKILL)
+                program.wait()
+                program.stdout.close()
             time.sleep(2.0)
-            mine = {"label": f"{LABEL}.pid={program.pid}"}
-            left += len(client.api.containers(all=True, filters=mine))
+            mine = [{"label": f"{LABEL}.pid={program.pid}"} for program in programs]
+            left += sum(len(client.api.containers(all=True, filters=label)) for label in mine)
             remove_orphans(client)
-            after_start += len(client.api.containers(all=True, filters=mine))
+            after_start += sum(len(client.api.containers(all=True, filters=label)) for label in mine)
     return {"kills": options["kills"], "containers left after 2 s": left, "left after the next start": after_start}
 
 

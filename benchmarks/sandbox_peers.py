@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from turnwise.sandbox import Limits, Sandbox, open_sandbox
+from turnwise.sandbox import Limits, Sandbox, SandboxError, open_sandbox
 from turnwise.sandbox import image as images
 
 Call = Callable[[str], str]
@@ -113,8 +113,23 @@ def _jupyter() -> Iterator[Callable[[], Call]]:
             Path(folder, "connection.json").write_text(json.dumps(information))
             launch = ("python3", "-m", "ipykernel_launcher", "-f", "/k/connection.json",
                       "--HistoryManager.enabled=False")  # fmt: skip
-            more = ("-v", f"{folder}:/k", "-e", "HOME=/k", "-e", "IPYTHONDIR=/k/i", "-e", "JUPYTER_RUNTIME_DIR=/k/j")
+            more = (
+                "-v",
+                f"{folder}:/k",
+                "--tmpfs",
+                "/tmp",
+                "-e",
+                "HOME=/k",
+                "-e",
+                "IPYTHONDIR=/k/i",
+                "-e",
+                "JUPYTER_RUNTIME_DIR=/k/j",
+            )
             stack.enter_context(_container(name, *more, command=launch))
+            for _ in range(1200):  # before its sockets are there, the client would call the kernel dead
+                if all(os.path.exists(f"{folder}/s-{port}") for port in range(1, 6)):
+                    break
+                time.sleep(0.05)
             client = client_module.BlockingKernelClient()
             client.load_connection_info({**information, "key": b"key", "ip": f"{folder}/s"})
             client.start_channels()
@@ -158,16 +173,28 @@ def _gem() -> Iterator[Callable[[], Call]]:
     yield lambda: call
 
 
+def _image_with_python() -> str:
+    """Our image with the interpreter under the name `python` as well, which llm-sandbox calls."""
+    name = f"turnwise-bench-python:{images.content()}"
+    recipe = f'FROM {images.default_name()}\nRUN ["ln", "-sf", "/usr/bin/python3", "/usr/bin/python"]\n'
+    command = ["docker", "build", "--network", "none", "-t", name, "-"]
+    done = subprocess.run(command, input=recipe, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SandboxError(f"no image with the name python: {done.stderr.strip().splitlines()[-1:]}")
+    return name
+
+
 @contextmanager
 def _llm_sandbox() -> Iterator[Callable[[], Call]]:
     """llm-sandbox on Docker: a file is copied in and an interpreter started by exec for each call."""
     module = importlib.import_module("llm_sandbox")
+    name = _image_with_python()
     with contextlib.ExitStack() as stack:
 
         def worker() -> Call:
             session = module.SandboxSession(
                 lang="python",
-                image=images.default_name(),
+                image=name,
                 keep_template=True,
                 skip_environment_setup=True,
                 runtime_configs={"command": ["sleep", "3600"]},
