@@ -39,6 +39,7 @@ def objective(
     *,
     threshold: float,
     temperature: float,
+    tau: float = 0.05,
 ) -> Tensor:
     """`[R]` the loss of each run's batch.
 
@@ -50,6 +51,7 @@ def objective(
         reward: `[R, G, K]` of each answer.
         threshold: Pairs whose rewards differ by no more are ties and are dropped.
         temperature: RWR's.
+        tau: IPO's.
     """
     advantage = reward - reward.mean(dim=-1, keepdim=True)
     whole = logps.sum(-1)
@@ -69,7 +71,7 @@ def objective(
     logratio = whole - reference.sum(-1)
     gap = reward[..., i] - reward[..., j]
     margin = (logratio[..., i] - logratio[..., j]) * gap.sign()
-    pair = losses.gpo(margin, beta=0.05) if method == "DPO" else losses.ipo(margin, tau=0.05)
+    pair = losses.gpo(margin, beta=0.05) if method == "DPO" else losses.ipo(margin, tau=tau)
     return _mean(pair, (gap.abs() > threshold).to(logps.dtype))
 
 
@@ -84,6 +86,7 @@ def train(
     seed: int,
     threshold: float = 0.2,
     temperature: float = 0.25,
+    tau: float = 0.05,
     fit: int = 100,
     sources: Sequence[str] = tuple(DATA),
 ) -> NDArray[np.float64]:
@@ -100,6 +103,7 @@ def train(
         seed: Of weights and all sampling.
         threshold: As in `objective`.
         temperature: As in `objective`.
+        tau: As in `objective`.
         fit: Steps of fitting a network to the data policy.
         sources: Out of `DATA`.
 
@@ -141,7 +145,8 @@ def train(
             reference = frozen.logps(context, tokens) if method in ("DPO", "IPO") else behaviour
         reward = values[torch.arange(len(reuse))[:, None, None, None], torch.from_numpy(tokens)].mean(-1)
         logps = stack.logps(context, tokens)
-        loss = objective(method, logps, behaviour, reference, reward, threshold=threshold, temperature=temperature)
+        settings = {"threshold": threshold, "temperature": temperature, "tau": tau}
+        loss = objective(method, logps, behaviour, reference, reward, **settings)
         optimizer.zero_grad()
         torch.autograd.backward([loss.sum()])
         optimizer.step()
