@@ -249,7 +249,10 @@ class Landlock:
         self._attributes = struct.pack("QQQ", self.handled, 3 if self.abi >= 4 else 0, 3 if self.abi >= 6 else 0)
         self._size = 24 if self.abi >= 6 else 16 if self.abi >= 4 else 8
         self.writing = self.handled & ~_NEVER
-        self.paths = [(path, _READ) for path in readable] + [(path, self.writing & _FILE_ONLY) for path in writable]
+        wanted = [(path, _READ) for path in readable] + [(path, self.writing & _FILE_ONLY) for path in writable]
+        # Each file and folder once (/lib is often a link into /usr): every rule costs every interpreter its time.
+        real = {os.path.realpath(path): access for path, access in wanted if os.path.exists(path)}
+        self.paths = [(path, access if os.path.isdir(path) else access & _FILE_ONLY) for path, access in real.items()]
         self._rules: list[tuple[int, int]] = []
 
     def prepare(self) -> None:
@@ -261,12 +264,12 @@ class Landlock:
         """After the descriptors were closed: `restrict` opens the paths itself."""
         self._rules = []
 
-    def _rule(self, path: str, access: int) -> tuple[int, int] | None:
+    @staticmethod
+    def _rule(path: str, access: int) -> tuple[int, int] | None:
         try:
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            return os.open(path, os.O_PATH | os.O_CLOEXEC), access
         except OSError:
             return None
-        return fd, access if os.path.isdir(path) else access & _FILE_ONLY
 
     def restrict(self, folder: str, *, execute: bool) -> None:
         """Narrows this process for good to the prepared paths and to writing below `folder`."""
