@@ -198,7 +198,7 @@ class MTPO(PPO):
         E[P(tau beats tau')] - alpha KL(pi || mu), KL summed over the turns along pi, tau' fixed,
 
     whose fixed point in self-play is the Nash equilibrium of the preference regularised with alpha. Nothing is assumed
-    of what the environment says: it may be stochastic, where margin methods such as M-DPO are biased.
+    of what the environment says: it may be stochastic, where M-DPO is biased (`turnwise bench stochastic_bias`).
 
     Who tau' is from, the source decides: nobody in particular for MTPO, whose two conversations are both learned from,
     one with P and the other with 1 - P (`online(policy, env, preference=judge, group_size=2)`); for MTPO-tau

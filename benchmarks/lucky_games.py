@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -272,23 +272,10 @@ class Plays:
 
 
 class GambleEnv(TabularGameEnv):
-    """`turnwise/TabularGame-v0` with the gamble's rooms for words, where members of a group have luck of their own.
-
-    Members that share their luck would be compared for the same luck, which is another preference than the game's.
-    """
-
-    takes_noise = True
+    """`turnwise/TabularGame-v0` with the gamble's rooms for words."""
 
     def _question(self, turn: int) -> str:
         return ROOMS[turn][self._state]
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Starts; `options={"noise": n}` draws other luck for another n."""
-        observation, info = super().reset(seed=seed)
-        if noise := int((options or {}).get("noise", 0)):
-            other = np.random.default_rng([int(self.np_random.integers(2**63)), noise])
-            self._luck = other.random(len(self._luck)).tolist()
-        return observation, info
 
     def question(self, turn: int, state: int) -> str:
         """What is asked in a state."""

@@ -122,6 +122,8 @@ class TabularGameEnv(gymnasium.Env[str, str]):
     `by_final_state` makes of a group. The last number in the text is the answer. Text without a valid one ends the
     episode with reward 0.
 
+    Options of `reset`: `noise`, an int: another number gives other luck from the identical start.
+
     Args:
         games: "detour", "random", a `TabularGame`, or several; one of them is drawn each episode.
         count: Random games: how many.
@@ -135,6 +137,7 @@ class TabularGameEnv(gymnasium.Env[str, str]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
+    takes_noise = True
 
     def __init__(
         self,
@@ -159,11 +162,36 @@ class TabularGameEnv(gymnasium.Env[str, str]):
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Draws a game and starts in its first state; all of the environment's luck is drawn here."""
+        """Draws a game and starts in its first state; all of the environment's luck is drawn here.
+
+        Raises:
+            ValueError: An option other than `noise`.
+        """
         super().reset(seed=seed)
+        chosen = dict(options or {})
+        noise = int(chosen.pop("noise", 0))
+        if chosen:
+            got = ", ".join(map(repr, chosen))
+            raise ValueError(f"TabularGame: expected no option of reset but 'noise', got {got}")
         self._index, self._state = int(self.np_random.integers(len(self.games))), 0
         self._luck = self.np_random.random(self.games[self._index].turns).tolist()
+        if noise:
+            self._draw_luck(int(self.np_random.integers(2**63)), noise)
         return self._question(0), {"task_id": f"game-{self._index}"}
+
+    def renew_luck(self, noise: int) -> None:
+        """Draws the luck of the turns that are left anew; another number gives other luck.
+
+        Raises:
+            ResetNeeded: The episode is over, or none was started.
+        """
+        if not self._luck:
+            raise ResetNeeded("the episode is over: call reset() first")
+        self._draw_luck(int(self._luck[0] * 2**53), noise)
+
+    def _draw_luck(self, source: int, noise: int) -> None:
+        numbers = np.random.default_rng([source, abs(noise), *([1] if noise < 0 else [])])
+        self._luck = numbers.random(len(self._luck)).tolist()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes one answer.

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from turnwise.agents import ScriptedAgent, collect
 from turnwise.algorithms import tabular_games as exact
 from turnwise.envs import Group, Trajectory, Turn, check_text_env, make
 from turnwise.envs.matrix_games import GAMES, MatrixGame, by_payoff, duels, payoff_matrix
 from turnwise.envs.tabular_env import TabularGameEnv, by_final_state, play_games, tabular_games
+from turnwise.envs.tabular_games import TabularGame
 
 
 def played(env_id: str, task_id: str, info: dict[str, Any] | None) -> Trajectory:
@@ -171,3 +173,37 @@ def test_options_survive_json() -> None:
     env = make("turnwise/MatrixGame-v0", payoff=[[0.5, 0.8], [0.2, 0.5]], opponent=[0.0, 1.0])
     env.reset(seed=0)
     assert env.step("0")[1] == 0.8
+
+
+def test_members_of_a_group_have_luck_of_their_own_after_the_same_start() -> None:
+    """One game whose first reply is a fair coin, 200 pairs: both see the same reply in about half, not in all."""
+    coin = np.array([[[0.5, 0.5], [0.5, 0.5]]])
+    game = TabularGame((coin, np.tile(np.eye(2)[:, None], (1, 2, 1))), np.array([[0.5, 0.9], [0.1, 0.5]]))
+
+    def same(groups: int, *, same_luck: bool) -> float:
+        found = collect(
+            ScriptedAgent(["0"] * 2), "turnwise/TabularGame-v0", groups=groups, group_size=2,
+            env_options={"games": game}, same_luck=same_luck, progress=False,
+        )  # fmt: skip
+        return float(np.mean([one.info["final_state"] == other.info["final_state"] for one, other in found]))
+
+    assert 0.35 < same(200, same_luck=False) < 0.65
+    assert same(20, same_luck=True) == 1.0
+
+
+def test_luck_is_renewed_from_a_snapshot_on_and_the_start_stays() -> None:
+    env = TabularGameEnv("random", states=(3, 3, 3, 3, 3, 3))
+    first, _ = env.reset(seed=3)
+    again, _ = env.reset(seed=3, options={"noise": 5})
+    assert first == again
+    env.step("0")
+    state = env.snapshot()
+    endings = []
+    for noise in (1, 1, *range(2, 9)):
+        env.restore(state)
+        env.renew_luck(noise)
+        endings.append([env.step("0")[0] for _ in range(5)])
+    assert endings[0] == endings[1]
+    assert len({tuple(each) for each in endings}) > 3
+    with pytest.raises(ValueError, match="no option of reset but 'noise', got 'nois'"):
+        env.reset(options={"nois": 1})
