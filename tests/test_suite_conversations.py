@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from turnwise.agents import ScriptedAgent, collect
+from turnwise.agents.policy import Policy
 from turnwise.agents.sellers import ScriptedSeller, SellingHabits
+from turnwise.agents.tiny import tiny_policy
 from turnwise.benchmarks import car_dealer, conversations, education
 from turnwise.benchmarks.conversations import QUICK, Setting, with_model
-from turnwise.benchmarks.suite import run_suite
+from turnwise.benchmarks.suite import Cell, run_suite
 from turnwise.envs.trajectory import Group
 
 TINY: dict[str, Any] = {
@@ -68,6 +70,19 @@ def test_a_given_model_is_moved_by_small_steps() -> None:
     assert with_model(Setting(), options) == Setting()
     given = with_model(Setting(), {**options, "model": "my/model"})
     assert (given.lr, given.sft_lr, given.max_tokens) == (1e-6, 2e-5, 4096)
+
+
+def test_a_study_starts_from_a_given_model(tmp_path: Path) -> None:
+    """As with --model: its own tokenizer and size, imitating first, then improved and saved like the small one."""
+    texts = ["Please teach me about the heart. How do you like to learn best?"]
+    given = tiny_policy(texts, seed=3, vocab_size=290, hidden=16, layers=1, heads=2, context=600)
+    given.save_pretrained(tmp_path / "given")
+    options = {**asdict(replace(Setting(), **TINY)), "model": str(tmp_path / "given")}
+    result = education.SUITE.run(Cell("M-DPO", 0, options), tmp_path / "work")
+    assert [record["step"] for record in result["history"]] == [0, 1, 2]
+    learned = Policy.from_pretrained(tmp_path / "work" / "M-DPO-seed0" / "policy")
+    assert learned.tokenizer.get_vocab() == given.tokenizer.get_vocab()
+    assert learned.model.config.max_position_embeddings == 600
 
 
 def test_model_text_cannot_leave_its_block() -> None:
