@@ -80,16 +80,21 @@ def branch_turns(branch_at: BranchAt | None, groups: int) -> list[int | None]:
     return turns
 
 
-def check_branching(env: gymnasium.Env[str, str], env_id: str, trunk: Agent, members: Sequence[Agent]) -> None:
+def check_branching(
+    env: gymnasium.Env[str, str], env_id: str, trunk: Agent, members: Sequence[Agent], *, same_luck: bool
+) -> None:
     """Says before any work what cannot branch.
 
     Raises:
-        ValueError: The environment has no snapshots, or the trunk's tokens mean something else to a member.
+        ValueError: The environment has no snapshots, or cannot renew the luck it says it takes; or the trunk's tokens
+            mean something else to a member.
     """
-    missing = [name for name in ("snapshot", "restore") if not env.has_wrapper_attr(name)]
-    if missing:
+    needed = ["snapshot", "restore"]
+    if getattr(env.unwrapped, "takes_noise", False) and not same_luck:
+        needed.append("renew_luck")
+    if missing := [name for name in needed if not env.has_wrapper_attr(name)]:
         raise ValueError(
-            f"collect(branch_at): expected an environment with snapshot() and restore(), got {env_id} without "
+            f"collect(branch_at): expected an environment with {', '.join(needed)}, got {env_id} without "
             f"{' and '.join(missing)}; add them (turnwise.envs.text_env says what they promise) or leave branch_at out"
         )
     tokenizers = {id(found): found for agent in (trunk, *members) if (found := _tokenizer(agent)) is not None}

@@ -123,7 +123,7 @@ def collect(
     if branch_at is not None:
         probe = factory()
         try:
-            check_branching(probe, env_id, trunk_agent, members)
+            check_branching(probe, env_id, trunk_agent, members, same_luck=same_luck)
         finally:
             probe.close()
 

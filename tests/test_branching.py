@@ -178,6 +178,13 @@ def test_what_cannot_branch_is_said_once_and_before_any_work() -> None:
     with pytest.raises(ValueError, match=r"NoSnapshot without snapshot and restore; add them"):
         collect(ScriptedAgent(["x"]), NoSnapshot, groups=9, branch_at=1, progress=False)
     assert began == []
+
+    class Lucky(Diary):
+        takes_noise = True
+
+    with pytest.raises(ValueError, match="Lucky without renew_luck"):
+        collect(ScriptedAgent(["x"]), Lucky, branch_at=1, progress=False)
+    assert collect(ScriptedAgent(["x"]), Lucky, branch_at=1, same_luck=True, progress=False)[0].valid
     wrongs: list[Any] = [-1, 1.5, True, "2"]
     for wrong in wrongs:
         with pytest.raises(ValueError, match="0 or more, got"):
