@@ -96,6 +96,7 @@ BUILT_IN: dict[str, str] = {
     "sandbox": "turnwise.benchmarks.sandbox:SUITE",
     "stochastic_bias": "turnwise.benchmarks.stochastic_bias:SUITE",
     "tool_math": "turnwise.benchmarks.tool_math:SUITE",
+    "unpaired": "turnwise.benchmarks.unpaired:SUITE",
 }
 """Suites of this package by name, imported when asked for."""
 
