@@ -16,7 +16,18 @@ from typing import Any
 from turnwise.sandbox.link import Link
 from turnwise.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
 
-_INSIDE = ("capture", "loop", "processes", "walls", "episode", "zygote", "interpreters", "supervisor")
+_INSIDE = (
+    "capture",
+    "loop",
+    "processes",
+    "walls",
+    "episode",
+    "zygote",
+    "interpreters",
+    "sessions",
+    "watch",
+    "supervisor",
+)
 _MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
 
 BOOT = """\

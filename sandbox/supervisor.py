@@ -19,77 +19,27 @@ from collections import deque
 from typing import Any
 
 from turnwise.sandbox import episode, walls, zygote
-from turnwise.sandbox.interpreters import FORGERY, Interpreter, Interpreters
+from turnwise.sandbox.interpreters import FORGERY, Interpreter
 from turnwise.sandbox.loop import Peer
-from turnwise.sandbox.processes import folder_usage
+from turnwise.sandbox.sessions import Call, Session
+from turnwise.sandbox.watch import FIRST, Watch
 
 GRACE_S = 0.5  # between the interrupt and the kill
-TICK_S = 0.05  # how often running calls are looked at
-SLOW_TICK_S = 1.0  # how often idle interpreters are
-LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
-LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 REFILL_S = 0.005  # after a spare was taken: its first run goes before the birth of the next one
-IDLE_CPU_S = 0.5  # what background threads may use between runs
-MOST_FILES = 2048
 FORK = b"fork".ljust(8, b"\0")
 STATUSES = ("ok", "error", "memory", "process-limit")
 
 
-class Call:
-    """A run in progress."""
-
-    __slots__ = (
-        "cpu", "cpu_limit", "crowded", "deadline", "id", "peer", "start", "stopped_for", "token", "why",
-    )  # fmt: skip
-
-    def __init__(self, peer: Peer, request: dict[str, Any], token: bytes) -> None:
-        self.peer, self.id, self.token = peer, request["id"], token
-        self.start = time.monotonic()
-        self.deadline: float = self.start + request["wall"]
-        self.cpu_limit: float = request["cpu"]
-        self.cpu = 0.0
-        self.stopped_for = ""  # the status for which it was interrupted
-        self.crowded = False
-        self.why = ""
-
-
-class Session:
-    """What the host holds: an interpreter now, perhaps another one after a kill."""
-
-    def __init__(self, number: int, limits: dict[str, Any], seed: int) -> None:
-        self.number, self.limits, self.seed = number, limits, seed
-        self.child: Interpreter | None = None
-        self.call: Call | None = None
-        self.runs = 0
-        self.lost = ""  # why its state went, until the host has been told
-        self.opening: tuple[Peer, int] | None = None
-        self.branch: Session | None = None  # is being forked off this one
-        self.origin: Session | None = None  # this one is being forked off that one
-
-    def blame(self, why: str) -> None:
-        """Notes why its interpreter is about to be killed."""
-        if self.call is not None:
-            self.call.why = why
-        else:
-            self.lost = why
-
-
-class Supervisor(Interpreters):
+class Supervisor(Watch):
     """Sessions and calls."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self.sessions: dict[int, Session] = {}
-        self.running: dict[int, Session] = {}
         self.spares: deque[Interpreter] = deque()
         self.spare_limits: dict[str, Any] | None = None
         self.next_session = 1
-        self.ticking = False
         self.random = random.SystemRandom()
-        # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
-        self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
-        self.disk = self.disk_use()
-        self.after(SLOW_TICK_S, self.slow_tick)
 
     # the host's requests
 
@@ -358,39 +308,6 @@ class Supervisor(Interpreters):
             lost=lost, run=time.monotonic() - call.start, cpu=cpu,
         )  # fmt: skip
 
-    def after_run(self, session: Session, child: Interpreter) -> None:
-        """Ends what the program started and left, and checks the room its files take."""
-        if child.dead or session.child is not child:
-            return
-        self.processes.refresh(self.leaders)
-        self.end_strays(child)
-        if self.processes.unsure:
-            self.keep_ticking()
-        if self.config["watch_disk"]:
-            used = self.disk_use()
-            if used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
-                self.check_files(session)
-            self.disk = used
-
-    def end_strays(self, child: Interpreter) -> None:
-        """Kills what an idle interpreter's program started and left; its threads live on from run to run."""
-        child.twins = [twin for twin in child.twins if not twin.pid and not twin.dead]
-        if child.pid not in self.processes.several:
-            return
-        if child.twins:  # one of the group is no stray, and nobody can say which until it says hello
-            self.keep_ticking()
-            return
-        self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
-        strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
-        for pid in strays:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if not strays:
-            self.processes.several.discard(child.pid)
-        else:
-            self.keep_ticking()  # looked at once more when they have had time to die
-        self.signal(child, signal.SIGCONT)
-
     def died(self, child: Interpreter, code: int | None, why: str) -> None:
         """An interpreter is gone: says how its call ended."""
         if child in self.spares:
@@ -409,131 +326,6 @@ class Supervisor(Interpreters):
             self.running.pop(session.number, None)
             self.finish(session, finished, status, error=call.why or why, lost=True)
         self.lose(session, "" if call is not None else why)
-
-    # the clock
-
-    def keep_ticking(self) -> None:
-        """Makes sure that the next tick comes."""
-        if not self.ticking:
-            self.ticking = True
-            self.after(TICK_S, self.tick)
-
-    def tick(self) -> None:
-        """Looks at the calls in progress: wall clock, cpu, groups that grow, files that fill the disk."""
-        self.ticking = False
-        now = time.monotonic()
-        self.processes.refresh(self.leaders)
-        groups = self.processes.groups() if self.processes.several else {}
-        used = self.disk_use() if self.config["watch_disk"] else self.disk
-        filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64
-        soonest = now + TICK_S
-        for session in list(self.running.values()):
-            call, child = session.call, session.child
-            if call is None or child is None:
-                continue
-            members = groups.get(child.pid, ())
-            worked = len(members) > 1 or self.processes.cpu(child.pid) - call.cpu > LOWER_CPU_S
-            if worked and self.lowers and not call.why:
-                self.lower(child)
-            if len(members) > 1:
-                self.check_group(child, call, list(members))
-            if filling:
-                self.check_files(session)
-            if call.stopped_for:
-                continue
-            if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
-                self.interrupt(session, call, "timeout")
-            else:
-                soonest = min(soonest, call.deadline)
-        if filling or used < self.disk:
-            self.disk = used
-        for pid in list(self.processes.several):
-            found = self.leaders.get(pid)
-            if found is None:
-                self.processes.several.discard(pid)
-            elif found.session is None or found.session.call is None:
-                self.end_strays(found)
-        if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
-            self.ticking = True
-            self.after(max(0.002, soonest - now), self.tick)
-
-    def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
-        """Memory is one session's together, however many processes it spreads over.
-
-        What a forked process still shares with the first one cannot be told apart cheaply, so only what it has
-        beyond the first one's size counts; the container's own limit stands behind.
-        """
-        if len(members) >= child.limits["processes"] and not call.crowded:
-            call.crowded = True
-            self.lower(child)
-        first = self.processes.memory(child.pid)[1]
-        others = sum(max(0, self.processes.memory(pid)[1] - first) for pid in members if pid != child.pid)
-        if others > child.limits["memory_mb"] << 20:
-            self.kill(child, "memory: its processes together used more than the limit")
-
-    def lower(self, child: Interpreter) -> None:
-        """Puts a run last in line for the processors; again at every tick, as what forks may slip by."""
-        child.lowered = True
-        try:
-            self.as_user(None if self.lowers else child.family.uid)  # its own user may at least lower it
-            self.set_priority(child.pid, LOWEST)
-        finally:
-            self.as_user(None)
-
-    def raise_again(self, child: Interpreter) -> None:
-        """Gives the next run the priority that every run starts with."""
-        if child.lowered and self.lowers:
-            child.lowered = False
-            self.set_priority(child.pid, self.config["nice"])
-
-    def kill(self, child: Interpreter, why: str) -> None:
-        """Kills an interpreter; dying takes its time on the processor as well, and no program can use that any more."""
-        super().kill(child, why)
-        if self.lowers and child.pid and not child.dead:
-            self.set_priority(child.pid, 0)
-
-    @staticmethod
-    def set_priority(group: int, value: int) -> None:
-        """Sets the priority of every thread of a process group, where that is allowed."""
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, group, value)
-
-    def is_full(self, child: Interpreter) -> bool:
-        """Whether so little memory is left that no further program could run."""
-        limit: int = child.limits["memory_mb"] << 20
-        return self.processes.memory(child.pid)[0] > child.first_size + limit - max(limit // 16, 8 << 20)
-
-    def disk_use(self) -> tuple[int, int]:
-        """Bytes and files in use on the work folders' file system."""
-        figures = os.statvfs(self.config["work"])
-        return (figures.f_blocks - figures.f_bfree) * figures.f_frsize, figures.f_files - figures.f_ffree
-
-    def check_files(self, session: Session) -> None:
-        """Kills a session whose files together exceed its share; the kernel limits single files only."""
-        child = session.child
-        if child is None or child.dead:
-            return
-        try:
-            self.as_user(child.family.uid)
-            size, files = folder_usage(child.folder, 2 * MOST_FILES)
-        finally:
-            self.as_user(None)
-        if size > session.limits["disk_mb"] << 20:
-            self.kill(child, f"its files exceed {session.limits['disk_mb']} MiB")
-        elif files > MOST_FILES:
-            self.kill(child, f"it made more than {MOST_FILES} files")
-
-    def slow_tick(self) -> None:
-        """Looks at idle interpreters: threads that go on working, processes started between runs."""
-        self.after(SLOW_TICK_S, self.slow_tick)
-        self.processes.refresh(self.leaders)
-        for child in list(self.children):
-            session: Session | None = child.session
-            if not child.pid or (session is not None and session.call is not None):
-                continue
-            self.end_strays(child)
-            if session is not None and self.processes.cpu(child.pid) - child.idle_cpu > IDLE_CPU_S:
-                self.kill(child, "its threads went on working after the run")
 
     def shut_down(self) -> None:
         """The host is gone, or wants no more."""

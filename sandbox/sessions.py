@@ -1,0 +1,48 @@
+"""What the supervisor remembers of the host's sessions and of the runs in progress. Runs inside the sandbox."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from turnwise.sandbox.interpreters import Interpreter
+from turnwise.sandbox.loop import Peer
+
+
+class Call:
+    """A run in progress."""
+
+    __slots__ = (
+        "cpu", "cpu_limit", "crowded", "deadline", "id", "peer", "start", "stopped_for", "token", "why",
+    )  # fmt: skip
+
+    def __init__(self, peer: Peer, request: dict[str, Any], token: bytes) -> None:
+        self.peer, self.id, self.token = peer, request["id"], token
+        self.start = time.monotonic()
+        self.deadline: float = self.start + request["wall"]
+        self.cpu_limit: float = request["cpu"]
+        self.cpu = 0.0
+        self.stopped_for = ""  # the status for which it was interrupted
+        self.crowded = False
+        self.why = ""
+
+
+class Session:
+    """What the host holds: an interpreter now, perhaps another one after a kill."""
+
+    def __init__(self, number: int, limits: dict[str, Any], seed: int) -> None:
+        self.number, self.limits, self.seed = number, limits, seed
+        self.child: Interpreter | None = None
+        self.call: Call | None = None
+        self.runs = 0
+        self.lost = ""  # why its state went, until the host has been told
+        self.opening: tuple[Peer, int] | None = None
+        self.branch: Session | None = None  # is being forked off this one
+        self.origin: Session | None = None  # this one is being forked off that one
+
+    def blame(self, why: str) -> None:
+        """Notes why its interpreter is about to be killed."""
+        if self.call is not None:
+            self.call.why = why
+        else:
+            self.lost = why

@@ -1,0 +1,197 @@
+"""The supervisor's watch: wall clock, cpu, memory of groups, files, priorities, what runs leave behind. Runs inside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Any
+
+from turnwise.sandbox.interpreters import Interpreter, Interpreters
+from turnwise.sandbox.processes import folder_usage
+from turnwise.sandbox.sessions import Call, Session
+
+TICK_S = 0.05  # how often running calls are looked at
+SLOW_TICK_S = 1.0  # how often idle interpreters are
+IDLE_CPU_S = 0.5  # what background threads may use between runs
+LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
+LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
+MOST_FILES = 2048
+
+
+class Watch(Interpreters):
+    """Looks after calls in progress and idle interpreters; what a limit's end means is the subclass's business."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.running: dict[int, Session] = {}
+        self.ticking = False
+        # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
+        self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
+        self.disk = self.disk_use()
+        self.after(SLOW_TICK_S, self.slow_tick)
+
+    def interrupt(self, session: Session, call: Call, status: str) -> None:
+        """Ends a call, softly first, with this status."""
+        raise NotImplementedError
+
+    # the clock
+
+    def keep_ticking(self) -> None:
+        """Makes sure that the next tick comes."""
+        if not self.ticking:
+            self.ticking = True
+            self.after(TICK_S, self.tick)
+
+    def tick(self) -> None:
+        """Looks at the calls in progress: wall clock, cpu, groups that grow, files that fill the disk."""
+        self.ticking = False
+        now = time.monotonic()
+        self.processes.refresh(self.leaders)
+        groups = self.processes.groups() if self.processes.several else {}
+        used = self.disk_use() if self.config["watch_disk"] else self.disk
+        filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64
+        soonest = now + TICK_S
+        for session in list(self.running.values()):
+            call, child = session.call, session.child
+            if call is None or child is None:
+                continue
+            members = groups.get(child.pid, ())
+            worked = len(members) > 1 or self.processes.cpu(child.pid) - call.cpu > LOWER_CPU_S
+            if worked and self.lowers and not call.why:
+                self.lower(child)
+            if len(members) > 1:
+                self.check_group(child, call, list(members))
+            if filling:
+                self.check_files(session)
+            if call.stopped_for:
+                continue
+            if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
+                self.interrupt(session, call, "timeout")
+            else:
+                soonest = min(soonest, call.deadline)
+        if filling or used < self.disk:
+            self.disk = used
+        for pid in list(self.processes.several):
+            found = self.leaders.get(pid)
+            if found is None:
+                self.processes.several.discard(pid)
+            elif found.session is None or found.session.call is None:
+                self.end_strays(found)
+        if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
+            self.ticking = True
+            self.after(max(0.002, soonest - now), self.tick)
+
+    def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
+        """Memory is one session's together, however many processes it spreads over.
+
+        What a forked process still shares with the first one cannot be told apart cheaply, so only what it has
+        beyond the first one's size counts; the container's own limit stands behind.
+        """
+        if len(members) >= child.limits["processes"] and not call.crowded:
+            call.crowded = True
+            self.lower(child)
+        first = self.processes.memory(child.pid)[1]
+        others = sum(max(0, self.processes.memory(pid)[1] - first) for pid in members if pid != child.pid)
+        if others > child.limits["memory_mb"] << 20:
+            self.kill(child, "memory: its processes together used more than the limit")
+
+    def lower(self, child: Interpreter) -> None:
+        """Puts a run last in line for the processors; again at every tick, as what forks may slip by."""
+        child.lowered = True
+        try:
+            self.as_user(None if self.lowers else child.family.uid)  # its own user may at least lower it
+            self.set_priority(child.pid, LOWEST)
+        finally:
+            self.as_user(None)
+
+    def raise_again(self, child: Interpreter) -> None:
+        """Gives the next run the priority that every run starts with."""
+        if child.lowered and self.lowers:
+            child.lowered = False
+            self.set_priority(child.pid, self.config["nice"])
+
+    def kill(self, child: Interpreter, why: str) -> None:
+        """Kills an interpreter; dying takes its time on the processor as well, and no program can use that any more."""
+        super().kill(child, why)
+        if self.lowers and child.pid and not child.dead:
+            self.set_priority(child.pid, 0)
+
+    @staticmethod
+    def set_priority(group: int, value: int) -> None:
+        """Sets the priority of every thread of a process group, where that is allowed."""
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PGRP, group, value)
+
+    def is_full(self, child: Interpreter) -> bool:
+        """Whether so little memory is left that no further program could run."""
+        limit: int = child.limits["memory_mb"] << 20
+        return self.processes.memory(child.pid)[0] > child.first_size + limit - max(limit // 16, 8 << 20)
+
+    def disk_use(self) -> tuple[int, int]:
+        """Bytes and files in use on the work folders' file system."""
+        figures = os.statvfs(self.config["work"])
+        return (figures.f_blocks - figures.f_bfree) * figures.f_frsize, figures.f_files - figures.f_ffree
+
+    def check_files(self, session: Session) -> None:
+        """Kills a session whose files together exceed its share; the kernel limits single files only."""
+        child = session.child
+        if child is None or child.dead:
+            return
+        try:
+            self.as_user(child.family.uid)
+            size, files = folder_usage(child.folder, 2 * MOST_FILES)
+        finally:
+            self.as_user(None)
+        if size > session.limits["disk_mb"] << 20:
+            self.kill(child, f"its files exceed {session.limits['disk_mb']} MiB")
+        elif files > MOST_FILES:
+            self.kill(child, f"it made more than {MOST_FILES} files")
+
+    def slow_tick(self) -> None:
+        """Looks at idle interpreters: threads that go on working, processes started between runs."""
+        self.after(SLOW_TICK_S, self.slow_tick)
+        self.processes.refresh(self.leaders)
+        for child in list(self.children):
+            session: Session | None = child.session
+            if not child.pid or (session is not None and session.call is not None):
+                continue
+            self.end_strays(child)
+            if session is not None and self.processes.cpu(child.pid) - child.idle_cpu > IDLE_CPU_S:
+                self.kill(child, "its threads went on working after the run")
+
+    # after a run
+
+    def after_run(self, session: Session, child: Interpreter) -> None:
+        """Ends what the program started and left, and checks the room its files take."""
+        if child.dead or session.child is not child:
+            return
+        self.processes.refresh(self.leaders)
+        self.end_strays(child)
+        if self.processes.unsure:
+            self.keep_ticking()
+        if self.config["watch_disk"]:
+            used = self.disk_use()
+            if used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
+                self.check_files(session)
+            self.disk = used
+
+    def end_strays(self, child: Interpreter) -> None:
+        """Kills what an idle interpreter's program started and left; its threads live on from run to run."""
+        child.twins = [twin for twin in child.twins if not twin.pid and not twin.dead]
+        if child.pid not in self.processes.several:
+            return
+        if child.twins:  # one of the group is no stray, and nobody can say which until it says hello
+            self.keep_ticking()
+            return
+        self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
+        strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not strays:
+            self.processes.several.discard(child.pid)
+        else:
+            self.keep_ticking()  # looked at once more when they have had time to die
+        self.signal(child, signal.SIGCONT)
