@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turnwise.agents.agent import Agent
+from turnwise.agents.branching import BranchAt
 from turnwise.agents.collecting import EnvironmentSource, collect
 from turnwise.agents.generation import Sampling
 from turnwise.agents.policy import Policy
@@ -39,6 +40,7 @@ def online(
     reuse: int = 1,
     moving_baseline: float | None = None,
     tasks: Sequence[int] | None = None,
+    branch_at: BranchAt | None = None,
     env_options: Mapping[str, Any] | None = None,
     sampling: Sampling | None = None,
     max_tokens: int = 2048,
@@ -75,6 +77,8 @@ def online(
         moving_baseline: Decay of the average of earlier draws' mean score, which is taken off all scores; None for
             scores as they are. The first draw, with none before it, has its own mean taken off.
         tasks: Task indices to draw from, without repetition until all were used; default: the environment draws.
+        branch_at: The agent's turn at which the members of a group part, as in `collect`: pairs that share everything
+            before it. Default: they part at the start.
         env_options: Keyword arguments of the environment.
         sampling: How the policy's tokens are drawn.
         max_tokens: Tokens of an episode.
@@ -117,6 +121,7 @@ def online(
             group_size=len(members),
             seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
             tasks=tasks_of(tasks, number + 1, groups, seed),
+            branch_at=branch_at,
             env_options=env_options,
             concurrency=slots,
             progress=progress,

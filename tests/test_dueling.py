@@ -134,6 +134,18 @@ def test_turn_rewards_replace_what_was_paid_and_are_learned_from(policy: Any) ->
         next(wrong)
 
 
+def test_pairs_of_an_online_run_may_part_at_a_later_turn(policy: Any) -> None:
+    """Both members share their first turn to the last token; state and resumption keep where they parted."""
+    source = online(policy, GUESS, branch_at=1, groups=2, reuse=2, max_tokens=700, slots=4)
+    items = next(source)
+    assert [item.group.branched_at for item in items] == [1, 1]
+    for item in items:
+        assert item.group[0].turns[0] == item.group[1].turns[0]
+    again = online(policy, GUESS, branch_at=1, groups=2, reuse=2, max_tokens=700, slots=4)
+    again.load_state_dict(source.state_dict())
+    assert [item.group.branched_at for item in next(again)] == [1, 1]
+
+
 def test_win_rates_are_reported_while_training(policy: Any) -> None:
     """At the start the policy is the reference; from the second evaluation on it meets the one before."""
     rivals = Rivals(policy.copy(), GUESS, by_return, starts=2, max_tokens=700, slots=4)
