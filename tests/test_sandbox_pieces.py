@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import array
 import asyncio
 import contextlib
 import io
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, image, open_sandbox, walls
+from turnwise.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, image, open_sandbox, walls, zygote
 from turnwise.sandbox.capture import Capture
 from turnwise.sandbox.link import FrameReader, StreamLink, encode
 from turnwise.sandbox.server import BOOT, boot_frame, safe_text
@@ -246,6 +247,25 @@ def test_what_the_filters_make_of_forks_programs_and_process_attributes() -> Non
     assert both(prctl, 15) == ALLOW  # its own name
     assert both(walls._SOCKETPAIR[column], 1) == ALLOW
     assert both(walls._SOCKETPAIR[column], 2) == DENY
+
+
+def test_where_no_copy_can_be_made_a_request_fails_at_once_and_its_descriptors_close() -> None:
+    """The supervisor learns of it by the end of the channel that it sent along."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    near, far = socket.socketpair()
+
+    def fork() -> int:
+        raise OSError(11, "no more processes")
+
+    room: Any = SimpleNamespace(fork=fork)
+    assert zygote.copy_ahead(theirs, room)  # nobody has asked: it is simply tried again
+    ours.sendmsg([b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [far.fileno()]))])
+    far.close()
+    assert zygote.copy_ahead(theirs, room)
+    near.settimeout(5)
+    assert near.recv(1) == b""
+    for end in (ours, theirs, near):
+        end.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
