@@ -168,8 +168,8 @@ def _section(runs: Runs) -> list[str]:
         ]
         text += [
             f"\n### {runs.variant}, {reward}\n",
-            f"Before training {start:.3f}; the best of {size} samples of the data policy is worth {ceiling:.3f}, which is "
-            "what offline BoN earns if it learns the law of the best and nothing else.\n",
+            f"Before training {start:.3f}; the best of {size} samples of the data policy is worth {ceiling:.3f}, which "
+            "is what offline BoN earns if it learns the law of the best and nothing else.\n",
             table([f"after {runs.records[-1]} updates", *runs.sources, "T=1 minus offline"], rows),
         ]
         for share in _shares(runs):
