@@ -37,7 +37,8 @@ from turnwise.envs.trajectory import Group
 NAMES = ("RL", "MTPO", "RLHF-multi", "MTPO-model")
 SALES = "sales"
 SIZES: dict[str, Any] = {
-    "steps": 50, "evaluate_every": 25, "group_size": 4, "lr": 3e-4, "comparisons": 320, "compared": 3,
+    "steps": 40, "evaluate_every": 20, "groups": 8, "group_size": 4, "lr": 3e-4, "comparisons": 240, "compared": 3,
+    "fit_steps": 60, "max_tokens": 288, "duels": 80,
 }  # fmt: skip
 """Where the study differs from that of lessons: a sale is short and says little about how it was made, so more of them
 are compared. A preference model reads every pair in both orders, so fewer of a start are."""
