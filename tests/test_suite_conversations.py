@@ -39,12 +39,23 @@ def test_education_compares_all_with_all(tmp_path: Path, monkeypatch: pytest.Mon
     rate = np.array(duels["rate"])
     assert rate + rate.T == pytest.approx(np.ones_like(rate))
     text = (tmp_path / "report.md").read_text()
-    assert "one seed, which supports no ordering" in text
+    assert text.count("| open") + text.count("| above") + text.count("| below") >= len(education.LINKS)
     for name in education.NAMES:
         assert f"**{name}**" in text
     assert (tmp_path / "curves.png").stat().st_size > 5_000
     monkeypatch.setattr(conversations, "train", lambda *_, **__: pytest.fail("trained again what was done"))
     assert run_suite(education.SUITE, tmp_path, quick=True, progress=False) == record
+
+
+def test_an_order_is_claimed_only_where_its_interval_carries_it() -> None:
+    """Rates 56, 57 and 58 with half widths 6: over seeds 7 +- 2.5 (t 4.303 x 1 / sqrt 3), over starts 7 +- 3.5."""
+    duels = [
+        {"names": ["a", "b"], "rate": [[0.5, r], [1 - r, 0.5]], "half": [[0, 0.06], [0.06, 0]]}
+        for r in (0.56, 0.57, 0.58)
+    ]
+    assert education._link(duels, "a", "b") == ["a", "b", "7.0 ± 2.5", "above", "7.0 ± 3.5", "above"]
+    assert education._link(duels, "b", "a")[3::2] == ["below", "below"]
+    assert education._link(duels[:1], "a", "b")[3] == "open"
 
 
 def test_car_dealer_pays_what_was_agreed(tmp_path: Path) -> None:
