@@ -146,7 +146,7 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
         table(["", *names], matrix),
         "\n## The claimed order, link by link\n",
         "Win rate minus 50 in points. Over seeds: 95% Student interval, says what to expect of training anew; few "
-        "seeds make it wide. Over starts: 95% interval of the same conversations taken for these trained policies alone.\n",
+        "seeds make it wide. Over starts: 95% interval of the same conversations, for these trained policies alone.\n",
         table(
             ["", "against", "over seeds", "", "over starts", ""], [_link(duels, row, column) for row, column in LINKS]
         ),
