@@ -168,7 +168,7 @@ def supervised(task: Task, setting: Setting, seed: int, work: Path) -> Policy:
                 vocab_size=setting.vocabulary,
                 hidden=setting.hidden,
                 layers=setting.layers,
-                context=setting.max_tokens,
+                context=2 * setting.max_tokens + 64,  # a preference model reads two conversations at once
             )
         else:
             policy = Policy.from_pretrained(setting.model)
