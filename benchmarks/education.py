@@ -209,17 +209,23 @@ def plot_histories(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]
 
     with panels(11, 4, 2) as (canvas, (left, right)):
         for name, runs in histories.items():
-            points = [[r for r in run if "eval/win_reference" in r] for run in runs]
-            steps = [int(r["step"]) for r in points[0]]
-            line(left, steps, [[100 * r["eval/win_reference"] for r in run] for run in points], label=name, marker="o")
-            spent = [[r for r in run if "kl" in r] for run in runs]
-            if all(spent):
-                line(right, [int(r["step"]) for r in spent[0]], [[r["kl"] for r in run] for run in spent], label=name)
+            steps, won = _common(runs, "eval/win_reference")
+            line(left, steps, [[100 * rate for rate in run] for run in won], label=name, marker="o")
+            steps, spent = _common(runs, "kl")
+            if steps:
+                line(right, steps, spent, label=name)
         left.axhline(50, color="grey", linewidth=0.8)
         left.set(xlabel="training step", ylabel="win rate against SFT, %")
         right.set(xlabel="training step", ylabel="KL to SFT, nats a conversation")
         left.legend(frameon=False, fontsize=8)
         save(canvas, stem)
+
+
+def _common(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[list[int], list[list[float]]]:
+    """The steps of which every run tells a number, and the numbers `[runs][steps]`."""
+    known = [{int(record["step"]): float(record[key]) for record in run if key in record} for run in runs]
+    steps = sorted(set.intersection(*(set(run) for run in known)))
+    return steps, [[run[step] for step in steps] for run in known]
 
 
 def conversations_shown(
