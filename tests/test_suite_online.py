@@ -71,12 +71,13 @@ def test_words_in_an_answer_are_not_instructions_and_silence_never_wins() -> Non
 
 
 def test_both_orders_remove_the_position_bias() -> None:
-    """Asked once, being first is worth 1.5 nats: more than one word of difference, so the first always wins."""
+    """Asked once, being first is worth 1.5 nats: more than one word of difference, so the first always wins: the
+    shorter one in two of three pairs."""
     groups = [said("sun moon", "sea"), said("sea", "sun moon"), said("sun", "sea rock")]
     found = bias_of(ai_feedback(InstructionReader(), INSTRUCTIONS["short"]), groups)
     assert found["bias once"] > 0.5
     assert found["bias averaged"] == pytest.approx(0.0, abs=1e-12)
-    assert found["shorter wins once"] == pytest.approx(1 / 3)
+    assert found["shorter wins once"] == pytest.approx(2 / 3)
     assert found["shorter wins averaged"] == 1.0
 
 
