@@ -168,7 +168,9 @@ def supervised(task: Task, setting: Setting, seed: int, work: Path) -> Policy:
                 vocab_size=setting.vocabulary,
                 hidden=setting.hidden,
                 layers=setting.layers,
-                context=2 * setting.max_tokens + 64,  # a preference model reads two conversations at once
+                # A preference model reads two conversations at once, and text that is read anew may take more tokens
+                # than were sampled.
+                context=4 * setting.max_tokens,
             )
         else:
             policy = Policy.from_pretrained(setting.model)
