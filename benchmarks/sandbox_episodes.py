@@ -64,7 +64,7 @@ class ReplayingSession:
 class ReplayingSandbox:
     """The sandbox protocol over a tool that knows no sessions."""
 
-    capabilities = Capabilities("replay", False, False, False, False, False, False, True)
+    capabilities = Capabilities("replay", False, False, False, False, False, False, True, False)
 
     def __init__(self, way: str) -> None:
         self._stack = contextlib.ExitStack()

@@ -208,6 +208,7 @@ def _llm_sandbox() -> Iterator[Callable[[], Call]]:
 WAYS: dict[str, Callable[[], Any]] = {
     "ours: Docker, Unix socket": lambda: _ours("docker", transport="unix"),
     "ours: Docker, attach stream": lambda: _ours("docker", transport="attach"),
+    "ours: Docker, gVisor": lambda: _ours("docker", runtime="runsc", transport="attach"),
     "ours: local, rootless": lambda: _ours("local"),
     "Jupyter kernel in a container": _jupyter,
     "subprocess on the host": _subprocess,

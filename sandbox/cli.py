@@ -11,9 +11,11 @@ _EXAMPLES = """examples:
   turnwise sandbox build --packages python3-scipy an image of your own with more Debian packages
   turnwise sandbox build --method host            from this machine's Python: no root, no registry, no mirror
   turnwise sandbox check                          what works here, and what each kind protects
+  turnwise sandbox check --runtime runsc          the same in gVisor's kernel, if the engine has it
   turnwise sandbox run program.py                 run a file in the sandbox; - or nothing reads standard input
   turnwise sandbox clean                          remove containers that crashed programs left behind
 """
+_RUNTIME_HELP = "Docker container runtime, such as runsc (gVisor); means --sandbox docker"
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,6 +50,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         epilog="example:\n  turnwise sandbox check --sandbox docker    (exit code 1 if it cannot run)",
     )  # fmt: skip
     check.add_argument("--sandbox", choices=("docker", "local"), default=None, help="only this kind")
+    check.add_argument("--runtime", default=None, metavar="NAME", help=_RUNTIME_HELP)
     check.set_defaults(run=_check)
 
     run = commands.add_parser(
@@ -55,7 +58,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         epilog="example:\n  echo 'print(6 * 7)' | turnwise sandbox run --sandbox docker",
     )  # fmt: skip
     run.add_argument("file", nargs="?", default="-", help="a Python file; - is standard input")
-    run.add_argument("--sandbox", default="auto", metavar="KIND", help="auto (default), docker or local")
+    run.add_argument("--sandbox", default=None, metavar="KIND", help="auto (default), docker or local")
+    run.add_argument("--runtime", default=None, metavar="NAME", help=_RUNTIME_HELP)
     run.add_argument("--time", type=float, default=5.0, metavar="SECONDS", help="wall clock limit (default: 5)")
     run.add_argument("--memory", type=int, default=512, metavar="MIB", help="memory limit (default: 512)")
     run.set_defaults(run=_run)
@@ -71,6 +75,15 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 def _fail(error: Exception) -> int:
     print(f"turnwise sandbox: {error}", file=sys.stderr)
     return 1
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
+    """The kind of sandbox asked for, and its options."""
+    if arguments.runtime is None:
+        return arguments.sandbox, {}
+    if arguments.sandbox not in (None, "docker"):
+        raise ValueError(f"--runtime is Docker's: leave out --sandbox {arguments.sandbox} or say --sandbox docker")
+    return "docker", {"runtime": arguments.runtime}
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -102,12 +115,17 @@ def _check(arguments: argparse.Namespace) -> int:
     from turnwise.sandbox import SandboxError, open_sandbox
 
     worked = 0
-    for kind in [arguments.sandbox] if arguments.sandbox else ["docker", "local"]:
+    try:
+        only, options = _asked(arguments)
+    except ValueError as error:
+        _fail(error)
+        return 2
+    for kind in [only] if only else ["docker", "local"]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 start = time.perf_counter()
-                with open_sandbox(kind, spares=0) as sandbox:
+                with open_sandbox(kind, spares=0, **options) as sandbox:
                     started = time.perf_counter() - start
                     session = sandbox.open()
                     result = session.run("import sympy\nx = sympy.Symbol('x')\nsympy.solve(x**2 - 5*x + 6)")
@@ -139,7 +157,8 @@ def _run(arguments: argparse.Namespace) -> int:
     except (OSError, UnicodeDecodeError) as error:
         return _fail(error)
     try:
-        with open_sandbox(arguments.sandbox) as sandbox:
+        kind, options = _asked(arguments)
+        with open_sandbox(kind or "auto", **options) as sandbox:
             session = sandbox.open(Limits(wall_s=arguments.time, memory_mb=arguments.memory))
             result = session.run(code)
     except (SandboxError, ValueError) as error:

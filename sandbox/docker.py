@@ -24,13 +24,14 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turnwise.sandbox import image as images
 from turnwise.sandbox.link import Link, SocketLink, StreamLink
 from turnwise.sandbox.pool import Pool
-from turnwise.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable
+from turnwise.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable, warn_once
 from turnwise.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ STANDARD = Capabilities(
     memory_limited=True,
     processes_limited=True,
     fork=True,
+    landlock=True,
 )
 
 
@@ -282,6 +284,9 @@ class DockerEngine:
                 shutil.rmtree(folder, ignore_errors=True)
                 if self.transport == "unix":
                     raise
+            server = self._start(None)
+            self.transport = "attach"  # sockets do not reach into this engine's containers (gVisor): not tried again
+            return server
         return self._start(None)
 
     def _start(self, folder: str | None) -> Server:
@@ -312,13 +317,13 @@ class DockerEngine:
         try:
             stream.settimeout(START_TIMEOUT_S)
             stream.sendall(boot_frame(self._config(folder is not None)))
-            main.first(START_TIMEOUT_S)
+            ready = main.first(START_TIMEOUT_S)
             link: Link = main if folder is None else SocketLink(os.path.join(folder, "s", "socket"))
         except (SandboxLost, OSError) as error:
             stream.close()
             remove_container(self.client, container)
             said = stream.said.decode("utf-8", "replace").strip().splitlines()
-            raise SandboxLost(f"the sandbox did not start: {said[-1] if said else error}") from None
+            raise SandboxLost(f"the sandbox did not start: {'; '.join(said[-2:]) or error}") from None
 
         def stop() -> None:
             main.close()
@@ -328,7 +333,7 @@ class DockerEngine:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-        return Server(name, link, stop, self.sessions)
+        return Server(name, link, stop, self.sessions, ready)
 
     def _create(self, name: str, mounts: list[dict[str, Any]]) -> str:
         api = self.client.api
@@ -346,7 +351,8 @@ class DockerEngine:
             nano_cpus=int(self.cpus * 1e9) if self.cpus else None,
             tmpfs={
                 "/work": f"rw,noexec,nosuid,nodev,size={max(64, self.memory_mb // 4)}m,"
-                f"nr_inodes={max(65536, 256 * self.sessions)},mode=0731"
+                f"nr_inodes={max(65536, 256 * self.sessions)},mode=0731",
+                "/tmp": "ro,noexec,nosuid,nodev,size=4k,mode=0555",  # gVisor puts one there that all may write
             },
             ulimits=[{"Name": "core", "Soft": 0, "Hard": 0}],
             log_config={"Type": "none", "Config": {}},
@@ -435,11 +441,31 @@ class DockerSandbox(Pool):
         starters = [DockerEngine(url, **options) for url in addresses]
         runtime = options.get("runtime")
         name = f"docker/{level}" + (f"/{runtime}" if runtime else "")
-        capabilities = Capabilities(**{**STANDARD.__dict__, "name": name, "fork": level == "standard"})
         most = containers or (32 if level == "strict" else 2 * len(starters))
-        super().__init__(starters, capabilities, servers=most, wait_s=wait_s)
+        super().__init__(starters, replace(STANDARD, name=name, fork=level == "standard"), servers=most, wait_s=wait_s)
         atexit.register(self.close)
         self.start()
+        self._capabilities = self._as_seen(self._capabilities)
+
+    def _as_seen(self, promised: Capabilities) -> Capabilities:
+        """What is promised, less what the first container's kernel turned out to lack; says so once."""
+        ready = self.servers[0].ready if self.servers else {}
+        seen = replace(promised, fork=promised.fork and ready.get("forks", True), landlock=ready.get("abi", 1) > 0)
+        missing = [
+            text
+            for text, gone in (
+                ("programs can list the container's processes and mounts (no Landlock)", not seen.landlock),
+                (
+                    "programs cannot start processes, nor sessions be branched (no process limits)",
+                    not ready.get("forks", True),
+                ),
+            )
+            if gone
+        ]
+        if missing:
+            seen = replace(seen, warning=f"{promised.name}: this kernel lacks something: {'; '.join(missing)}")
+            warn_once(seen.warning)
+        return seen
 
     def close(self) -> None:
         """Removes every container; safe to call twice."""

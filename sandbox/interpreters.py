@@ -85,8 +85,10 @@ class Interpreters(Loop):
             self.zygote.close()
             zygote.main(theirs, config)
         theirs.close()
-        if self.zygote.recv(1) != b"+":
-            sys.exit("the zygote did not start: see above")
+        ready = self.zygote.recv(256)
+        if not ready:
+            sys.exit("the zygote did not start")
+        config.update(json.loads(ready))  # what this kernel does not allow after all
 
     # what a subclass makes of it
 

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,13 +21,12 @@ from typing import Any
 from turnwise.sandbox import walls
 from turnwise.sandbox.link import Link, SocketLink, StreamLink
 from turnwise.sandbox.pool import Pool
-from turnwise.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable
+from turnwise.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once
 from turnwise.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
 
 START_TIMEOUT_S = 60.0
 _DEVICES = ["/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
 _SYSTEM = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin"]
-_warned: set[str] = set()
 
 
 def python_paths(preload: Sequence[str]) -> list[str]:
@@ -171,6 +169,7 @@ class LocalEngine:
             memory_limited=walls.LINUX,
             processes_limited=walls.SUPPORTED,
             fork=self.forks,
+            landlock=landlock,
             warning=f"local sandbox ({self.level}) in place of Docker; not protected: {', '.join(missing)}",
         )
 
@@ -229,7 +228,7 @@ class LocalEngine:
             complaints.seek(0)
             said = complaints.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
             stop()
-            raise SandboxLost(f"the local sandbox did not start: {said[-1] if said else error}") from None
+            raise SandboxLost(f"the local sandbox did not start: {'; '.join(said[-2:]) or error}") from None
         return Server(f"local/{self.level}", link, stop, self.sessions)
 
     def _config(self, work: str, path: str, readable: list[str]) -> dict[str, Any]:
@@ -283,9 +282,7 @@ class LocalSandbox(Pool):
         engine = LocalEngine(level, **options)
         capabilities = engine.capabilities()
         super().__init__([engine], capabilities, servers=servers, wait_s=wait_s)
-        if capabilities.warning not in _warned:
-            _warned.add(capabilities.warning)
-            warnings.warn(capabilities.warning, RuntimeWarning, stacklevel=2)
+        warn_once(capabilities.warning)
         atexit.register(self.close)
         self.start()
 

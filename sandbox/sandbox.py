@@ -10,9 +10,12 @@ Errors a caller may see (programs that fail are results, never errors):
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
+
+_warned: set[str] = set()
 
 
 class SandboxError(RuntimeError):
@@ -130,7 +133,9 @@ class Capabilities:
         syscalls_filtered: A seccomp filter applies.
         memory_limited: Memory limits are enforced.
         processes_limited: Process limits are enforced and nothing outlives a session.
-        fork: Sessions can be branched in place (otherwise by replay).
+        fork: Programs may start processes and sessions can be branched in place (otherwise by replay).
+        landlock: A program's sight of the file system is narrowed, /proc and /sys included (needs Linux 5.13 with
+            Landlock; gVisor has none).
         warning: One line for the user about what is not protected, or "".
     """
 
@@ -142,7 +147,15 @@ class Capabilities:
     memory_limited: bool
     processes_limited: bool
     fork: bool
+    landlock: bool
     warning: str = ""
+
+
+def warn_once(text: str) -> None:
+    """Says in this process once what a sandbox does not protect."""
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 @runtime_checkable

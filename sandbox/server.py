@@ -21,6 +21,7 @@ _INSIDE = (
     "loop",
     "processes",
     "walls",
+    "forks",
     "episode",
     "zygote",
     "interpreters",
@@ -85,10 +86,14 @@ class Server:
     Attributes:
         name: For messages: the container's name, or "local".
         lost: Why it is gone, or "".
+        ready: What the supervisor said of its kernel when it was ready.
     """
 
-    def __init__(self, name: str, link: Link, stop: Callable[[], None], sessions: int) -> None:
+    def __init__(
+        self, name: str, link: Link, stop: Callable[[], None], sessions: int, ready: dict[str, Any] | None = None
+    ) -> None:
         self.name, self.capacity = name, sessions
+        self.ready = ready or {}
         self._link, self._stop = link, stop
         self.lost = ""
         self.sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
@@ -251,6 +256,12 @@ class ServerSession:
             pass  # it went with its server
         finally:
             self._ended()
+
+    def __enter__(self) -> ServerSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def _nothing() -> None:

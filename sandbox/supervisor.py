@@ -180,19 +180,15 @@ class Supervisor(Watch):
         session.branch, branch.origin = branch, session
         child.twins.append(twin)
         self.expect(twin)
-        try:
+        self.tell(child, b"F", FORK)
+        with contextlib.suppress(OSError):  # where it just died, its end is on its way
+            self.hand_over(child.control, b"F", theirs)
+        try:  # while the kernel copies the interpreter; where it fails, the copy finds its channel closed and ends
             zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
             room = f"{twin.area}\n{twin.folder}".encode()
             twin.control.send(struct.pack(">I", len(room)) + room)
         except OSError as error:
-            for fd in theirs:
-                os.close(fd)
-            session.branch, branch.origin = None, None
             self.bury(twin, None, str(error))
-            return
-        self.tell(child, b"F", FORK)
-        with contextlib.suppress(OSError):  # where it just died, its end is on its way
-            self.hand_over(child.control, b"F", theirs)
 
     # one run
 
@@ -365,7 +361,7 @@ def main(config: dict[str, Any]) -> None:
         os.set_blocking(fd, False)
     host = Peer(supervisor, 0, 1, supervisor.command, supervisor.shut_down)
     host.reply(0, ready=True, pid=os.getpid(), abi=walls.landlock_abi() if walls.LINUX else 0,
-               python=sys.version.split()[0])  # fmt: skip
+               forks=supervisor.config["forks"], python=sys.version.split()[0])  # fmt: skip
     supervisor.run()
 
 

@@ -15,7 +15,6 @@ import sys
 
 LINUX = sys.platform == "linux"
 MACHINE = platform.machine()
-# PyDLL keeps the interpreter lock while calling: nothing may run between a raw clone and its bookkeeping.
 _libc = ctypes.PyDLL(None, use_errno=True) if LINUX else None
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -195,8 +194,8 @@ def _call(number: int, *arguments: object) -> int:
         raise OSError(_ENOSYS, "no system calls by number here")
     result: int = _libc.syscall(ctypes.c_long(number), *arguments)
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
     return result
 
 
@@ -291,52 +290,6 @@ class Landlock:
             os.close(ruleset)
             for fd, _ in opened:
                 os.close(fd)
-
-
-def _tid_address() -> int:
-    address = ctypes.c_void_p(0)
-    zero = ctypes.c_ulong(0)
-    assert _libc is not None
-    if _libc.prctl(PR_GET_TID_ADDRESS, ctypes.byref(address), zero, zero, zero) < 0 or not address.value:
-        raise OSError(_ENOSYS, "no thread id address")
-    return address.value
-
-
-def clone_sibling() -> int:
-    """Forks a process whose parent is OUR parent, in one step.
-
-    The supervisor then reaps it and owns its process group, though it never held its memory. `os.fork` cannot do
-    that without a process in between, which would double the cost for a big interpreter. The child's thread id is
-    written where the C library keeps it, as its own fork does.
-
-    Returns:
-        0 in the child, its process id in the caller.
-    """
-    clone_parent, child_settid, child_cleartid, sigchld = 0x00008000, 0x01000000, 0x00200000, 17
-    tid = ctypes.c_void_p(_tid_address())
-    flags = ctypes.c_ulong(clone_parent | child_settid | child_cleartid | sigchld)
-    null = ctypes.c_void_p(0)
-    # x86_64: (flags, stack, parent_tid, child_tid, tls); aarch64 swaps the last two
-    tail = (tid, null) if MACHINE == "x86_64" else (null, tid)
-    number = ctypes.c_long(_CLONE[_column()])
-    api = ctypes.pythonapi
-    assert _libc is not None
-    api.PyOS_BeforeFork()
-    pid: int = _libc.syscall(number, flags, null, null, *tail)
-    if pid == 0:
-        api.PyOS_AfterFork_Child()
-        return 0
-    error = ctypes.get_errno()
-    api.PyOS_AfterFork_Parent()
-    if pid < 0:
-        raise OSError(error, os.strerror(error))
-    return pid
-
-
-def rehearse_fork() -> None:
-    """What the interpreter itself does before and after a fork, without one; only for a process with one thread."""
-    ctypes.pythonapi.PyOS_BeforeFork()
-    ctypes.pythonapi.PyOS_AfterFork_Child()
 
 
 _MADV_COLLAPSE, _HUGE = 25, 2 << 20

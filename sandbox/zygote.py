@@ -6,6 +6,7 @@ It receives only user ids, folders, limits and descriptors, so no episode inheri
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import gc
 import json
@@ -19,7 +20,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from turnwise.sandbox import episode, walls
+from turnwise.sandbox import episode, forks, walls
 
 WARM_UP = """
 import sympy
@@ -45,6 +46,8 @@ def main(channel: socket.socket, config: dict[str, Any]) -> NoReturn:
         os.dup2(2, 1)  # what a library prints while it is imported must not reach the host's channel
         os.closerange(fd + 1, 4096)
         run(socket.socket(fileno=fd), config)
+    except BaseException as error:
+        os.write(2, f"zygote: {type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(1)
 
@@ -62,7 +65,7 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         del sys.modules[name]
     room = Prepared(config)
     for _ in range(REHEARSALS):
-        walls.rehearse_fork()
+        forks.rehearse_fork()
         area = os.path.join(config["work"], os.urandom(12).hex())
         folder = os.path.join(area, os.urandom(12).hex())
         make_room(area, folder, None)
@@ -75,7 +78,7 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
     gc.freeze()  # objects of the parent never move through the collector: their pages stay shared
     if walls.LINUX:
         walls.use_huge_pages()
-    channel.sendall(b"+")
+    channel.sendall(json.dumps({"forks": room.forks}).encode())
     while copy_ahead(channel, room):
         pass
 
@@ -169,8 +172,7 @@ def get_ready(channel: socket.socket, room: Prepared) -> episode.Episode:
         _first_to_be_killed()
     if not select.select([channel], [], [], 0)[0]:
         rehearse(1)
-    if hasattr(os, "sched_setscheduler"):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    _in_turn(hurried=True)
     return episode.Episode(room.fork, lambda _: None, room.silence)
 
 
@@ -179,7 +181,8 @@ class Prepared:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.nice: int = config["nice"]
-        self.fork = walls.clone_sibling if config["siblings"] else os.fork
+        self.fork = forks.sibling_fork() if config["siblings"] else forks.fork_orphan
+        self.forks: bool = config["forks"] and (not config["users"] or forks.process_limit_works(config["uid_base"]))
         self.filters: dict[bool, bytes] = {}
         self._silence = b""
         self.landlock = walls.Landlock(config["readable"], ["/dev/null"])
@@ -188,23 +191,22 @@ class Prepared:
         for which in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK):
             walls.set_limit(which, 0)
         if walls.LINUX:
-            walls.set_limit(resource.RLIMIT_MSGQUEUE, 0)
-            walls.set_limit(resource.RLIMIT_RTPRIO, 0)
-            walls.set_limit(resource.RLIMIT_SIGPENDING, 256)
-            walls.set_limit(resource.RLIMIT_NICE, 0)
+            for which, value in ((resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_RTPRIO, 0),
+                                 (resource.RLIMIT_SIGPENDING, 256), (resource.RLIMIT_NICE, 0)):  # fmt: skip
+                with contextlib.suppress(ValueError):  # gVisor has neither these limits nor what they would limit
+                    walls.set_limit(which, value)
         if self.nice:
             os.setpriority(os.PRIO_PROCESS, 0, 0)  # the high priority is the supervisor's alone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(0o077)
-        if hasattr(os, "sched_setscheduler"):  # a copy made ahead has time: it must not push aside who is asked now
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        _in_turn(hurried=False)  # a copy made ahead has time: it must not push aside who is asked now
         os.environ.clear()
         os.environ.update(LANG="C.UTF-8", PATH="/usr/local/bin:/usr/bin:/bin")
         sys.path.append("")
         if config["filter"]:
             for programs in (False, True):
-                self.filters[programs] = walls.episode_program(processes=config["forks"], programs=programs)
+                self.filters[programs] = walls.episode_program(processes=self.forks, programs=programs)
             self._silence = walls.silence_program()
             walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
             walls.install_filter(walls.zygote_program())
@@ -283,6 +285,13 @@ def _make_folder(path: str, attempts: int) -> None:
                 raise
             time.sleep(0.02)
     os.mkdir(path, 0o700)
+
+
+def _in_turn(*, hurried: bool) -> None:
+    """Says whether waking this process may push aside the one at work."""
+    if hasattr(os, "sched_setscheduler"):
+        with contextlib.suppress(OSError):  # gVisor knows one way to take turns
+            os.sched_setscheduler(0, os.SCHED_OTHER if hurried else os.SCHED_BATCH, os.sched_param(0))
 
 
 def _first_to_be_killed() -> None:

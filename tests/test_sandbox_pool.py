@@ -12,7 +12,7 @@ from turnwise.sandbox.pool import Pool
 from turnwise.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
 from turnwise.sandbox.server import Server
 
-CAPABILITIES = Capabilities("stand-in", True, True, True, True, True, True, True)
+CAPABILITIES = Capabilities("stand-in", True, True, True, True, True, True, True, True)
 
 
 class Wire:

@@ -62,7 +62,7 @@ class FakeSession:
 
 
 class FakeSandbox:
-    capabilities = Capabilities("fake", True, True, True, True, True, True, False)
+    capabilities = Capabilities("fake", True, True, True, True, True, True, False, True)
 
     def __init__(self, results: dict[str, Result] | None = None) -> None:
         self.results = results or {}
