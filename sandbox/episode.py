@@ -272,6 +272,7 @@ class Episode:
             if not self.silent:
                 self.silence()
                 self.silent = True
+            drawn = random.getstate()
             pid = self.fork()
         except OSError as error:
             for fd in fds:
@@ -284,6 +285,7 @@ class Episode:
             self.send(token, OK)
             return
         self.pid = os.getpid()
+        random.setstate(drawn)  # which a fork seeds anew, from the system
         for target, fd in zip((CONTROL, 1, 2), fds, strict=True):
             os.dup2(fd, target, inheritable=True)
         for fd in fds:

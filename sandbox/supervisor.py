@@ -245,6 +245,7 @@ class Supervisor(Watch):
         """Takes the end of a run, or the outcome of a fork."""
         session: Session | None = child.session
         if session is not None and session.branch is not None and token == FORK:
+            child.idle_cpu = self.processes.cpu(child.pid)  # what the fork itself took is nobody's thread
             branch, session.branch = session.branch, None
             branch.origin = None
             twin = branch.child

@@ -201,6 +201,26 @@ def test_a_branch_starts_from_the_present_state_and_goes_its_own_way(session: Se
     grandchild.close()
 
 
+def test_a_branch_draws_what_its_origin_would_have_drawn(session: Session) -> None:
+    """Python seeds `random` anew from the system in every forked process; a branch is a copy, so it must not."""
+    draw = "random.random(), float(numpy.random.rand())"
+    session.run("import random, numpy")
+    first, second = session.fork(), session.fork()
+    assert first.run(draw).value == second.run(draw).value == session.run(draw).value
+    first.close()
+    second.close()
+
+
+def test_forking_often_is_not_taken_for_threads_that_go_on_working(sandbox: Sandbox) -> None:
+    """A fork of many small objects costs milliseconds of processor time, which the idle session is not charged."""
+    session = sandbox.open(Limits(wall_s=60.0, memory_mb=512))
+    session.run("x = [bytes(3000) for _ in range(80_000)]")
+    for _ in range(150):
+        session.fork().close()
+    assert session.run("len(x)").value == "80000"
+    session.close()
+
+
 def test_killing_a_branch_leaves_its_siblings_alone(session: Session) -> None:
     session.run("x = 1")
     branches = [session.fork() for _ in range(3)]
