@@ -17,18 +17,15 @@ import numpy as np
 
 from turnwise.agents.collecting import collect
 from turnwise.agents.sellers import ScriptedSeller
-from turnwise.benchmarks.conversations import (
-    QUICK,
-    Setting,
-    Task,
-    agent,
+from turnwise.benchmarks.conversation_pages import (
+    conversations_shown,
     fit_rows,
-    fits,
-    improved,
-    supervised,
-    with_model,
+    plot_histories,
+    samples,
+    trained,
+    training_rows,
 )
-from turnwise.benchmarks.education import conversations_shown, plot_histories, training_rows
+from turnwise.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
 from turnwise.benchmarks.reporting import compare, plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
 from turnwise.envs.preference import Preference, by_return
@@ -42,7 +39,6 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 """Where the study differs from that of lessons: a sale is short and says little about how it was made, so more of them
 are compared. A preference model reads every pair in both orders, so fewer of a start are."""
-_SHOWN = 1
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
     setting = with_model(Setting(), cell.options)
     if cell.name != SALES:
         return {"history": improved(TASK, setting, cell.name, cell.seed, work)[1]}
-    policies = {"SFT": supervised(TASK, setting, cell.seed, work)}
-    policies |= {name: improved(TASK, setting, name, cell.seed, work)[0] for name in NAMES}
+    policies = everybody(TASK, setting, NAMES, cell.seed, work)
     result: dict[str, Any] = {"fits": fits(cell.seed, work)}
     for name, policy in policies.items():
         groups = collect(
@@ -93,10 +88,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
             "turns": float(np.mean([len(member.turns) for member in valid])),
             "episodes": len(valid),
             "invalid": len(groups) - len(valid),
-            "samples": [
-                [[turn.observation, turn.action] for turn in m.turns] + [[m.final_observation, ""]]
-                for m in valid[:_SHOWN]
-            ],
+            "samples": samples(valid),
         }
     return result
 
@@ -118,11 +110,7 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
         ]
         for name in names
     ]
-    histories = {
-        name: [o.result["history"] for o in outcomes if o.cell.name == name]
-        for name in dict.fromkeys(o.cell.name for o in outcomes)
-        if name != SALES
-    }
+    histories = trained(outcomes, but=SALES)
     plot_histories(histories, out / "curves")
     text = [
         "# car_dealer: preferences alone against the reward itself\n",

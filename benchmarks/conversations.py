@@ -34,7 +34,6 @@ from turnwise.algorithms.single_turns import turn_feedback
 from turnwise.algorithms.training import train
 from turnwise.algorithms.value import ActorCritic
 from turnwise.algorithms.warmup import warm_start
-from turnwise.benchmarks.reporting import plus_minus
 from turnwise.benchmarks.suite import write_json
 from turnwise.envs.preference import Annotator
 from turnwise.envs.store import Store
@@ -435,20 +434,18 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
     return _load(setting, folder / "policy"), history
 
 
+def everybody(task: Task, setting: Setting, names: Sequence[str], seed: int, work: Path) -> dict[str, Policy]:
+    """The SFT policy and what each of the ways made of it, by name."""
+    found = {"SFT": supervised(task, setting, seed, work)}
+    return found | {name: improved(task, setting, name, seed, work)[0] for name in names}
+
+
 def fits(seed: int, work: Path) -> dict[str, Any]:
     """How accurate the models fitted with a seed are on held-out starts, by the name of the model's folder."""
     found = {}
     for path in sorted(work.glob(f"*Model-*-seed{seed}/fit.json")):
         found[path.parent.name.removesuffix(f"-seed{seed}")] = json.loads(path.read_text("utf-8"))["after"]
     return found
-
-
-def fit_rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """One row a kind of model: accuracy and log loss over seeds."""
-    return [
-        [name, *(plus_minus([seed[name][figure] for seed in found], 3) for figure in ("accuracy", "log_loss"))]
-        for name in found[0]
-    ]
 
 
 def agent(setting: Setting, policy: Policy) -> TransformerAgent:

@@ -18,25 +18,22 @@ from numpy.typing import NDArray
 
 from turnwise.agents.teachers import ScriptedTeacher
 from turnwise.algorithms.dueling import duel
-from turnwise.benchmarks.conversations import (
-    QUICK,
-    Setting,
-    Task,
-    agent,
+from turnwise.benchmarks.conversation_pages import (
+    conversations_shown,
     fit_rows,
-    fits,
-    improved,
-    supervised,
-    with_model,
+    plot_histories,
+    samples,
+    trained,
+    training_rows,
 )
-from turnwise.benchmarks.reporting import line, panels, plus_minus
+from turnwise.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
+from turnwise.benchmarks.reporting import plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table
 from turnwise.envs.education_oracle import CRITERIA, EducationOracle, outcome, turn_scores
 from turnwise.envs.education_topics import TOPICS
 from turnwise.envs.trajectory import Trajectory
 
 NAMES = ("RLHF-reward", "RLHF-value", "RLHF-multi", "MTPO", "MTPO-tau", "M-DPO")
-_SHOWN = 1
 
 
 def _options(setting: Setting) -> dict[str, Any]:
@@ -79,8 +76,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
     setting = with_model(Setting(), cell.options)
     if cell.name != DUELS:
         return {"history": improved(TASK, setting, cell.name, cell.seed, work)[1]}
-    policies = {"SFT": supervised(TASK, setting, cell.seed, work)}
-    policies |= {name: improved(TASK, setting, name, cell.seed, work)[0] for name in NAMES}
+    policies = everybody(TASK, setting, NAMES, cell.seed, work)
     found = duel(
         {name: agent(setting, policy) for name, policy in policies.items()},
         TASK.env,
@@ -104,11 +100,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
             for name, members in talks.items()
         },
         "turns": {name: float(np.mean([len(m.turns) for m in members])) for name, members in talks.items()},
-        "samples": {
-            name: [[[turn.observation, turn.action] for turn in m.turns] + [[m.final_observation, ""]] for m in some]
-            for name, members in talks.items()
-            if (some := [m for m in members if m.valid][:_SHOWN])
-        },
+        "samples": {name: shown for name, members in talks.items() if (shown := samples(members))},
     }
 
 
@@ -131,11 +123,7 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
         ]
         for name in names
     ]
-    histories = {
-        name: [o.result["history"] for o in outcomes if o.cell.name == name]
-        for name in dict.fromkeys(o.cell.name for o in outcomes)
-        if name != DUELS
-    }
+    histories = trained(outcomes, but=DUELS)
     plot_histories(histories, out / "curves")
     episodes = sum(int(d["starts"]) for d in duels)
     text = [
@@ -188,57 +176,6 @@ def _link(duels: Sequence[Mapping[str, Any]], row: str, column: str) -> list[str
 
 def _verdict(low: float, high: float) -> str:
     return "above" if low > 0 else "below" if high < 0 else "open"
-
-
-def training_rows(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> list[list[str]]:
-    """What runs report at their last step: one row a way."""
-    rows = []
-    for name, runs in histories.items():
-        last = [run[-1] for run in runs]
-        row = [name]
-        for key, digits in (("kl", 1), ("explained_variance", 2), ("entropy", 2)):
-            values = [float(record[key]) for record in last if key in record]
-            row.append(plus_minus(values, digits) if len(values) == len(last) else "")
-        rows.append(row)
-    return rows
-
-
-def plot_histories(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], stem: Path) -> None:
-    """Win rate against the SFT policy over training steps, and the KL to it, one line a way."""
-    from turnwise.benchmarks.plots import save
-
-    with panels(11, 4, 2) as (canvas, (left, right)):
-        for name, runs in histories.items():
-            steps, won = _common(runs, "eval/win_reference")
-            line(left, steps, [[100 * rate for rate in run] for run in won], label=name, marker="o")
-            steps, spent = _common(runs, "kl")
-            if steps:
-                line(right, steps, spent, label=name)
-        left.axhline(50, color="grey", linewidth=0.8)
-        left.set(xlabel="training step", ylabel="win rate against SFT, %")
-        right.set(xlabel="training step", ylabel="KL to SFT, nats a conversation")
-        left.legend(frameon=False, fontsize=8)
-        save(canvas, stem)
-
-
-def _common(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[list[int], list[list[float]]]:
-    """The steps of which every run tells a number, and the numbers `[runs][steps]`."""
-    known = [{int(record["step"]): float(record[key]) for record in run if key in record} for run in runs]
-    steps = sorted(set.intersection(*(set(run) for run in known)))
-    return steps, [[run[step] for step in steps] for run in known]
-
-
-def conversations_shown(
-    samples: Mapping[str, Sequence[Sequence[Sequence[str]]]], speakers: tuple[str, str]
-) -> list[str]:
-    """Conversations as quoted blocks; model text stands in code blocks, where nothing in it is markup."""
-    text = []
-    for name, talks in samples.items():
-        for talk in talks:
-            lines = [f"{speakers[0]}: {said}" + (f"\n{speakers[1]}: {reply}" if reply else "") for said, reply in talk]
-            safe = "\n".join(lines).replace("`", "'")
-            text += [f"**{name}**\n", f"```text\n{safe}\n```\n"]
-    return text
 
 
 SUITE = Suite(

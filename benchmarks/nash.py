@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from turnwise.algorithms import mirror_descent, nash, tabular_games
 from turnwise.algorithms.closed_forms import kl, log_of, softmax
 from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
+from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
 from turnwise.envs.tabular_games import random_game, random_preference
 
@@ -148,9 +148,7 @@ def _run(cell: Cell, work: Path) -> Mapping[str, Any]:
 
 
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    by_kind: dict[str, list[Mapping[str, Any]]] = {}
-    for outcome in outcomes:
-        by_kind.setdefault(outcome.cell.name, []).append(outcome.result)
+    by_kind = by_name(outcomes)
     seeds, options = len(by_kind["mixture"]), outcomes[-1].cell.options
     text = [
         "# nash: last iterates, bounds, and the mixture of Nash-MD\n",

@@ -26,7 +26,7 @@ from turnwise.algorithms.offline_methods import GPO, IPO, BestOfN
 from turnwise.algorithms.onpolicy import online
 from turnwise.algorithms.training import train
 from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
+from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
 from turnwise.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
 from turnwise.envs.judging import Judged, Pair
@@ -246,13 +246,6 @@ def _run(cell: Cell, work: Path) -> Mapping[str, Any]:
         return train_on_reward(part, name, reference, cell.options, cell.seed)
 
 
-def _gather(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for outcome in outcomes:
-        found.setdefault(outcome.cell.name, []).append(outcome.result)
-    return found
-
-
 def _runs_of(found: Mapping[str, list[Mapping[str, Any]]], task: str, name: str) -> list[Mapping[str, Any]]:
     """The seeds of a method on a task; on the skewed one online methods are the minimum's."""
     return found[f"minimum: {name}" if task == "skew" and name.startswith("online") else f"{task}: {name}"]
@@ -362,7 +355,7 @@ def _judge_part(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
 
 
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    found = _gather(outcomes)
+    found = by_name(outcomes)
     options = outcomes[0].cell.options
     seeds = len(found["minimum: offline DPO"])
     text = [

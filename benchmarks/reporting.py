@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from turnwise.benchmarks.plots import figure
-from turnwise.benchmarks.suite import mean_interval
+from turnwise.benchmarks.suite import Outcome, mean_interval
+
+
+def by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, Any]]]:
+    """The results of each cell's seeds, by the cell's name."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.cell.name, []).append(outcome.result)
+    return found
 
 
 def plus_minus(values: Sequence[float], digits: int = 3) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.benchmarks.plots import figure, save
+from turnwise.benchmarks.reporting import by_name
 from turnwise.benchmarks.sandbox_peers import WAYS
 from turnwise.benchmarks.suite import Outcome, table
 
@@ -44,13 +45,11 @@ GOALS: tuple[tuple[str, str, tuple[str, ...], float, bool], ...] = (
 
 def report(outcomes: Sequence[Outcome], out: Path) -> str:
     """Tables and a plot; with several seeds the median of each figure."""
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for outcome in outcomes:
-        by_name.setdefault(outcome.cell.name, []).append(outcome.result)
+    found = by_name(outcomes)
 
     def look(name: str, path: Sequence[str]) -> float | None:
         values = []
-        for result in by_name.get(name, []):
+        for result in found.get(name, []):
             value: Any = result
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
@@ -64,8 +63,8 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
     rows = []
     for way in WAYS:
         name = f"latency {way}"
-        failed = next((str(result["failed"]) for result in by_name.get(name, []) if "failed" in result), "")
-        for result in by_name.get(name, []):
+        failed = next((str(result["failed"]) for result in found.get(name, []) if "failed" in result), "")
+        for result in found.get(name, []):
             ready = result.get("callers", {})
             short = [f"{count} callers {value}" for count, value in ready.items() if isinstance(value, str)]
             failed = failed or "; ".join(short)
@@ -114,7 +113,7 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
         "",
     ]
     for part in ("sessions", "gVisor", "neighbours", "episodes", "soak", "kills", "restart"):
-        for result in by_name.get(part, []):
+        for result in found.get(part, []):
             text += [f"## {part[0].upper()}{part[1:]}", ""]
             text += [table(["figure", "value"], [[key, _flat(value)] for key, value in result.items()]), ""]
     drawn = [(way, look(f"latency {way}", ("print", "p50_ms"))) for way in WAYS]

@@ -24,7 +24,7 @@ from turnwise.algorithms.pairing import Example
 from turnwise.algorithms.training import train
 from turnwise.algorithms.value import ActorCritic
 from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
+from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
 from turnwise.benchmarks.token_policies import Measure, Task, curve, one_thread, rewards, start, win_rate
 from turnwise.envs.bandits import data_policy, reward_table
@@ -274,13 +274,6 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
         return train_transformer(cell.name, cell.options, work, cell.seed)
 
 
-def _gather(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for outcome in outcomes:
-        found.setdefault(outcome.cell.name, []).append(outcome.result)
-    return found
-
-
 def _last(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [float(run[key][-1]) for run in runs]
 
@@ -398,7 +391,7 @@ def _scalar_part(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
 
 
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    found = _gather(outcomes)
+    found = by_name(outcomes)
     options = next(outcome.cell.options for outcome in outcomes if outcome.cell.name == "KTO")
     text = [
         "# unpaired: accepted, rejected, or a number, and no pairs\n",

@@ -14,7 +14,7 @@ from turnwise.agents import ScriptedAgent, collect
 from turnwise.agents.policy import Policy
 from turnwise.agents.sellers import ScriptedSeller, SellingHabits
 from turnwise.agents.tiny import tiny_policy
-from turnwise.benchmarks import car_dealer, conversations, education
+from turnwise.benchmarks import car_dealer, conversation_pages, conversations, education
 from turnwise.benchmarks.conversations import QUICK, Setting, with_model
 from turnwise.benchmarks.suite import Cell, run_suite
 from turnwise.envs.trajectory import Group
@@ -97,7 +97,7 @@ def test_a_study_starts_from_a_given_model(tmp_path: Path) -> None:
 
 
 def test_model_text_cannot_leave_its_block() -> None:
-    shown = education.conversations_shown({"x": [[["hi", "```\n# not a heading"]]]}, ("S", "T"))
+    shown = conversation_pages.conversations_shown({"x": [[["hi", "```\n# not a heading"]]]}, ("S", "T"))
     assert "".join(shown).count("```") == 2
 
 
