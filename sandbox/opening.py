@@ -29,10 +29,14 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class SharedSandbox:
-    """A handle on the process's shared sandbox: closing it ends the sessions opened through it, nothing else."""
+    """A handle on the process's shared sandbox: closing it ends the sessions opened through it, nothing else.
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    Pickled, it is a handle on the shared sandbox of the process that unpickles it: under Ray every node uses its own
+    engine.
+    """
+
+    def __init__(self, pool: Pool, kind: str) -> None:
+        self._pool, self._kind = pool, kind
         self._sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
         self._closed = False
 
@@ -54,6 +58,9 @@ class SharedSandbox:
         self._closed = True
         for session in list(self._sessions):
             session.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_sandbox, (self._kind,)
 
     def __enter__(self) -> SharedSandbox:
         return self
@@ -112,4 +119,4 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
             other = pool.capabilities.name.split("/")[0]
             if kind == "auto" and (_shared.get(other) is None or _shared[other].closed):
                 _shared[other] = pool
-    return SharedSandbox(pool)
+    return SharedSandbox(pool, kind)

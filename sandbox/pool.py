@@ -219,6 +219,12 @@ class Pool:
         for server in servers:
             server.close()
 
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a sandbox lives in the process that opened it and cannot be sent to another: send its options, and call "
+            "open_sandbox(...) where it is used (under Ray, each node then uses its own engine)"
+        )
+
     def __enter__(self) -> Pool:
         return self
 

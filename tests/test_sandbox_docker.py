@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -322,6 +323,28 @@ def test_the_shared_sandbox_is_one_container_for_everybody() -> None:
     assert third.open().run("1").status is Status.OK
     third.close()
     second.close()
+
+
+def test_in_another_process_a_handle_is_that_process_own_sandbox() -> None:
+    """As under Ray, where every node uses its own engine; a sandbox made with options cannot be sent, and says so."""
+    handle = open_sandbox("docker")
+    handle.open().run("x = 1")
+    program = (
+        "import pickle, sys\nsandbox = pickle.loads(sys.stdin.buffer.read())\n"
+        "print(sandbox.open().run('6 * 7').value, sandbox._pool.servers[0].name)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(handle), capture_output=True, check=True, timeout=60
+    )
+    value, name = answer.stdout.decode().split()
+    assert value == "42"
+    assert name not in [server.name for server in handle._pool.servers]  # type: ignore[attr-defined]
+    handle.close()
+    with (
+        DockerSandbox(spares=0) as own,
+        pytest.raises(TypeError, match=r"call open_sandbox\(\.\.\.\) where it is used"),
+    ):
+        pickle.dumps(own)
 
 
 def test_the_containers_memory_limit_ends_the_biggest_and_spares_the_rest() -> None:
