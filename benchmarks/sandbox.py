@@ -25,7 +25,7 @@ from typing import Any
 from turnwise.benchmarks.sandbox_engine import OwnEngine, under_load
 from turnwise.benchmarks.sandbox_episodes import episodes
 from turnwise.benchmarks.sandbox_peers import WAYS, Call, timed
-from turnwise.benchmarks.sandbox_report import CALLERS, GRACE_S, report
+from turnwise.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
 from turnwise.benchmarks.suite import Cell, Suite
 from turnwise.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
 from turnwise.sandbox import image as images
@@ -61,7 +61,7 @@ def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 timed(call, code, 20, 1.0)
                 result[name] = milliseconds(timed(call, code, repeats, seconds))
             result["size"] = {}
-            for size in (1_000, 10_000, 100_000, 900_000):
+            for size in SIZES:
                 code = "#" * (size - len(PRINT) - 1) + "\n" + PRINT
                 if call(code).strip() != "2":
                     result["size"][str(size)] = {"failed": "no right answer"}

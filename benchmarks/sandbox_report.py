@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turnwise.benchmarks.plots import figure, save
-from turnwise.benchmarks.reporting import by_name
+from turnwise.benchmarks.plots import save
+from turnwise.benchmarks.reporting import by_name, panels
 from turnwise.benchmarks.sandbox_peers import WAYS
 from turnwise.benchmarks.suite import Outcome, table
 
 CALLERS = (1, 2, 8, 32)
+SIZES = (1_000, 10_000, 100_000, 900_000)
+_MEASURED = ("p50_ms", "p99_ms")
 GRACE_S = 0.5
 
 # What the design set out to reach on two quiet cores: name, where it is, the bound.
@@ -43,13 +45,16 @@ GOALS: tuple[tuple[str, str, tuple[str, ...], float, bool], ...] = (
 )
 
 
-def report(outcomes: Sequence[Outcome], out: Path) -> str:
-    """Tables and a plot; with several seeds the median of each figure."""
-    found = by_name(outcomes)
+class _Figures:
+    """The results by part, and figures in them; with several seeds the median of each."""
 
-    def look(name: str, path: Sequence[str]) -> float | None:
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self.found = by_name(outcomes)
+
+    def look(self, name: str, *path: str) -> float | None:
+        """A figure of a part; None where it was not measured."""
         values = []
-        for result in found.get(name, []):
+        for result in self.found.get(name, []):
             value: Any = result
             for key in path:
                 value = value.get(key) if isinstance(value, Mapping) else None
@@ -57,77 +62,107 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
                 values.append(float(value))
         return statistics.median(values) if values else None
 
-    def shown(value: float | None, digits: int = 3) -> str:
-        return "-" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
+    def way(self, way: str, *path: str) -> float | None:
+        """A figure of one way to run a snippet."""
+        return self.look(f"latency {way}", *path)
 
-    rows = []
-    for way in WAYS:
-        name = f"latency {way}"
-        failed = next((str(result["failed"]) for result in found.get(name, []) if "failed" in result), "")
-        for result in found.get(name, []):
-            ready = result.get("callers", {})
-            short = [f"{count} callers {value}" for count, value in ready.items() if isinstance(value, str)]
-            failed = failed or "; ".join(short)
-        figures = [look(name, ("print", "p50_ms")), look(name, ("print", "p99_ms")), look(name, ("sympy", "p50_ms"))]
-        figures += [look(name, ("callers", str(count))) for count in CALLERS]
-        figures += [look(name, ("size", "900000", "p50_ms"))]
-        rows.append([way, *map(shown, figures), failed])
-    header = [
-        "way",
-        "print p50 ms",
-        "p99 ms",
-        "sympy p50 ms",
-        *[f"calls/s, {n}" for n in CALLERS],
-        "900 kB p50 ms",
-        "not run",
-    ]
-    goals = []
-    for label, name, path, bound, more in GOALS:
-        value = look(name, path)
-        met = value is not None and (value >= bound if more else value <= bound)
-        judged = "not run" if value is None else "yes" if met else "NO"
-        goals.append([label, shown(value), f"{'at least' if more else 'at most'} {bound:g}", judged])
+    def missing(self, way: str) -> str:
+        """What of a way was not run, and why."""
+        for result in self.found.get(f"latency {way}", []):
+            if "failed" in result:
+                return str(result["failed"])
+            short = [f"{count} callers {value}" for count, value in result["callers"].items() if isinstance(value, str)]
+            if short:
+                return "; ".join(short)
+        return ""
+
+
+def report(outcomes: Sequence[Outcome], out: Path) -> str:
+    """Tables of every figure and plots of how costs grow."""
+    figures = _Figures(outcomes)
     text = [
-        "# The sandbox, measured",
-        "",
-        "Medians; `results.json` holds every figure, the machine and the command.",
-        "",
-    ]
-    text += [
-        "## Beside other ways",
-        "",
-        table(header, rows),
-        "",
-        "Ours keeps the interpreter and its variables from call to call,",
-    ]
-    text += [
-        "as the Jupyter kernel does; the others start an interpreter each time, so their sympy pays its import.",
-        "",
-    ]
-    text += [
-        "![print(1+1) by way](latency.png)",
-        "",
-        "## Goals",
-        "",
-        table(["figure", "measured", "goal", "met"], goals),
+        "# The sandbox, measured\n",
+        "Medians; `results.json` holds every figure, the machine and the command.\n",
+        "## Beside other ways\n",
+        table(
+            ["way", "print p50 ms", "p99 ms", "sympy p50 ms", "p99 ms", "not run"],
+            [
+                [
+                    way,
+                    *(_shown(figures.way(way, code, which)) for code in ("print", "sympy") for which in _MEASURED),
+                    figures.missing(way),
+                ]
+                for way in WAYS
+            ],
+        ),
+        "\nOurs keeps the interpreter and its variables from call to call, as the Jupyter kernel does; the others "
+        "start an interpreter each time, so their sympy pays its import.\n",
+        "## How a call's cost grows\n",
+        "Calls of `print(1+1)` a second by the number of callers at once, each with a session (kernel, process) of its "
+        "own:\n",
+        table(
+            ["way", *map(str, CALLERS)],
+            [[way, *(_shown(figures.way(way, "callers", str(count))) for count in CALLERS)] for way in WAYS],
+        ),
+        "\nMilliseconds, p50, by the size of the snippet in bytes (a comment of that length, then the print), one "
+        "caller:\n",
+        table(
+            ["way", *(f"{size:,}" for size in SIZES)],
+            [[way, *(_shown(figures.way(way, "size", str(size), "p50_ms")) for size in SIZES)] for way in WAYS],
+        ),
+        "\n![print(1+1) by way, by callers, by size](latency.png)\n",
+        "## Goals\n",
+        table(["figure", "measured", "goal", "met"], _goals(figures)),
         "",
     ]
     for part in ("sessions", "gVisor", "neighbours", "episodes", "soak", "kills", "restart"):
-        for result in found.get(part, []):
-            text += [f"## {part[0].upper()}{part[1:]}", ""]
+        for result in figures.found.get(part, []):
+            text += [f"## {part[0].upper()}{part[1:]}\n"]
             text += [table(["figure", "value"], [[key, _flat(value)] for key, value in result.items()]), ""]
-    drawn = [(way, look(f"latency {way}", ("print", "p50_ms"))) for way in WAYS]
-    known = [(way, value) for way, value in drawn if value is not None]
-    if known:
-        with figure(8, 3.6) as (drawing, axes):
-            axes.barh([way for way, _ in known][::-1], [value for _, value in known][::-1], color="#4477aa")
-            axes.set_xscale("log")
-            axes.set_xlabel("milliseconds for print(1+1), median, one caller (log scale)")
-            save(drawing, out / "latency")
+    _draw(figures, out)
     return "\n".join(text)
+
+
+def _goals(figures: _Figures) -> list[list[str]]:
+    rows = []
+    for label, name, path, bound, more in GOALS:
+        value = figures.look(name, *path)
+        met = value is not None and (value >= bound if more else value <= bound)
+        judged = "not run" if value is None else "yes" if met else "NO"
+        rows.append([label, _shown(value), f"{'at least' if more else 'at most'} {bound:g}", judged])
+    return rows
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {_flat(part)}" for key, part in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _draw(figures: _Figures, out: Path) -> None:
+    known = [(way, value) for way in WAYS if (value := figures.way(way, "print", "p50_ms")) is not None]
+    with panels(15, 4, 3) as (canvas, (left, middle, right)):
+        left.barh([way for way, _ in known][::-1], [value for _, value in known][::-1], color="#4477aa")
+        left.set_xscale("log")
+        left.set_xlabel("ms for print(1+1), median, one caller")
+        for number, (way, _) in enumerate(known):
+            style: dict[str, Any] = {"label": way, "color": f"C{number % 10}", "marker": "o", "ms": 3}
+            if number >= 10:
+                style["ls"] = "--"
+            for axis, points in (
+                (middle, [(count, figures.way(way, "callers", str(count))) for count in CALLERS]),
+                (right, [(size, figures.way(way, "size", str(size), "p50_ms")) for size in SIZES]),
+            ):
+                there = [(x, y) for x, y in points if y is not None]
+                axis.plot([x for x, _ in there], [y for _, y in there], **style)
+        for axis, x, y in (
+            (middle, "callers at once", "calls a second"),
+            (right, "bytes of the snippet", "ms, median"),
+        ):
+            axis.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+        middle.legend(frameon=False, fontsize=6)
+        save(canvas, out / "latency")
