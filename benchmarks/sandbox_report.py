@@ -146,23 +146,17 @@ def _flat(value: Any) -> str:
 def _draw(figures: _Figures, out: Path) -> None:
     known = [(way, value) for way in WAYS if (value := figures.way(way, "print", "p50_ms")) is not None]
     with panels(15, 4, 3) as (canvas, (left, middle, right)):
-        left.barh([way for way, _ in known][::-1], [value for _, value in known][::-1], color="#4477aa")
-        left.set_xscale("log")
-        left.set_xlabel("ms for print(1+1), median, one caller")
-        for number, (way, _) in enumerate(known):
-            style: dict[str, Any] = {"label": way, "color": f"C{number % 10}", "marker": "o", "ms": 3}
-            if number >= 10:
-                style["ls"] = "--"
+        for number, (way, value) in enumerate(known):
+            color = f"C{number}" if number < 10 else "black"  # as many as matplotlib tells apart; the bars are the key
+            left.barh(way, value, color=color)
             for axis, points in (
                 (middle, [(count, figures.way(way, "callers", str(count))) for count in CALLERS]),
                 (right, [(size, figures.way(way, "size", str(size), "p50_ms")) for size in SIZES]),
             ):
                 there = [(x, y) for x, y in points if y is not None]
-                axis.plot([x for x, _ in there], [y for _, y in there], **style)
-        for axis, x, y in (
-            (middle, "callers at once", "calls a second"),
-            (right, "bytes of the snippet", "ms, median"),
-        ):
-            axis.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
-        middle.legend(frameon=False, fontsize=6)
+                axis.plot([x for x, _ in there], [y for _, y in there], color=color, marker="o", ms=3)
+        left.invert_yaxis()
+        left.set(xscale="log", xlabel="ms for print(1+1), median, one caller")
+        middle.set(xscale="log", yscale="log", xlabel="callers at once", ylabel="calls a second")
+        right.set(xscale="log", yscale="log", xlabel="bytes of the snippet", ylabel="ms, median, one caller")
         save(canvas, out / "latency")
