@@ -13,6 +13,7 @@ from turnwise.agents.agent import Agent
 from turnwise.agents.branching import BranchAt
 from turnwise.agents.collecting import EnvironmentSource, collect
 from turnwise.agents.generation import Sampling
+from turnwise.agents.playing import who
 from turnwise.agents.policy import Policy
 from turnwise.agents.transformer import TransformerAgent
 from turnwise.algorithms.feed import AnnotatedGroup
@@ -69,7 +70,9 @@ def online(
             environment paid before anything else looks at the group: for `PPO(reward="turns")`.
         groups: Starts a draw.
         group_size: Trajectories of the policy per start.
-        opponent: Who draws the others that they are compared with; None: they are compared with each other.
+        opponent: Who draws the others that they are compared with; None: they are compared with each other. Methods
+            know it from the policy by its name and version, so one of them must be another than the policy's. A group
+            in which the episodes of either side all failed is left out.
         opponents: How many of those per start; default `group_size`.
         actor: Who draws in the policy's place; default the policy itself.
         reuse: Training steps on each draw (inner steps). Above 1 the groups are no longer on-policy; methods that
@@ -108,6 +111,12 @@ def online(
     members = [speaking(policy) if actor is None else actor] * group_size
     if opponent is not None:
         rival = opponent if not isinstance(opponent, MovingAverage) else speaking(opponent.average)
+        if who(rival) == who(members[0]):
+            raise ValueError(
+                f"online: expected an opponent of another name or version than the policy, got {who(rival)} for both, "
+                'which nobody could tell apart; name its weights, as in policy.copy(version="opponent"), or leave the '
+                "opponent out for self-play"
+            )
         members += [rival] * (group_size if opponents is None else opponents)
     annotate = preference or (by_return if reward is None else _by_reward(reward))
 
@@ -202,7 +211,7 @@ class Online:
         collected = self._draw(number)
         members = [member for group in collected for member in group]
         valid = [member for member in members if member.valid]
-        kept = [group for group in map(learnable, collected) if group is not None]
+        kept = [group for group in map(_comparable, collected) if group is not None]
         if self._turn_reward is not None:
             kept = [_repaid(group, self._turn_reward(group)) for group in kept]
         annotated = [(group, self._annotate(group)) for group in kept]
@@ -225,6 +234,20 @@ class Online:
         before = mean if self._baseline is None else self._baseline
         self._baseline = self._decay * before + (1.0 - self._decay) * mean
         return [(g, p if p.scores is None else replace(p, scores=p.scores - before)) for g, p in annotated]
+
+
+def _comparable(group: Group) -> Group | None:
+    """The members that may be compared, if each side still has some.
+
+    Without its opponents a policy would be compared with itself; without the policy's members the opponents would be
+    taken for it.
+    """
+    found = learnable(group)
+    return found if found is not None and _sides(found) == _sides(group) else None
+
+
+def _sides(group: Group) -> set[tuple[str, str]]:
+    return {(member.agent, member.policy_version) for member in group}
 
 
 def _by_reward(reward: Callable[[Trajectory], float]) -> Annotator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from turnwise.agents.generation import Sampling
 from turnwise.agents.mixture import MixtureAgent
 from turnwise.agents.policy import Policy
+from turnwise.agents.tabular import table_policy
 from turnwise.agents.tiny import tiny_policy
 from turnwise.algorithms import (
     GPO,
@@ -91,6 +93,34 @@ def test_who_draws_what() -> None:
     assert [member.agent == mixture.name for member in item.group] == [False, False, True, True, True]
     both = next(source(policy, actor=mixture))
     assert {member.agent for one in both for member in one.group} == {mixture.name}
+
+
+def test_an_opponent_that_nobody_could_tell_from_the_policy_is_refused() -> None:
+    """A copy has the policy's name and version: its answers would be learned from as if the policy had said them."""
+    policy = table_policy(["rock", "paper", "scissors"], version="now")
+    how: dict[str, Any] = {"env": "turnwise/MatrixGame-v0", "groups": 1, "group_size": 1}
+    with pytest.raises(ValueError, match=r"another name or version than the policy.*policy\.copy\(version="):
+        online(policy, opponent=policy.copy(), **how)
+    (item,) = next(online(policy, opponent=policy.copy(version="then"), **how))
+    assert [member.policy_version for member in item.group] == ["now", "then"]
+
+
+@pytest.mark.parametrize(("failed", "learned"), [((0,), [1]), ((0, 1), []), ((2, 3), []), ((1, 2), [0])])
+def test_a_group_without_one_side_is_left_out(failed: tuple[int, ...], learned: list[int]) -> None:
+    """Members 0 and 1 are the policy's, 2 and 3 the opponent's.
+
+    If both of the policy's failed, the opponents must not be learned from in its place; if both opponents failed, the
+    policy must not be compared with itself.
+    """
+    good = toy()[0]
+    members = tuple(
+        replace(good, agent="policy" if n < 2 else "opponent", member=n, error="server down" if n in failed else None)
+        for n in range(4)
+    )
+    stream = Online(lambda number: [Group(members)], lambda group: by_score(np.arange(float(len(group)))))
+    found = [NashPG().examples(a.group, a.preference, np.random.default_rng(0)) for a in next(stream)]
+    assert [row.member for example in found if example is not None for row in example.trajectories] == learned
+    assert stream.metrics["sample/invalid"] == len(failed)
 
 
 def test_a_moving_baseline_is_that_of_earlier_draws() -> None:
