@@ -32,13 +32,14 @@ class AnnotatedGroup:
 
 Step = Batch | Sequence[Example] | Sequence[AnnotatedGroup]
 Source = Callable[[int], Step] | Iterable[Step]
-"""What `train` takes: a function of the step (counted from 0), or an iterable.
+"""What `train` takes: a function of a number counted from 0, or an iterable.
 
 A step is a batch, or examples, or annotated groups that the method makes examples of.
 
-A function resumes by itself. A sequence, or anything else that can be iterated again, starts over at its end. An
-iterator ends the training where it ends. An iterable with `state_dict` and `load_state_dict` (JSON values) is put back
-where it was; any other is moved on by leaving out what was seen.
+A function is asked with 0, 1, 2, ...; a step's groups that teach nothing are left out, and the next number is asked. A
+sequence, or anything else that can be iterated again, starts over at its end. An iterator ends the training where it
+ends. A resumed run goes on with what would have come next: an iterable with `state_dict` and `load_state_dict` (JSON
+values) is put back where it was, any other source is moved on by as many steps as were asked for.
 """
 
 
@@ -73,31 +74,33 @@ class Feed:
 
     Args:
         source: See `Source`.
-        start: Steps that are done.
+        start: Steps that are done; where the source is if there is no `state`.
         state: What `state` gave when they were.
     """
 
     def __init__(self, source: Source, *, start: int = 0, state: Any = None) -> None:
         self._source = source
-        self._step = start
+        knows = not callable(source) and hasattr(source, "load_state_dict")
+        # More may have been asked for than there were steps: what taught nothing made none.
+        self._asked = state if isinstance(state, int) and not knows else start
         self._items: Iterator[Step] | None = None
         if callable(source):
             return
-        if hasattr(source, "load_state_dict") and state is not None:
-            source.load_state_dict(state)
+        if knows and state is not None:
+            cast("Any", source).load_state_dict(state)
             self._items = iter(source)
         elif isinstance(source, Sequence):
-            self._items = iter(source[start % len(source) :] if source else [])
+            self._items = iter(source[self._asked % len(source) :] if source else [])
         else:
             self._items = iter(source)
-            for _ in range(start):
-                self.next()
+            for _ in range(self._asked):
+                self._following()
 
     @property
     def state(self) -> Any:
-        """Position of a source that knows its own, as JSON values; None for any other."""
+        """Position as JSON values: the source's own where it knows it, else how many steps were asked for."""
         own = getattr(self._source, "state_dict", None)
-        return None if own is None else own()
+        return self._asked if own is None else own()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -107,12 +110,17 @@ class Feed:
     def next(self) -> Step | None:
         """The next step's examples; None where an iterator has ended."""
         if self._items is None:
-            item = cast("Callable[[int], Step]", self._source)(self._step)
-            self._step += 1
-            return item
+            item: Step | None = cast("Callable[[int], Step]", self._source)(self._asked)
+        else:
+            item = self._following()
+        self._asked += 1
+        return item
+
+    def _following(self) -> Step | None:
         source = cast("Iterable[Step]", self._source)
-        found = list(islice(self._items, 1))
-        if not found and iter(source) is not self._items:
+        items = cast("Iterator[Step]", self._items)
+        found = list(islice(items, 1))
+        if not found and iter(source) is not items:
             self._items = iter(source)
             found = list(islice(self._items, 1))
         return found[0] if found else None

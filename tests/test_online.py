@@ -289,6 +289,46 @@ def test_groups_without_a_difference_are_drawn_again_and_not_for_ever() -> None:
         train(GPO(), policy, policy.copy(), stream({}), steps=1, progress=False, cpu=True)
 
 
+@pytest.mark.parametrize("kind", ["function", "sequence", "iterable"])
+def test_a_resumed_run_passes_over_the_groups_that_taught_nothing_too(kind: str, tmp_path: Path) -> None:
+    """Items 1 and 2 of 5 are ties, so two steps learn from items 0 and 3; the third is item 4, not item 2 or 3."""
+    seen: list[float] = []
+
+    class Noted(GPO):
+        def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
+            found = super().examples(group, preference, rng)
+            if found is not None:
+                assert preference.scores is not None
+                seen.append(float(preference.scores[0]))
+            return found
+
+    items = [
+        [AnnotatedGroup(toy(), by_score(np.array([float(n), float(n) if n in (1, 2) else -1.0])), (n,))]
+        for n in range(5)
+    ]
+
+    class Again:
+        def __iter__(self) -> Any:
+            return iter(items)
+
+    sources: dict[str, Any] = {"function": lambda number: items[number % 5], "sequence": items, "iterable": Again()}
+
+    def go(out: str, steps: int, **options: Any) -> dict[str, torch.Tensor]:
+        policy = tiny()
+        how: dict[str, Any] = {"lr": 1e-2, "progress": False, "cpu": True, "out": tmp_path / out, **options}
+        train(Noted(), policy, policy.copy(), sources[kind], steps=steps, **how)
+        return weights(policy)
+
+    whole = go("whole", 4)
+    assert seen == [0.0, 3.0, 4.0, 0.0]
+    seen.clear()
+    go("cut", 2)
+    with pytest.warns(UserWarning, match="steps was 2, is 4"):
+        resumed = go("cut", 4, resume=True)
+    assert seen == [0.0, 3.0, 4.0, 0.0]
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
 def test_annotated_groups_need_a_method_that_knows_what_to_take() -> None:
     class Mine:
         def loss(self, logps: Any, reference: Any, batch: Any) -> Any:
