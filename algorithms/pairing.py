@@ -34,7 +34,8 @@ class Example:
         desirable: `[N]` 1 desirable, 0 undesirable, nan unknown; left empty: nan.
 
     Raises:
-        ExampleError: A trajectory is invalid or has no tokens, rows start differently, or shapes do not fit.
+        ExampleError: A trajectory is invalid, has no turns or a turn without tokens, rows start differently, or shapes
+            do not fit.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -55,10 +56,14 @@ class Example:
                     f"Example: trajectory {index} is invalid ({row.error or 'it never ended'}) and must not reach a "
                     "loss; select from group.valid"
                 )
-            if not any(len(turn.action_ids) for turn in row.turns):
+            # One turn without tokens would be missing from what the model reads, and put later turns out of step.
+            if (empty := next((h for h, turn in enumerate(row.turns) if not len(turn.action_ids)), None)) is not None:
                 raise ExampleError(
-                    f"Example: trajectory {index} holds no action tokens; collect with an agent that works on tokens"
+                    f"Example: trajectory {index} holds no action tokens in turn {empty}; collect with an agent that "
+                    "works on tokens, or give a text its tokens with policy.chat.written(trajectory)"
                 )
+            if not row.turns:
+                raise ExampleError(f"Example: trajectory {index} holds no turn, so nothing that an agent wrote")
             if row.start != rows[0].start:
                 raise ExampleError("Example: expected trajectories with identical starts; make one example per group")
         if len(pairs) and (pairs.min() < 0 or pairs.max() >= len(rows) or bool(np.any(pairs[:, 0] == pairs[:, 1]))):

@@ -100,8 +100,18 @@ def test_examples_refuse_what_does_not_fit(kwargs: dict[str, np.ndarray], messag
 def test_examples_refuse_different_starts_and_agents_without_tokens() -> None:
     with pytest.raises(ExampleError, match="identical starts"):
         Example((trajectory(0, [1]), trajectory(1, [2])))
-    with pytest.raises(ExampleError, match="no action tokens"):
+    with pytest.raises(ExampleError, match="no action tokens in turn 0"):
         Example((Trajectory("Toy-v0", 0, (Turn("o", "a"),), terminated=True),))
+    with pytest.raises(ExampleError, match="holds no turn"):
+        Example((Trajectory("Toy-v0", 0, (), truncated=True),))
+
+
+def test_examples_refuse_a_turn_without_tokens_among_others() -> None:
+    """The model would read turn 2 as the answer to turn 0, and a method over turns would pay turn 2 for nothing."""
+    whole = trajectory(0, [1], [2], [3])
+    gap = Trajectory("Toy-v0", 0, (whole.turns[0], Turn("o", "a"), whole.turns[2]), terminated=True)
+    with pytest.raises(ExampleError, match="trajectory 1 holds no action tokens in turn 1"):
+        Example((whole, gap))
 
 
 def test_long_trajectories_go_whole_with_their_comparisons_and_are_counted() -> None:
