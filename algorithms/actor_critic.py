@@ -18,7 +18,7 @@ from turnwise.algorithms.estimators import gae, policy_mask, turn_sums
 from turnwise.algorithms.losses import ppo_clip
 from turnwise.algorithms.methods import Loss, check_choice
 from turnwise.algorithms.offline_methods import output, scored
-from turnwise.algorithms.pairing import Example, against_opponents
+from turnwise.algorithms.pairing import Example, against_opponents, own_members
 from turnwise.algorithms.sampled import behaviour, clipped, masked
 from turnwise.algorithms.value import token_slots, turn_slots
 from turnwise.envs.preference import Preference
@@ -106,10 +106,10 @@ class PPO:
         return self.whiten
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """Every member with a score; every valid one where turns are paid."""
+        """The policy's members with a score; all its valid ones where turns are paid."""
         if self.reward == "score":
-            return scored(group, preference)
-        valid = tuple(member for member in group if member.valid)
+            return scored(group, preference, own=True)
+        valid = tuple(m for m, own in zip(group, own_members(group), strict=True) if own and m.valid)
         totals = np.array([member.total_reward for member in valid], np.float32)
         return Example(valid, scores=totals) if valid else None
 

@@ -21,7 +21,7 @@ from turnwise.algorithms.batch import Batch
 from turnwise.algorithms.estimators import Turns, log_ratio_to_go, policy_mask, sequence_logratio, sequence_sum
 from turnwise.algorithms.losses import MarginFunction, dro, gpo, ipo, pmpo, rwr
 from turnwise.algorithms.methods import SFT, Loss, check_choice, margins
-from turnwise.algorithms.pairing import Example, compare, judged_pairs, pairs_by_outcome, unary
+from turnwise.algorithms.pairing import Example, compare, judged_pairs, own_members, pairs_by_outcome, unary
 from turnwise.envs.preference import Preference
 from turnwise.envs.trajectory import Group
 
@@ -314,10 +314,13 @@ def standardised(examples: list[Example]) -> list[Example]:
     return [replace(example, scores=(example.scores - mean) / deviation) for example in examples]
 
 
-def scored(group: Group, preference: Preference) -> Example | None:
-    """Every member that has a score (without scores: a win rate) as a row of its own; None where there is none."""
+def scored(group: Group, preference: Preference, *, own: bool = False) -> Example | None:
+    """Every member that has a score (without scores: a win rate) as a row of its own; None where there is none.
+
+    With `own` only the policy's members: others may have been compared with it, but are not its samples.
+    """
     score = unary(group, preference, scores=preference.scores is not None)
-    rows = np.flatnonzero(~np.isnan(score))
+    rows = np.flatnonzero(~np.isnan(score) & (own_members(group) if own else True))
     if not len(rows):
         return None
     return Example(tuple(group[int(row)] for row in rows), scores=score[rows].astype(np.float32))

@@ -1,7 +1,8 @@
 """Methods that learn from the policy's own fresh samples: policy gradients, and the Nash methods.
 
 Give them groups from `turnwise.algorithms.online`. Scores are what the annotator gave; where it gave preferences alone,
-a member's score is its win rate over the others.
+a member's score is its win rate over the others. In a group, members of the same agent and version as the first are the
+policy's; others, an opponent's or an earlier policy's, are compared with and never learned from.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class REINFORCE:
         return self.kl > 0
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """Every member with a score; None where a baseline over the group has nobody to compare with."""
-        example = scored(group, preference)
+        """The policy's members with a score; None where a baseline over the group has nobody to compare with."""
+        example = scored(group, preference, own=True)
         alone = example is not None and len(example.trajectories) < 2 and self.baseline != "none"
         return None if alone else example
 
@@ -131,8 +132,8 @@ class GRPO:
         return self.kl > 0
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """Every member with a score; None where there are not two, or all have the same."""
-        example = scored(group, preference)
+        """The policy's members with a score; None where there are not two, or all have the same."""
+        example = scored(group, preference, own=True)
         return None if example is None or len(np.unique(example.scores)) < 2 else example
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:

@@ -232,8 +232,7 @@ def against_opponents(group: Group, preference: Preference) -> Example | None:
         ValueError: The preference is not over this group.
     """
     _check_size(group, preference)
-    who = [(member.agent, member.policy_version) for member in group]
-    mine = np.array([each == who[0] for each in who])
+    mine = own_members(group)
     matrix = np.where(np.isnan(preference.matrix), 1.0 - preference.matrix.T, preference.matrix)
     np.fill_diagonal(matrix, np.nan)
     if not mine.all():
@@ -244,6 +243,11 @@ def against_opponents(group: Group, preference: Preference) -> Example | None:
         return None
     rate = np.nansum(matrix[rows], 1) / asked[rows]
     return Example(tuple(group[int(row)] for row in rows), scores=rate.astype(np.float32))
+
+
+def own_members(group: Group) -> NDArray[np.bool_]:
+    """`[K]` the policy's members: those of the same agent and version as the first. All others are opponents."""
+    return np.array([(m.agent, m.policy_version) == (group[0].agent, group[0].policy_version) for m in group])
 
 
 def ends_in_error(trajectory: Trajectory) -> bool:

@@ -253,6 +253,16 @@ def test_nash_pg_takes_the_policys_members_and_their_mean_win_rate() -> None:
     assert one.scores.tolist() == pytest.approx([0.8])
 
 
+@pytest.mark.parametrize("method", [REINFORCE(), RLOO(), GRPO(), PPO(), PPO(reward="turns")], ids=repr)
+def test_policy_gradients_do_not_learn_from_an_opponents_samples(method: Any) -> None:
+    """-A log pi is the gradient on the policy's own samples alone; the others' part of it would be anything."""
+    who = ["policy", "mixture", "policy", "mixture"]
+    group = Group(tuple(answer((0, n % 3), agent=name, reward=float(n)) for n, name in enumerate(who)))
+    example = method.examples(group, by_return(group), np.random.default_rng(0))
+    assert [row.agent for row in example.trajectories] == ["policy", "policy"]
+    assert example.scores.tolist() == [0.0, 2.0]
+
+
 def test_nash_pg_without_opponents_is_self_play() -> None:
     group = Group(tuple(answer((0, n)) for n in range(3)))
     matrix = np.array([[0.5, 1.0, 0.6], [0.0, 0.5, 0.3], [0.4, 0.7, 0.5]])
