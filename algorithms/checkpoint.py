@@ -194,6 +194,8 @@ def load_weights(folder: Path, policy: Saveable) -> None:
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Puts a checkpoint's optimizer state into `optimizer`, whose parameters must be in the same order.
 
+    The optimizer keeps its weight decay, a setting of the call that resumes; its other options are the saved ones.
+
     Raises:
         CheckpointError: The files are damaged or of another optimizer.
     """
@@ -206,7 +208,10 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
             state.setdefault(int(index), {})[name] = tensor
         if description["class"] != type(optimizer).__name__:
             raise ValueError(f"expected {type(optimizer).__name__}, got the state of {description['class']}")
+        decays = [group.get("weight_decay") for group in optimizer.param_groups]
         optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group |= {} if decay is None else {"weight_decay": decay}
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{str(folder)!r}: the optimizer's state cannot be loaded: {error}") from error
 

@@ -475,6 +475,21 @@ def test_a_disk_that_fills_up_leaves_earlier_checkpoints_whole(tmp_path: Path, m
     assert bits(learner) == bits(go(None)[0])
 
 
+def test_a_resumed_run_decays_weights_as_it_is_told_now(tmp_path: Path) -> None:
+    """The warning says that the weight decay is another now, so it must be."""
+    seen: list[set[float]] = []
+
+    class Noted(torch.optim.AdamW):
+        def step(self, *args: Any, **options: Any) -> Any:
+            seen.append({group["weight_decay"] for group in self.param_groups})
+            return super().step(*args, **options)
+
+    go(tmp_path, steps=1, optimizer=Noted, weight_decay=0.2)
+    with pytest.warns(ResumeWarning, match=r"weight_decay was 0\.2, is 0\.3"):
+        go(tmp_path, steps=2, optimizer=Noted, weight_decay=0.3, resume=True)
+    assert seen == [{0.0, 0.2}, {0.0, 0.3}]
+
+
 def test_a_stateless_optimizer_is_saved_too(tmp_path: Path) -> None:
     """Plain SGD has no state; with momentum it has."""
     for momentum in (0.0, 0.9):
