@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -255,6 +255,8 @@ def _check(
     for name, value in (("steps", steps), ("accumulate", accumulate), ("keep", keep)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    if isinstance(method, type):
+        raise ValueError(f"expected a method, got the class {method.__name__}; write {method.__name__}()")
     if not callable(getattr(method, "loss", None)):
         raise ValueError(f"expected a method, an object with loss(logps, reference, batch), got {method!r}")
     if not any(parameter.requires_grad for parameter in policy.model.parameters()):
@@ -352,16 +354,23 @@ def _next_batch(feed: Feed, method: Method, max_length: int | None) -> Batch | N
     Fresh groups may hold nothing to compare (all right, all wrong); then the source is asked again.
     """
     for _ in range(_EMPTY_DRAWS):
-        item = feed.next()
+        item: Any = feed.next()
         if item is None:
             return None
         if isinstance(item, Batch):
             return _checked(item, method, max_length)
-        examples = [one if isinstance(one, Example) else _taught(method, one) for one in item]
+        items = list(item) if isinstance(item, Iterable) else [item]
+        if strange := [one for one in items if not isinstance(one, (Example, AnnotatedGroup))]:
+            raise ValueError(
+                "batches: expected step after step, each a Batch or a list of Examples or AnnotatedGroups, got a step "
+                f"that is or holds one {type(strange[0]).__name__}; minibatches(examples, size, seed=0) makes steps of "
+                "examples, method.examples(group, preference, rng) an example of a group"
+            )
+        examples = [one if isinstance(one, Example) else _taught(method, one) for one in items]
         found = [example for example in examples if example is not None]
         kept = found if max_length is None else drop_long(found, max_length)
         mismatched = methods.wants_mismatched(method)
-        fresh = not item or any(isinstance(one, AnnotatedGroup) for one in item)
+        fresh = not items or any(isinstance(one, AnnotatedGroup) for one in items)
         # Of fresh groups a single one may be left, which has no other prompt to be mismatched with.
         lonely = fresh and mismatched and len({example.trajectories[0].start for example in kept}) < 2
         if kept and not lonely:

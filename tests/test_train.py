@@ -23,6 +23,7 @@ from torch import Tensor
 from turnwise.agents.policy import Policy
 from turnwise.agents.tiny import tiny_policy
 from turnwise.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
+from turnwise.algorithms.feed import AnnotatedGroup
 from turnwise.algorithms.methods import Method
 from turnwise.algorithms.pairing import Example
 from turnwise.algorithms.schedule import factor
@@ -418,3 +419,18 @@ def test_wrong_arguments_are_refused_before_any_work() -> None:
         call(MKTO(), learner, learner.copy(), [collate(examples(MKTO()))])
     with pytest.raises(ValueError, match="none"):
         call(MDPO(), learner, learner.copy(), [[Example(group(0).trajectories)]])
+
+
+@pytest.mark.parametrize("what", ["examples", "groups", "annotated groups"])
+def test_batches_that_are_no_steps_are_named_with_the_remedy(what: str) -> None:
+    """What a first call gets wrong: a flat list, of which each item would be one step."""
+    flat: dict[str, list[Any]] = {
+        "examples": examples(MDPO()),
+        "groups": [group(0), group(1)],
+        "annotated groups": [AnnotatedGroup(group(0), by_return(group(0)), (0,))],
+    }
+    found = {"examples": "Example", "groups": "Trajectory", "annotated groups": "AnnotatedGroup"}[what]
+    with pytest.raises(ValueError, match=rf"step after step.* is or holds one {found};.*minibatches\("):
+        run(MDPO(), flat[what], steps=1)
+    with pytest.raises(ValueError, match=r"got the class MDPO; write MDPO\(\)"):
+        train(MDPO, policy(), policy().copy(), [examples(MDPO())], steps=1)  # type: ignore[arg-type]
