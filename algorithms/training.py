@@ -359,8 +359,11 @@ def _next_batch(feed: Feed, method: Method, max_length: int | None) -> Batch | N
             return None
         if isinstance(item, Batch):
             return _checked(item, method, max_length)
-        items = list(item) if isinstance(item, Iterable) else [item]
-        if strange := [one for one in items if not isinstance(one, (Example, AnnotatedGroup))]:
+        items = list(item) if isinstance(item, Iterable) else []
+        strange = [one for one in items if not isinstance(one, (Example, AnnotatedGroup))]
+        if not isinstance(item, Iterable):
+            strange = [item]
+        if strange:
             raise ValueError(
                 "batches: expected step after step, each a Batch or a list of Examples or AnnotatedGroups, got a step "
                 f"that is or holds one {type(strange[0]).__name__}; minibatches(examples, size, seed=0) makes steps of "
