@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turnwise.algorithms.agreement import Calibration, calibration
     from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
     from turnwise.algorithms.checkpoint import CheckpointError, latest
+    from turnwise.algorithms.distillation import Distillation
     from turnwise.algorithms.dueling import Duels, Rivals, duel
     from turnwise.algorithms.feed import AnnotatedGroup, minibatches
     from turnwise.algorithms.feedback import ai_feedback, position_bias
@@ -44,6 +45,7 @@ _HOME = {
     "method_table": ("METHODS",),
     "methods": ("MDPO", "MKTO", "RAFT", "SFT", "Loss", "Method"),
     "moving_average": ("MovingAverage",),
+    "distillation": ("Distillation",),
     "offline_methods": ("DROV", "GPO", "IPO", "PMPO", "RWR", "BestOfN", "standardised"),
     "online_methods": ("GRPO", "REINFORCE", "RLOO", "NashPG"),
     "onpolicy": ("Online", "online"),
@@ -79,6 +81,7 @@ __all__ = [
     "BradleyTerry",
     "Calibration",
     "CheckpointError",
+    "Distillation",
     "Duels",
     "Example",
     "ExampleError",

@@ -22,9 +22,13 @@ examples:
       --out runs/mtpo --online 300 --group-size 2 -m value_warmup=20
   turnwise train ppo  --model runs/sft/policy --env turnwise/EducationDialogue-v0 -m over=turn -m kl=0.01 \\
       --preference reward_model:runs/rm/model --out runs/rlhf --online 300 --group-size 2
+  turnwise train distillation --model my/small --teacher my/large --data gold.jsonl --out runs/distilled
+  turnwise train distillation --model runs/sft/policy --teacher my/large -m first=student \
+      --problems gsm8k_train.jsonl --online 500 --group-size 1 --out runs/distilled
 
 sft imitates stored trajectories; every other method runs the iterative protocol: collect from the current and the
-previous policy, compare by outcome, train, take the new policy as reference. With --online each update has fresh groups
+previous policy, compare by outcome, train, take the new policy as reference; distillation learns what a teacher of the
+same tokenizer predicts, on stored trajectories or (--online) on its own. With --online each update has fresh groups
 of the policy as it is then, and the reference stays the starting policy. An interrupted command goes on where it
 stopped: run it again with the same --out.
 """
@@ -55,12 +59,14 @@ def add_commands(subparsers: Any) -> None:
     )
     train.add_argument(
         "method",
-        help="sft, raft, mdpo, mkto, gpo, ipo, pmpo, dro_v, best_of_n, rwr, reinforce, rloo, grpo, ppo, mtpo, nash_pg",
+        help="sft, raft, mdpo, mkto, gpo, ipo, pmpo, dro_v, best_of_n, rwr, reinforce, rloo, grpo, ppo, mtpo, nash_pg, "
+        "distillation",
     )
     train.add_argument("--model", required=True, help="folder or Hub id of the starting policy")
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("-m", "--method-option", action="append", default=[], metavar="NAME=VALUE")
-    train.add_argument("--data", type=Path, help="sft: store of trajectories to imitate")
+    train.add_argument("--data", type=Path, help="sft, distillation: store of trajectories to imitate")
+    train.add_argument("--teacher", metavar="MODEL", help="distillation: folder or Hub id of the teacher")
     add_env_arguments(train, positional=False)
     add_sampling_arguments(train)
     train.add_argument("--iterations", type=int, default=3, help="of the protocol (default 3)")
@@ -157,8 +163,14 @@ def _train(args: argparse.Namespace) -> int:
         raise ValueError(f"train {args.method}: expected --online STEPS for a method with a value network, got none")
     if args.online is None and (args.opponent or args.actor or args.turn_reward):
         raise ValueError("train: expected --online STEPS with --opponent, --actor or --turn-reward, got none")
-    options = None if args.method == "sft" else env_options(args)
-    annotate = None if args.method == "sft" else annotator(args.preference, question=args.question)
+    distilling = args.method == "distillation"
+    if distilling != (args.teacher is not None):
+        raise ValueError("train: expected --teacher MODEL with distillation and with no other method")
+    if distilling and (args.data is None) == (args.online is None):
+        raise ValueError("train distillation: expected either --data STORE or --online STEPS")
+    stored = args.method == "sft" or (distilling and args.data is not None)
+    options = None if stored else env_options(args)
+    annotate = None if stored else annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
     policy = Policy.from_pretrained(args.model)
@@ -178,7 +190,7 @@ def _train(args: argparse.Namespace) -> int:
     }
     try:
         if options is None or annotate is None:
-            return _imitate(args, policy, common)
+            return _distil(args, method, policy, common) if distilling else _imitate(args, policy, common)
         run = _iterate if args.online is None else _online
         return run(args, method, policy, options, annotate, common)
     except KeyboardInterrupt:
@@ -200,6 +212,39 @@ def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> i
     )
     policy.save_pretrained(args.out / "policy")
     print(f"{result.steps} steps, loss {result.history[-1]['loss']:.4f}; the policy is in {args.out / 'policy'}")
+    return 0
+
+
+def _teacher(args: argparse.Namespace, policy: Any) -> Any:
+    """The teacher, whose tokens must mean what the policy's do."""
+    from turnwise.agents.policy import Policy
+
+    teacher = Policy.from_pretrained(args.teacher)
+    if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(
+            f"train distillation: expected a teacher with the tokenizer of {args.model}, got {args.teacher} with "
+            "another; its predictions would be read as other words"
+        )
+    return teacher
+
+
+def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str, Any]) -> int:
+    from turnwise.algorithms.feed import minibatches
+    from turnwise.algorithms.training import train
+    from turnwise.algorithms.warmup import demonstrations
+    from turnwise.envs.store import read
+
+    examples = demonstrations(policy, read(args.data))
+    steps = max(1, round(args.epochs * len(examples) / args.batch_size))
+    source = minibatches(examples, args.batch_size, seed=args.seed)
+    common = {"lr": 2e-5, "schedule": "cosine", "warmup": min(40, max(1, steps // 10)), **common}
+    result = train(
+        method, policy, _teacher(args, policy), source, steps=steps, out=args.out, save_every=max(1, steps // 20),
+        resume=True, **common,
+    )  # fmt: skip
+    policy.save_pretrained(args.out / "policy")
+    last = result.history[-1]["divergence"]
+    print(f"{result.steps} steps, {last:.4f} nats a token from the teacher; the policy is in {args.out / 'policy'}")
     return 0
 
 
@@ -254,7 +299,10 @@ def _online(
     # Adapters switched off are the reference of a policy that has them.
     share = None if args.actor is None else _share("--actor", args.actor, ("mixture",))[1]
     mixed = kind == "mixture" or share is not None
-    anchor = policy.copy() if mixed or (needs_reference(method) and args.lora is None) else None
+    if args.teacher is not None:
+        anchor = _teacher(args, policy)
+    else:
+        anchor = policy.copy() if mixed or (needs_reference(method) and args.lora is None) else None
     trained, opponent = _opponent(kind, number, policy, anchor, how)
     if bool(getattr(method, "needs_values", args.method == "dro_v")):
         if trained is not policy:
@@ -279,7 +327,7 @@ def _online(
     result = train(
         method,
         trained,
-        anchor if args.lora is None else None,
+        anchor if args.lora is None or args.teacher is not None else None,
         source,
         steps=args.online,
         out=args.out,

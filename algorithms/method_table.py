@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from turnwise.algorithms.actor_critic import MTPO, PPO
+from turnwise.algorithms.distillation import Distillation
 from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Method
 from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN
 from turnwise.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
@@ -29,6 +30,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "ppo": PPO,
     "mtpo": MTPO,
     "nash_pg": NashPG,
+    "distillation": Distillation,
 }
 """Every method of this package; a user's own may be added."""
 

@@ -265,12 +265,24 @@ def _check(
         )
     if reference is not None and any(module is reference.model for module in _trained(policy.model)):
         raise ValueError("expected a reference that stays as it is, got the policy itself; pass policy.copy()")
+    sizes = [_vocabulary(each.model) for each in (policy, reference) if each is not None]
+    if methods.full_kl(method) is not None and len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{methods.name_of(method)} compares whole predictions: expected two models over one vocabulary, got "
+            f"{sizes[0]} and {sizes[1]} tokens; take models that share a tokenizer"
+        )
     adapters = callable(getattr(policy.model, "disable_adapter", None))
     if methods.needs_reference(method) and reference is None and not adapters:
         raise ValueError(
             f"{methods.name_of(method)} needs a reference, got None; pass policy.copy(), or a policy whose model is a "
             "peft model, whose base is then the reference"
         )
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Tokens that a model predicts over, where its configuration says so."""
+    size: int | None = getattr(getattr(model, "config", None), "vocab_size", None)
+    return size
 
 
 def _trained(model: Any) -> list[Any]:
