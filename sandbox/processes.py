@@ -6,6 +6,8 @@ process made at all since I last looked?": the kernel's last process id answers 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import resource
@@ -20,6 +22,8 @@ _LINUX = sys.platform == "linux"
 _PAGE = resource.getpagesize()
 _SCAN_EVERY_S = 0.045  # a little less than a tick
 _EXAMINED_SINGLY = 16
+_PASSES = 1000  # over a folder that is emptied; each lifts what lies below its reach
+_LONG = 2048  # bytes of a path; the kernel takes 4096
 _STATUS = re.compile(rb"^Tgid:\s(\d+)$.*?^NSpgid:.*?(\d+)$", re.M | re.S)
 _OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
@@ -146,7 +150,10 @@ class ProcessTable:
 
 
 def folder_usage(path: str, most: int = 4096) -> tuple[int, int]:
-    """Bytes and entries below a folder; stops counting at `most` entries. A folder closed to its owner is opened."""
+    """Bytes and entries below a folder; stops counting at `most` entries. A folder closed to its owner is opened.
+
+    What lies too deep for a path could hold anything: it counts as `most` entries.
+    """
     size = entries = 0
     stack = [path]
     while stack and entries < most:
@@ -160,11 +167,13 @@ def folder_usage(path: str, most: int = 4096) -> tuple[int, int]:
                     if entry.is_dir(follow_symlinks=False):
                         stack.append(entry.path)
                     else:
-                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                        with contextlib.suppress(FileNotFoundError):  # removed meanwhile; the others count
+                            size += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entries >= most:
                         break
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return size, most
     return size, entries
 
 
@@ -175,16 +184,20 @@ def empty_folder(path: str, uid: int | None) -> None:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
+        os.chmod(path, 0o700)
         os.chdir(path)
-        for _ in range(3):
-            for name in os.listdir("."):
+        for _ in range(_PASSES):
+            names = os.listdir(".")
+            for name in names:
                 _remove(name)
+            if not names:
+                break
     finally:
         os._exit(0)
 
 
 def _remove(name: str) -> None:
-    """Removes a tree of any depth: a folder too deep for a path is lifted up first."""
+    """Removes a tree of any depth: a folder too deep for a path is lifted up first, for the next pass."""
     try:
         if not stat.S_ISDIR(os.lstat(name).st_mode):
             os.unlink(name)
@@ -195,7 +208,7 @@ def _remove(name: str) -> None:
                 inner = os.path.join(root, folder)
                 if not os.path.islink(inner):
                     os.chmod(inner, 0o700)
-                if inner.count("/") > 200:  # deeper, paths grow too long for the kernel
+                if inner.count("/") > 200 or len(os.fsencode(inner)) > _LONG:
                     os.rename(inner, f"lifted-{os.urandom(8).hex()}")
         shutil.rmtree(name, ignore_errors=True)
     except OSError:

@@ -147,7 +147,7 @@ class Watch(Interpreters):
         if size > session.limits["disk_mb"] << 20:
             self.kill(child, f"its files exceed {session.limits['disk_mb']} MiB")
         elif files > MOST_FILES:
-            self.kill(child, f"it made more than {MOST_FILES} files")
+            self.kill(child, f"it made more than {MOST_FILES} files, or folders too deep to look into")
 
     def slow_tick(self) -> None:
         """Looks at idle interpreters: threads that go on working, processes started between runs."""
