@@ -96,7 +96,11 @@ def add_commands(subparsers: Any) -> None:
         "--schedule", choices=["constant", "linear", "cosine"], help="of the rate (default constant; sft: cosine)"
     )
     train.add_argument("--tokens-per-micro-batch", type=int, default=16384, help="memory bound (default 16384)")
-    train.add_argument("--mixed-precision", choices=["no", "bf16"], help="default: what accelerate is configured to")
+    train.add_argument(
+        "--mixed-precision",
+        choices=["no", "bf16"],
+        help="of the computation; weights are float32 (default: as accelerate is configured)",
+    )
     train.add_argument("--gradient-checkpointing", action="store_true", help="trade time for memory")
     train.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank (needs peft)")
     train.add_argument("--tracker", action="append", default=[], help="tensorboard, wandb, ... (may be repeated)")
@@ -173,7 +177,8 @@ def _train(args: argparse.Namespace) -> int:
     annotate = None if stored else annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
-    policy = Policy.from_pretrained(args.model)
+    # Weights saved in half precision lose updates of these sizes; under adapters they stay as they are.
+    policy = Policy.from_pretrained(args.model, dtype="auto" if args.lora is not None else "float32")
     if args.lora is not None:
         policy = _with_adapters(policy, args.lora, args.seed)
     rate = {"lr": args.lr, "warmup": args.warmup, "schedule": args.schedule}
@@ -385,7 +390,7 @@ def _fit(args: argparse.Namespace) -> int:
     annotate = annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
-    policy = Policy.from_pretrained(args.model)
+    policy = Policy.from_pretrained(args.model, dtype="float32")  # as for train
     try:
         with Store(args.out / "conversations.jsonl") as store:
             groups = collect(

@@ -104,7 +104,8 @@ def train(
 
     Args:
         method: Any object with `loss`; see `turnwise.algorithms.methods`.
-        policy: What is trained.
+        policy: What is trained. A warning says so where its weights are in half precision, which loses most updates;
+            with float32 weights `mixed_precision="bf16"` computes in half precision all the same.
         reference: What log-ratios are taken to, usually `policy.copy()`. None if the method needs none, or if the
             policy's model is a peft model: then its base, with the adapter switched off, is the reference.
         batches: One step's examples (or batch) after another; see `turnwise.algorithms.feed.Source`.
@@ -149,6 +150,7 @@ def train(
         "mixed_precision": mixed_precision, "dropout": dropout, "seed": seed,
     }  # fmt: skip
     _check(method, policy, reference, steps=steps, accumulate=accumulate, keep=keep)
+    _warn_of_half_precision(policy, stacklevel=3)
     factor(0, steps=steps, warmup=warmup, schedule=schedule)
     place = None if out is None else Path(out)
     accelerator = _accelerator(mixed_precision, cpu, trackers, place)
@@ -276,6 +278,19 @@ def _check(
         raise ValueError(
             f"{methods.name_of(method)} needs a reference, got None; pass policy.copy(), or a policy whose model is a "
             "peft model, whose base is then the reference"
+        )
+
+
+def _warn_of_half_precision(policy: Trainable, *, stacklevel: int) -> None:
+    """Says so where most updates would be rounded away: in bfloat16 numbers lie 1/256 apart, relative to their size."""
+    trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    half = {str(p.dtype).removeprefix("torch.") for p in trained if p.dtype in (torch.bfloat16, torch.float16)}
+    if half:
+        warnings.warn(
+            f"the trained weights are {' and '.join(sorted(half))}: what is much smaller than a weight rounds away, "
+            "at the learning rates of preference methods nearly every update; load the policy with dtype=torch.float32 "
+            'and train with mixed_precision="bf16", or train adapters, which peft keeps in float32',
+            stacklevel=stacklevel + 1,
         )
 
 

@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from turnwise.agents.policy import Policy
 from turnwise.agents.tiny import tiny_policy
 from turnwise.cli import main
-from turnwise.envs.store import read
+from turnwise.envs.store import Store, read
+from turnwise.envs.trajectory import Trajectory, Turn
 from turnwise.envs.word_problems import word_problems
 
 LOCAL = ("-o", "sandbox=local")
@@ -92,6 +94,21 @@ def test_sft_then_preferences_then_evaluation(model: str, tmp_path: Path, capsys
     code, _, err = said(capsys, *learn, "--group-size", "4")
     assert code == 2
     assert "whose group_size is 3, got 4" in err
+
+
+def test_a_model_saved_in_half_precision_is_trained_in_float32(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """As most published models are; in bfloat16 the updates of usual learning rates would round away."""
+    half = Policy.from_pretrained(model, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    with Store(tmp_path / "data.jsonl") as store:
+        store.append(Trajectory("Toy-v0", 0, (Turn("2 + 2?", "4"),), terminated=True))
+    command = ("train", "sft", "--model", str(tmp_path / "half"), "--data", str(tmp_path / "data.jsonl"))
+    assert said(capsys, *command, "--out", str(tmp_path / "run"), "--quiet")[0] == 0
+    trained = Policy.from_pretrained(tmp_path / "run" / "policy").model
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+    assert not [warning for warning in recwarn if "rounds away" in str(warning.message)]
 
 
 def test_adapters_are_trained_the_same_each_time(

@@ -434,3 +434,18 @@ def test_batches_that_are_no_steps_are_named_with_the_remedy(what: str) -> None:
         run(MDPO(), flat[what], steps=1)
     with pytest.raises(ValueError, match=r"got the class MDPO; write MDPO\(\)"):
         train(MDPO, policy(), policy().copy(), [examples(MDPO())], steps=1)  # type: ignore[arg-type]
+
+
+def test_half_precision_weights_are_warned_of_and_float32_ones_are_not(recwarn: pytest.WarningsRecorder) -> None:
+    """At lr 1e-6 a bfloat16 weight of .02, with neighbours 1e-4 away, does not move: nearly nothing is learned."""
+    data = [examples(MDPO())]
+    run(MDPO(), data, steps=1, lr=1e-6)
+    assert not [w for w in recwarn if "rounds away" in str(w.message)]
+    learner = policy()
+    learner.model.to(torch.bfloat16)
+    before = weights(learner)
+    with pytest.warns(UserWarning, match=r"weights are bfloat16.*rounds away.*dtype=torch\.float32") as found:
+        run(MDPO(), data, start=learner, steps=1, lr=1e-6)
+    assert found[0].filename == __file__
+    moved = torch.cat([(weights(learner)[name] != value).flatten() for name, value in before.items()])
+    assert float(moved.float().mean()) < 0.1
