@@ -22,7 +22,7 @@ class MovingAverage:
     opponent: `online(tracked.policy, env, opponent=tracked, ...)`.
 
     Args:
-        policy: What is trained and acts.
+        policy: What is trained and acts. The average is kept in float32 whatever the policy is in.
         decay: Share of the average that stays at each update.
 
     Raises:
@@ -34,6 +34,8 @@ class MovingAverage:
             raise ValueError(f"MovingAverage.decay: expected a number in [0, 1], got {decay}")
         self.policy, self.decay = policy, decay
         self.average = policy.copy(version=f"{policy.version}+average")
+        # In half precision a thousandth of the way rounds to no step at all, and the average would never move.
+        self.average.model.float()
         self._clock = _Clock().to(policy.device)
         self.model = Compound(policy.model, average=self.average.model, clock=self._clock)
         self.scorer = policy.scorer

@@ -207,6 +207,21 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(kind: str, tmp_pat
         assert not torch.equal(average[name], own[name])
 
 
+def test_a_moving_average_moves_in_half_precision_too() -> None:
+    """1 - .999^1000 = .632 of the way to the new weights after 1,000 draws."""
+    policy = tiny()
+    policy.model.to(torch.bfloat16)
+    tracked = MovingAverage(policy, decay=0.999)
+    name, parameter = next(iter(policy.model.named_parameters()))
+    before = parameter.detach().float().clone()
+    with torch.no_grad():
+        parameter.add_(0.25)
+    for draw in range(1, 1001):
+        tracked.update(draw)
+    way = dict(tracked.average.model.named_parameters())[name].detach().float() - before
+    assert float((way / (parameter.detach().float() - before)).mean()) == pytest.approx(1 - 0.999**1000, abs=1e-3)
+
+
 def test_a_moving_average_moves_once_a_draw() -> None:
     """Decay .75, weights 0 then 4: 0 -> 1 -> 1.75; the draw before any step, and a repeated one, change nothing."""
     policy = tiny()
