@@ -37,7 +37,7 @@ class Family:
     def __init__(self, uid: int | None) -> None:
         self.uid = uid
         self.members = 0  # interpreters alive or not yet swept up after
-        self.tainted = False  # something of theirs may be left, so the user id stays out of use
+        self.tainted = False  # something of theirs may be left: their user id is used again last
 
 
 class Interpreter:
@@ -51,6 +51,7 @@ class Interpreter:
         self.folder = os.path.join(self.area, os.urandom(12).hex())
         self.attempts = 0  # at emptying the folder
         self.fd = control.fileno()
+        self.asked_for = False  # of the zygote, which may have begun to make it
         self.pid = 0  # known once it said hello
         self.captures = {out: Capture(limits["output_bytes"]), err: Capture(limits["output_bytes"])}
         self.muted: set[int] = set()  # pipes not listened to
@@ -76,6 +77,7 @@ class Interpreters(Loop):
         self.cleaners: dict[int, Interpreter] = {}
         first = config["uid_base"]
         self.free_uids: deque[int] = deque(range(first, first + config["uid_count"]) if config["users"] else ())
+        self.doubtful_uids: set[int] = set()  # of families that may have left something
         self.processes = ProcessTable()
         self.zygote, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET if walls.LINUX else socket.SOCK_DGRAM
@@ -134,6 +136,10 @@ class Interpreters(Loop):
         """Asks the zygote for a new interpreter with a user id of its own; None when no id is free."""
         uid: int | None = None
         if self.config["users"]:
+            if not self.free_uids and self.doubtful_uids:
+                alive = self.processes.users()
+                self.free_uids.extend(uid for uid in self.doubtful_uids if uid not in alive)
+                self.doubtful_uids.intersection_update(alive)
             if not self.free_uids:
                 return None
             uid = self.free_uids.popleft()
@@ -147,12 +153,17 @@ class Interpreters(Loop):
         """Passes requests on to the zygote, a few at a time."""
         while self.births and self.unborn < BIRTHS_AT_ONCE:
             child, request, theirs = self.births.popleft()
+            if child.dead:  # its session was closed while it waited for its turn
+                for fd in theirs:
+                    os.close(fd)
+                continue
             try:
-                if not child.dead:
-                    self.hand_over(self.zygote, request, theirs)
-                    self.expect(child)
+                self.hand_over(self.zygote, request, theirs)
             except OSError as error:
                 sys.exit(f"the zygote is gone: {error}")
+            child.asked_for = True
+            self.unborn += 1
+            self.after(START_S, lambda child=child: self.give_up(child))  # type: ignore[misc]
 
     @staticmethod
     def hand_over(channel: socket.socket, data: bytes, theirs: list[int]) -> None:
@@ -162,11 +173,6 @@ class Interpreters(Loop):
         finally:
             for fd in theirs:
                 os.close(fd)
-
-    def expect(self, child: Interpreter) -> None:
-        """Counts an interpreter as on its way, and gives it up when it takes too long."""
-        self.unborn += 1
-        self.after(START_S, lambda: self.give_up(child))
 
     def give_up(self, child: Interpreter) -> None:
         """Buries an interpreter that has not said hello in time."""
@@ -185,7 +191,7 @@ class Interpreters(Loop):
             return
         child.pid = sender
         child.first_size = self.processes.memory(sender)[0]
-        self.unborn -= 1
+        self.unborn -= child.asked_for
         self.leaders[sender] = child
         self.processes.expect(sender)
         if hasattr(socket, "SO_PASSCRED"):
@@ -360,9 +366,10 @@ class Interpreters(Loop):
             self.leaders.pop(child.pid, None)
             self.processes.several.discard(child.pid)
         else:
-            self.unborn -= 1
+            self.unborn -= child.asked_for
             why += ": " + bytes(child.captures[child.err].text()[-300:]).decode("utf-8", "replace").strip()
-            child.family.tainted = child.family.tainted or self.config["siblings"]  # perhaps it lives after all
+            # Perhaps it lives after all. A branch ends with the group of its origin, which it has not left.
+            child.family.tainted = child.family.tainted or (self.config["siblings"] and child.asked_for)
         self.forget(child.fd)
         child.control.close()
         for pipe in (child.out, child.err):
@@ -405,5 +412,8 @@ class Interpreters(Loop):
                 break
             area = os.path.dirname(area)
         child.family.members -= 1
-        if child.family.members == 0 and child.family.uid is not None and not child.family.tainted:
-            self.free_uids.append(child.family.uid)
+        if child.family.members == 0 and child.family.uid is not None:
+            if child.family.tainted:
+                self.doubtful_uids.add(child.family.uid)
+            else:
+                self.free_uids.append(child.family.uid)

@@ -25,6 +25,7 @@ _EXAMINED_SINGLY = 16
 _PASSES = 1000  # over a folder that is emptied; each lifts what lies below its reach
 _LONG = 2048  # bytes of a path; the kernel takes 4096
 _STATUS = re.compile(rb"^Tgid:\s(\d+)$.*?^NSpgid:.*?(\d+)$", re.M | re.S)
+_USER = re.compile(rb"^Uid:\s(\d+)", re.M)
 _OOM_FILES = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 
 
@@ -109,6 +110,16 @@ class ProcessTable:
                     continue
                 if len(fields) > 2 and fields[0] not in (b"Z", b"X"):
                     found.setdefault(int(fields[2]), []).append(int(name))
+        return found
+
+    @staticmethod
+    def users() -> set[int]:
+        """The real user id of every process, zombies included."""
+        found: set[int] = set()
+        for name in os.listdir("/proc") if _LINUX else ():
+            if name.isdigit():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/status", "rb", buffering=0) as file:
+                    found.update(int(user) for user in _USER.findall(file.read(4096)))
         return found
 
     @staticmethod

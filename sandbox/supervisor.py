@@ -25,6 +25,7 @@ from turnwise.sandbox.sessions import Call, Session
 from turnwise.sandbox.watch import FIRST, Watch
 
 GRACE_S = 0.5  # between the interrupt and the kill
+FORK_S = 10.0  # what an interpreter may take to fork and its copy to copy the files, before both are ended
 REFILL_S = 0.005  # after a spare was taken: its first run goes before the birth of the next one
 FORK = b"fork".ljust(8, b"\0")
 STATUSES = ("ok", "error", "memory", "process-limit")
@@ -102,6 +103,7 @@ class Supervisor(Watch):
         self.sessions.pop(session.number, None)
         self.running.pop(session.number, None)
         session.opening = None
+        self.drop_branch(session, "the session was closed while it was forked")
         if session.call is not None:
             session.call.peer.reply(session.call.id, fail="closed")
             session.call = None
@@ -140,10 +142,7 @@ class Supervisor(Watch):
     def lose(self, session: Session, why: str, status: str = "crash") -> None:
         """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""
         session.child = None
-        if session.branch is not None:
-            branch, session.branch = session.branch, None
-            branch.origin = None
-            self.lose(branch, "the session died while it was forked")
+        self.drop_branch(session, session.lost or "the session died while it was forked")
         if session.origin is not None:  # its origin, which knows why the fork failed, has yet to answer
             session.lost = why
             return
@@ -155,6 +154,18 @@ class Supervisor(Watch):
             self.finish(session, session.call, status, error=session.call.why or why, lost=True)
         else:
             session.lost = session.lost or why
+
+    def drop_branch(self, session: Session, why: str) -> None:
+        """Where a session is being forked: nothing comes of it. The copy, if there is one already, is ended."""
+        if session.branch is None:
+            return
+        branch, session.branch = session.branch, None
+        branch.origin = None
+        twin = branch.child
+        self.lose(branch, why)
+        if twin is not None:
+            twin.session = None
+            self.kill(twin, "")
 
     def fork(self, session: Session, peer: Peer, number: int) -> None:
         """Branches a session's interpreter."""
@@ -179,7 +190,16 @@ class Supervisor(Watch):
         twin.lowered = child.lowered  # as forks inherit it
         session.branch, branch.origin = branch, session
         child.twins.append(twin)
-        self.expect(twin)
+
+        def give_up() -> None:
+            if not twin.pid and not twin.dead:
+                self.give_up(twin)
+                if session.call is None:
+                    self.after_run(session, child)  # it may be there all the same, in the group of its origin
+            if session.branch is branch:  # its program holds the interpreter up, or answered in its stead
+                self.kill(child, "it did not answer when it was forked")
+
+        self.after(FORK_S, give_up)
         self.tell(child, b"F", FORK)
         with contextlib.suppress(OSError):  # where it just died, its end is on its way
             self.hand_over(child.control, b"F", theirs)
@@ -246,15 +266,11 @@ class Supervisor(Watch):
         session: Session | None = child.session
         if session is not None and session.branch is not None and token == FORK:
             child.idle_cpu = self.processes.cpu(child.pid)  # what the fork itself took is nobody's thread
-            branch, session.branch = session.branch, None
-            branch.origin = None
-            twin = branch.child
-            if kind != episode.OK or twin is None:
-                self.lose(branch, texts[3].decode("utf-8", "replace") or branch.lost or "the fork failed")
-                if twin is not None:
-                    twin.session = None
-                    self.kill(twin, "")
+            branch = session.branch
+            if kind != episode.OK or branch.child is None:
+                self.drop_branch(session, texts[3].decode("utf-8", "replace") or branch.lost or "the fork failed")
             else:
+                session.branch = branch.origin = None
                 self.opened(branch)
             return
         if session is None or session.call is None or token != session.call.token:

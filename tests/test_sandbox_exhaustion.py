@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one program a line reads better than a program folded)
 """What the sessions of one container share is never used up, nor held up, by one of them: disk, user ids, births.
 
 A session that goes beyond its share is ended or refused; whoever comes after it finds everything as it was.
@@ -5,13 +6,22 @@ A session that goes beyond its share is ended or refused; whoever comes after it
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 
-from turnwise.sandbox import Limits, Session, Status
-from turnwise.sandbox.docker import DockerSandbox
+from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status
+from turnwise.sandbox.docker import DockerEngine, DockerSandbox
+from turnwise.sandbox.interpreters import Interpreters
+from turnwise.sandbox.loop import Loop
+from turnwise.sandbox.processes import ProcessTable
 
 pytestmark = pytest.mark.docker
 
@@ -75,3 +85,150 @@ def test_a_share_of_the_disk_is_kept_and_given_back(
         assert result.status is status, result
     attacker.close()
     assert wait_until(lambda: in_use(session) <= before), (before, in_use(session))
+
+
+# The interpreter's own loop, found from a program that it runs, as a hostile program finds it.
+LOOP = """\
+import os, sys, time
+f = sys._getframe()
+while not hasattr(f.f_locals.get('self'), 'names'): f = f.f_back
+loop, token = f.f_locals['self'], f.f_back.f_locals['token']
+"""
+HELD_UP = {
+    "the fork": "import sys, time; sys._current_frames = lambda: time.sleep(1e6)",
+    "the process": "import os, signal\nsignal.signal(14, lambda *a: os.kill(os.getpid(), 19))\nsignal.setitimer(0, 0.01)",
+    "the channel": LOOP + "loop.send(token, 0); os.close(3); time.sleep(1e6)",
+    **{f"the copy {n}": "import shutil, time\nshutil.copytree = lambda *a, **k: time.sleep(1e6)\nopen('f', 'w').close()"
+       for n in range(8)},
+}  # fmt: skip
+
+
+def test_a_program_that_holds_up_its_fork_holds_up_nobody_else(sandbox: DockerSandbox, session: Session) -> None:
+    """All at once, and an honest session is opened, forked and used before the first of them is given up."""
+    server = sandbox.servers[0]
+    session.run("x = 1")
+    attackers = {name: sandbox.open(LIMITS) for name in HELD_UP}
+    before = server.ping()["interpreters"]
+    for name, program in HELD_UP.items():
+        assert attackers[name].run(program).ok, name
+    time.sleep(0.1)
+    said: dict[str, SandboxError] = {}
+
+    def fork(name: str) -> None:
+        with pytest.raises(SandboxError) as raised:
+            attackers[name].fork()
+        said[name] = raised.value
+
+    threads = [threading.Thread(target=fork, args=(name,)) for name in HELD_UP]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: server.ping()["sessions"] >= 2 * len(HELD_UP))
+    with sandbox.open(LIMITS) as another, session.fork() as branch:
+        assert another.run("6 * 7").value == "42"
+        assert branch.run("x").value == "1"
+    assert said == {}
+    for thread in threads:
+        thread.join()
+    assert set(said) == set(HELD_UP)
+    assert not [error for error in said.values() if isinstance(error, SandboxLost)], said
+    assert "did not answer" in str(said["the fork"])
+    assert session.run("x").value == "1"
+    for attacker in attackers.values():
+        attacker.close()
+    assert wait_until(lambda: server.ping()["interpreters"] <= before - len(HELD_UP)), server.ping()
+
+
+def test_closing_a_session_answers_whoever_forks_it(sandbox: DockerSandbox, session: Session) -> None:
+    server = sandbox.servers[0]
+    attacker = sandbox.open(LIMITS)
+    attacker.run(HELD_UP["the fork"])
+    said: list[str] = []
+
+    def fork() -> None:
+        with pytest.raises(SandboxError) as raised:
+            attacker.fork()
+        said.append(str(raised.value))
+
+    before = server.ping()["sessions"]
+    thread = threading.Thread(target=fork)
+    thread.start()
+    assert wait_until(lambda: server.ping()["sessions"] == before + 1)
+    attacker.close()
+    thread.join()
+    assert "closed while it was forked" in said[0]
+    assert session.run("6 * 7").value == "42"
+
+
+def test_an_origin_that_dies_while_it_is_forked_leaves_no_copy_behind(sandbox: DockerSandbox, session: Session) -> None:
+    """The copy has said hello and leads a group of its own, where its origin's end does not reach it."""
+    server = sandbox.servers[0]
+    before = server.ping()["interpreters"]
+    attacker = sandbox.open(LIMITS)
+    attacker.run(
+        LOOP + "me, send = os.getpid(), loop.send\n"
+        "def late(*a, **k):\n  if a[0] == token or os.getpid() != me: return send(*a, **k)\n  time.sleep(0.3); os._exit(0)\n"
+        "loop.send = late"
+    )
+    with pytest.raises(SandboxError, match="died while it was forked"):
+        attacker.fork()
+    attacker.close()
+    assert wait_until(lambda: server.ping()["interpreters"] == before), server.ping()
+
+
+def test_refused_forks_use_up_no_user_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two user ids, four sessions one after another."""
+    ordinary = DockerEngine._config
+    monkeypatch.setattr(DockerEngine, "_config", lambda self, unix: {**ordinary(self, unix), "uid_count": 2})
+    with DockerSandbox(sessions=4, spares=0, preload=()) as sandbox:
+        for _ in range(4):
+            session = sandbox.open(LIMITS)
+            session.run("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
+            with pytest.raises(SandboxError, match="threads"):
+                session.fork()
+            session.close()
+            assert wait_until(lambda: sandbox.servers[0].ping()["interpreters"] == 0)
+
+
+class Nursery(Interpreters):
+    """Interpreters that are asked for and never made."""
+
+    def __init__(self) -> None:
+        Loop.__init__(self)
+        self.config: dict[str, Any] = {"users": True, "siblings": True, "work": "/nowhere"}
+        self.children, self.leaders, self.births, self.unborn, self.cleaners = set(), {}, deque(), 0, {}
+        self.free_uids, self.doubtful_uids = deque(), set()
+        self.processes = ProcessTable()
+        self.zygote, self.asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def died(self, child: object, code: int | None, why: str) -> None:
+        """Nobody's."""
+
+
+def test_a_user_id_in_doubt_is_used_again_when_it_has_no_process() -> None:
+    nursery = Nursery()
+    nursery.doubtful_uids = {os.getuid(), 4_000_000_000}
+    child = nursery.spawn(asdict(LIMITS))
+    assert child is not None
+    assert child.family.uid == 4_000_000_000
+    assert nursery.spawn(asdict(LIMITS)) is None
+    assert nursery.doubtful_uids == {os.getuid()}
+    nursery.bury(child, None, "")  # the zygote was asked: perhaps it made one
+    assert nursery.doubtful_uids == {os.getuid(), 4_000_000_000}
+
+
+def test_a_birth_called_off_in_the_queue_leaves_nothing() -> None:
+    """Eight are on their way, so the ninth waits; its descriptors close and its user id is free at once."""
+    nursery = Nursery()
+    nursery.free_uids.extend(range(1_000_000, 1_000_009))
+    born = [nursery.spawn(asdict(LIMITS)) for _ in range(9)]
+    assert nursery.unborn == 8
+    descriptors = set(nursery.births[0][2])
+    assert born[0] is not None
+    assert born[8] is not None
+    nursery.kill(born[8], "")
+    assert (nursery.unborn, list(nursery.free_uids)) == (8, [1_000_008])
+    nursery.bury(born[0], None, "")
+    assert not nursery.births
+    for fd in descriptors:
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)
