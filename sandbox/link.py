@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from turnwise.sandbox.sandbox import SandboxLost
 
 _encode = json.JSONEncoder(check_circular=False).encode
-_LARGEST_FRAME = 16 << 20  # what the host accepts from a supervisor
+_LARGEST_FRAME = 32 << 20  # what the host accepts from a supervisor
 
 
 class ByteStream(Protocol):

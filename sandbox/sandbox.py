@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
+MOST_OUTPUT_BYTES = 1 << 20  # four texts of it, six bytes a character in JSON, fit in one frame of `link`
 _warned: set[str] = set()
 
 
@@ -61,8 +62,8 @@ class Limits:
             them; threads live on from run to run.
         branches: Sessions forked from this one (or from its branches) that may live at once.
         programs: Whether it may execute other programs (a shell, a compiler); by default only Python runs.
-        output_bytes: Bytes kept of each stream (half head, half tail); the program is stopped at
-            `output_stop_bytes`.
+        output_bytes: Bytes kept of each stream (half head, half tail), of the value and of the error, 1 MiB at most;
+            the program is stopped at `output_stop_bytes`.
         output_stop_bytes: Bytes written after which the program is interrupted.
         disk_mb: Size of the files the session may hold, MiB.
         files: Files it may have open.
@@ -80,6 +81,10 @@ class Limits:
     disk_mb: int = 16
     files: int = 64
     source_bytes: int = 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.output_bytes <= MOST_OUTPUT_BYTES:
+            raise ValueError(f"output_bytes is from 1 to {MOST_OUTPUT_BYTES}, not {self.output_bytes}")
 
 
 @dataclass(frozen=True)

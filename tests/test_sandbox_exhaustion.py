@@ -87,6 +87,23 @@ def test_a_share_of_the_disk_is_kept_and_given_back(
     assert wait_until(lambda: in_use(session) <= before), (before, in_use(session))
 
 
+def test_the_longest_texts_of_the_worst_bytes_are_a_result(sandbox: DockerSandbox, session: Session) -> None:
+    """A zero byte is six characters in JSON; four texts of 1 MiB each are still one frame that the host takes."""
+    talker = sandbox.open(Limits(wall_s=20.0, output_bytes=1 << 20))
+    result = talker.run(
+        LOOP + "text = b'\\0' * (1 << 20)\n"
+        "import struct\n"
+        "os.write(3, struct.pack('>I8sBIIII', 25 + (4 << 20), token, 1, *[1 << 20] * 4))\n"
+        "for _ in range(4):\n  left = text\n  while left: left = left[os.write(3, left):]\n"
+        "time.sleep(1e6)"
+    )
+    assert (result.status, len(result.stdout), len(result.error or "")) == (Status.ERROR, 4 << 20, 4 << 20)
+    assert session.run("6 * 7").value == "42"
+    talker.close()
+    with pytest.raises(ValueError, match="output_bytes"):
+        Limits(output_bytes=(1 << 20) + 1)
+
+
 # The interpreter's own loop, found from a program that it runs, as a hostile program finds it.
 LOOP = """\
 import os, sys, time
