@@ -16,7 +16,7 @@ from torch import Tensor
 from turnwise.algorithms.batch import Batch
 from turnwise.algorithms.estimators import gae, policy_mask, turn_sums
 from turnwise.algorithms.losses import ppo_clip
-from turnwise.algorithms.methods import Loss, check_choice
+from turnwise.algorithms.methods import Loss, check_choice, check_range
 from turnwise.algorithms.offline_methods import output, scored
 from turnwise.algorithms.pairing import Example, against_opponents, own_members
 from turnwise.algorithms.sampled import behaviour, clipped, masked
@@ -91,9 +91,11 @@ class PPO:
         kind = type(self).__name__
         check_choice(f"{kind}.over", self.over, ("token", "turn"))
         check_choice(f"{kind}.reward", self.reward, ("score", "turns"))
-        for what in ("kl", "value_warmup"):
-            if not getattr(self, what) >= 0:
-                raise ValueError(f"{kind}.{what}: expected 0 or more, got {getattr(self, what)}")
+        check_range(f"{kind}.clip", self.clip, 0, above=True)
+        for what in ("kl", "value_warmup", "value_weight", "policy_weight"):
+            check_range(f"{kind}.{what}", getattr(self, what), 0)
+        for what in ("discount", "lam"):
+            check_range(f"{kind}.{what}", getattr(self, what), 0, 1)
 
     @property
     def needs_reference(self) -> bool:

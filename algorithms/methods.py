@@ -8,6 +8,8 @@ vocabulary it wants (`full_kl`). `examples` says what it takes of an annotated g
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -76,6 +78,9 @@ class SFT:
     name: str = "sft"
     needs_reference: bool = False
 
+    def __post_init__(self) -> None:
+        check_choice(f"{type(self).__name__}.turns", self.turns, ("all", "last"))
+
     def examples(self, group: Group, preference: Preference | None, rng: np.random.Generator) -> Example | None:
         """Winners of the group, or every valid member where there is no preference."""
         if preference is None:
@@ -142,6 +147,9 @@ class MDPO:
     needs_reference: bool = True
 
     def __post_init__(self) -> None:
+        check_range("MDPO.beta", self.beta, 0, above=True)
+        check_range("MDPO.nll_weight", self.nll_weight, 0)
+        check_pairs("MDPO", self.pairs_per_group)
         check_choice("MDPO.mask", self.mask, ("agent", "all"))
         check_choice("MDPO.turns", self.turns, ("all", "last"))
         if self.mask == "all" and self.turns == "last":
@@ -205,6 +213,10 @@ class MKTO:
     mismatched: bool = True
 
     def __post_init__(self) -> None:
+        check_range("MKTO.beta", self.beta, 0, above=True)
+        check_range("MKTO.desirable_weight", self.desirable_weight, 0)
+        check_range("MKTO.undesirable_weight", self.undesirable_weight, 0)
+        check_pairs("MKTO", self.pairs_per_group)
         check_choice("MKTO.turns", self.turns, ("all", "last"))
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
@@ -318,6 +330,20 @@ def tally(method: Method, batch: Batch) -> Mapping[str, Tensor]:
     """As `shared`, of the rows alone, without any log-probabilities: counts, means and deviations of scores."""
     function = getattr(method, "tally", None)
     return {} if function is None else function(batch)
+
+
+def check_range(what: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
+    """Raises ValueError unless `value` is in [low, high], or in (low, high] with `above`."""
+    if not isinstance(value, numbers.Real) or not (low < value if above else low <= value) or not value <= high:
+        bounds = f"{'above' if above else 'of at least'} {low:g}" + (
+            f" and at most {high:g}" if high < math.inf else ""
+        )
+        raise ValueError(f"{what}: expected a number {bounds}, got {value!r}")
+
+
+def check_pairs(what: str, pairs_per_group: int | None) -> None:
+    if pairs_per_group is not None and pairs_per_group < 1:
+        raise ValueError(f"{what}.pairs_per_group: expected at least 1, or None for every pair, got {pairs_per_group}")
 
 
 def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

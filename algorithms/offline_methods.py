@@ -20,7 +20,7 @@ from turnwise.algorithms import losses
 from turnwise.algorithms.batch import Batch
 from turnwise.algorithms.estimators import Turns, log_ratio_to_go, policy_mask, sequence_logratio, sequence_sum
 from turnwise.algorithms.losses import MarginFunction, dro, gpo, ipo, pmpo, rwr
-from turnwise.algorithms.methods import SFT, Loss, check_choice, margins
+from turnwise.algorithms.methods import SFT, Loss, check_choice, check_pairs, check_range, margins
 from turnwise.algorithms.pairing import Example, compare, judged_pairs, own_members, pairs_by_outcome, unary
 from turnwise.envs.preference import Preference
 from turnwise.envs.trajectory import Group
@@ -65,6 +65,8 @@ class GPO:
     needs_reference: bool = True
 
     def __post_init__(self) -> None:
+        check_range("GPO.beta", self.beta, 0, above=True)
+        check_pairs("GPO", self.pairs_per_group)
         check_choice("GPO.f", self.f, tuple(MARGIN_FUNCTIONS))
         check_choice("GPO.turns", self.turns, ("all", "last"))
         if not 0 <= self.label_smoothing < 0.5:
@@ -116,6 +118,7 @@ class IPO:
     needs_reference: bool = True
 
     def __post_init__(self) -> None:
+        check_pairs("IPO", self.pairs_per_group)
         check_choice("IPO.turns", self.turns, ("all", "last"))
         _check_positive("IPO.tau", self.tau)
 

@@ -25,7 +25,7 @@ from turnwise.algorithms.estimators import (
     sequence_sum,
 )
 from turnwise.algorithms.losses import nash_md, policy_gradient, ppo_clip
-from turnwise.algorithms.methods import Loss, check_choice
+from turnwise.algorithms.methods import Loss, check_choice, check_range
 from turnwise.algorithms.offline_methods import scored
 from turnwise.algorithms.pairing import Example, against_opponents
 from turnwise.algorithms.sampled import behaviour, clipped, masked
@@ -125,6 +125,10 @@ class GRPO:
     scale: bool = True
     length_norm: bool = True
     name: str = "grpo"
+
+    def __post_init__(self) -> None:
+        check_range("GRPO.clip", self.clip, 0, above=True)
+        check_range("GRPO.kl", self.kl, 0)
 
     @property
     def needs_reference(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import turnwise.algorithms
-from turnwise.algorithms import methods
+from turnwise.algorithms import GPO, GRPO, IPO, MTPO, PPO, methods
 from turnwise.algorithms.batch import Batch, collate
 from turnwise.algorithms.losses import hinge, squared
 from turnwise.algorithms.method_table import METHODS, make
@@ -252,3 +253,26 @@ def test_the_package_gives_the_function_whatever_was_imported_before() -> None:
 
 def _for(method: methods.Method, seed: int) -> Example:
     return labelled(seed) if isinstance(method, MKTO) else pair(seed)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MDPO(beta=-0.1), r"MDPO\.beta: expected a number above 0, got -0\.1"),
+        (lambda: MDPO(beta=math.nan), r"MDPO\.beta: .* got nan"),
+        (lambda: MDPO(nll_weight=-1.0), r"MDPO\.nll_weight: expected a number of at least 0"),
+        (lambda: MKTO(beta=0.0), r"MKTO\.beta: expected a number above 0"),
+        (lambda: MKTO(undesirable_weight=-1.0), r"MKTO\.undesirable_weight"),
+        (lambda: GPO(beta=-1.0), r"GPO\.beta"),
+        (lambda: IPO(pairs_per_group=0), r"IPO\.pairs_per_group: expected at least 1, or None for every pair, got 0"),
+        (lambda: GRPO(clip=-0.2), r"GRPO\.clip"),
+        (lambda: GRPO(kl=-1.0), r"GRPO\.kl"),
+        (lambda: PPO(lam=1.5), r"PPO\.lam: expected a number of at least 0 and at most 1, got 1\.5"),
+        (lambda: MTPO(clip=0.0), r"MTPO\.clip"),
+        (lambda: MDPO(beta="much"), r"MDPO\.beta: .* got 'much'"),  # type: ignore[arg-type]
+        (lambda: SFT(turns="lst"), r"SFT\.turns: .*got 'lst'.*Did you mean 'last'"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_that_would_learn_the_opposite_or_nothing_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
