@@ -26,6 +26,7 @@ from turnwise.sandbox.processes import ProcessTable, describe, empty_folder
 START_S = 30.0  # an interpreter that has not said hello by then is given up
 BIRTHS_AT_ONCE = 8  # so that a thousand openings do not stand between a run and its answer
 SWEEP_ATTEMPTS = 5
+SWEEP_AGAIN_S = 0.1
 FORGERY = "it wrote on the sandbox's own channel"
 NOT_STARTED = "the interpreter did not start"
 REPLY_SIZE = struct.calcsize(episode.REPLY)
@@ -397,7 +398,12 @@ class Interpreters(Loop):
             if child.attempts > SWEEP_ATTEMPTS:
                 child.family.tainted = True
             else:
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError:  # as many processes as there may be, or no memory: when others have ended
+                    child.attempts -= 1
+                    self.after(SWEEP_AGAIN_S, lambda: self.sweep(child))
+                    return
                 if pid == 0:
                     empty_folder(child.folder, child.family.uid)
                 self.cleaners[pid] = child  # it comes back here: a process that died slowly may have written once more

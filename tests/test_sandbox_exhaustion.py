@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,3 +250,27 @@ def test_a_birth_called_off_in_the_queue_leaves_nothing() -> None:
     for fd in descriptors:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(fd)
+
+
+def test_where_no_process_can_be_made_the_sweeping_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that fill the container's process limit must not end the supervisor, which forks to sweep."""
+    nursery = Nursery()
+    nursery.config["work"] = str(tmp_path)
+    nursery.free_uids.append(os.getuid())
+    child = nursery.spawn(asdict(LIMITS))
+    assert child is not None
+    os.makedirs(child.folder)
+    Path(child.folder, "left").write_text("here")
+
+    def refuse() -> int:
+        raise BlockingIOError(11, "no more processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", refuse)
+        nursery.bury(child, None, "")
+    assert (nursery.cleaners, child.family.members) == ({}, 1)
+    nursery._timers[0][2]()
+    (pid,) = nursery.cleaners
+    os.waitpid(pid, 0)
+    nursery.sweep(nursery.cleaners.pop(pid))
+    assert (child.family.members, os.listdir(tmp_path)) == (0, [])
