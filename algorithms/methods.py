@@ -335,10 +335,10 @@ def tally(method: Method, batch: Batch) -> Mapping[str, Tensor]:
 def check_range(what: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
     """Raises ValueError unless `value` is in [low, high], or in (low, high] with `above`."""
     if not isinstance(value, numbers.Real) or not (low < value if above else low <= value) or not value <= high:
-        bounds = f"{'above' if above else 'of at least'} {low:g}" + (
-            f" and at most {high:g}" if high < math.inf else ""
-        )
-        raise ValueError(f"{what}: expected a number {bounds}, got {value!r}")
+        wanted = f"a number above {low:g}" if above else f"{low:g} or more"
+        if high < math.inf:
+            wanted = f"a number in {'(' if above else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{what}: expected {wanted}, got {value!r}")
 
 
 def check_pairs(what: str, pairs_per_group: int | None) -> None:
