@@ -318,6 +318,8 @@ class DockerEngine:
             stream.settimeout(START_TIMEOUT_S)
             stream.sendall(boot_frame(self._config(folder is not None)))
             ready = main.first(START_TIMEOUT_S)
+            if folder is not None:
+                os.chmod(os.path.join(folder, "s"), 0o711)  # the socket is made: no program adds files, or removes it
             link: Link = main if folder is None else SocketLink(os.path.join(folder, "s", "socket"))
         except (SandboxLost, OSError) as error:
             stream.close()

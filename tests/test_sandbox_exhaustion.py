@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections import deque
@@ -57,6 +58,16 @@ def wait_until(true_at_last: Callable[[], bool], seconds: float = 20.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def test_programs_cannot_write_where_the_supervisors_socket_lies() -> None:
+    """It is a folder of the host's; where the kernel has no Landlock, only its mode keeps a program from filling it."""
+    with DockerSandbox(transport="unix", sessions=4, spares=0, preload=()) as sandbox:
+        folders = list(Path(tempfile.gettempdir()).glob(f"turnwise-sandbox-{os.getpid()}-*/s"))
+        assert folders
+        assert [oct(folder.stat().st_mode & 0o066) for folder in folders] == ["0o0"] * len(folders)
+        with sandbox.open(LIMITS) as first, sandbox.open(LIMITS) as second:
+            assert first.run("6 * 7").value == second.run("42").value == "42"
 
 
 # Each of 250 letters: the sixteenth is deeper than the 4,096 bytes of a path, where names alone no longer reach.
