@@ -149,7 +149,12 @@ def train(
         "accumulate": accumulate, "tokens_per_micro_batch": tokens_per_micro_batch, "max_length": max_length,
         "mixed_precision": mixed_precision, "dropout": dropout, "seed": seed,
     }  # fmt: skip
-    _check(method, policy, reference, steps=steps, accumulate=accumulate, keep=keep)
+    _check(method, policy, reference)
+    counts = {
+        "steps": steps, "accumulate": accumulate, "keep": keep, "save_every": save_every,
+        "evaluate_every": evaluate_every, "tokens_per_micro_batch": tokens_per_micro_batch, "max_length": max_length,
+    }  # fmt: skip
+    _check_numbers(counts, lr=lr, weight_decay=weight_decay, warmup=warmup, clip=clip)
     _warn_of_half_precision(policy, stacklevel=3)
     factor(0, steps=steps, warmup=warmup, schedule=schedule)
     place = None if out is None else Path(out)
@@ -251,12 +256,19 @@ def train(
     return TrainResult(log.records, done, path)
 
 
-def _check(
-    method: Method, policy: Trainable, reference: Scorable | None, *, steps: int, accumulate: int, keep: int
+def _check_numbers(
+    counts: Mapping[str, int | None], *, lr: float, weight_decay: float, warmup: int, clip: float | None
 ) -> None:
-    for name, value in (("steps", steps), ("accumulate", accumulate), ("keep", keep)):
-        if value < 1:
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
+    for name, rate in (("lr", lr), ("weight_decay", weight_decay), ("warmup", warmup)):
+        methods.check_range(name, rate, 0)
+    if clip is not None:
+        methods.check_range("clip", clip, 0, above=True)
+
+
+def _check(method: Method, policy: Trainable, reference: Scorable | None) -> None:
     if isinstance(method, type):
         raise ValueError(f"expected a method, got the class {method.__name__}; write {method.__name__}()")
     if not callable(getattr(method, "loss", None)):

@@ -413,6 +413,10 @@ def test_wrong_arguments_are_refused_before_any_work() -> None:
         call(MDPO(), learner.copy(), learner, data)
     with pytest.raises(ValueError, match="steps: expected at least 1"):
         call(MDPO(), learner, learner.copy(), data, steps=0)
+    for name, bad in {"lr": -1e-6, "weight_decay": -0.1, "warmup": -1, "clip": 0.0, "save_every": 0,
+                      "evaluate_every": 0, "tokens_per_micro_batch": 0}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=rf"^{name}: expected .*, got {bad}"):
+            call(MDPO(), learner, learner.copy(), data, **{name: bad})
     with pytest.raises(ValueError, match="an object with loss"):
         call("mdpo", learner, learner.copy(), data)
     with pytest.raises(ValueError, match="needs collate"):
