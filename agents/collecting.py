@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
+import gymnasium
 import numpy as np
 from tqdm import tqdm
 
@@ -111,6 +112,17 @@ def collect(
     members = list(agent) if isinstance(agent, Sequence) else [agent] * group_size
     if len(members) != group_size:
         raise ValueError(f"collect: expected one agent for each of {group_size} members, got {len(members)}")
+    for each in members if trunk is None else [*members, trunk]:
+        if isinstance(each, type) or not isinstance(each, Agent):
+            raise ValueError(
+                f"collect: expected agents, anything with act(episode), got {each!r:.200}; of a Policy "
+                "TransformerAgent(policy) makes one"
+            )
+    if isinstance(env, gymnasium.Env):
+        raise ValueError(
+            f"collect: expected the id of an environment or a function that makes one, got {env!r:.200}, of which many "
+            "are needed at once; pass lambda: gymnasium.make(...)"
+        )
     options = dict(env_options or {})
     factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))
     env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env

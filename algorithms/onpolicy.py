@@ -35,9 +35,9 @@ def online(
     turn_reward: TurnReward | None = None,
     groups: int = 8,
     group_size: int = 2,
-    opponent: Agent | MovingAverage | None = None,
+    opponent: Policy | Agent | MovingAverage | None = None,
     opponents: int | None = None,
-    actor: Agent | None = None,
+    actor: Policy | Agent | None = None,
     reuse: int = 1,
     moving_baseline: float | None = None,
     tasks: Sequence[int] | None = None,
@@ -103,14 +103,16 @@ def online(
         raise ValueError(f"online: expected a moving_baseline in [0, 1), got {moving_baseline}")
 
     def speaking(speaker: Policy | Agent) -> Agent:
-        if isinstance(speaker, Agent):
-            return speaker
-        return TransformerAgent(speaker, sampling=sampling, max_tokens=max_tokens, slots=slots)
+        if isinstance(speaker, Policy):
+            return TransformerAgent(speaker, sampling=sampling, max_tokens=max_tokens, slots=slots)
+        if isinstance(speaker, type) or not isinstance(speaker, Agent):
+            raise ValueError(f"online: expected a policy, or an agent with act(episode), got {speaker!r:.200}")
+        return speaker
 
     average = opponent if isinstance(opponent, MovingAverage) else None
-    members = [speaking(policy) if actor is None else actor] * group_size
+    members = [speaking(policy if actor is None else actor)] * group_size
     if opponent is not None:
-        rival = opponent if not isinstance(opponent, MovingAverage) else speaking(opponent.average)
+        rival = speaking(opponent.average if isinstance(opponent, MovingAverage) else opponent)
         if who(rival) == who(members[0]):
             raise ValueError(
                 f"online: expected an opponent of another name or version than the policy, got {who(rival)} for both, "

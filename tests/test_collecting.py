@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode, HumanAgent, ScriptedAgent
+from turnwise.agents.agent import Episode, HumanAgent, RandomAgent, ScriptedAgent
 from turnwise.agents.collecting import CollectError, collect, group_seed
 from turnwise.agents.generation import Sampling
 from turnwise.agents.playing import episode_rng
@@ -160,6 +160,16 @@ def test_tasks_are_named_to_the_environment() -> None:
         collect(ScriptedAgent(["x"]), Chatter, groups=2, tasks=[1, 2, 3], progress=False)
     with pytest.raises(ValueError, match="positive group_size and concurrency"):
         collect(ScriptedAgent(["x"]), Chatter, concurrency=0, progress=False)
+
+
+def test_what_cannot_act_or_is_one_environment_is_named_before_any_work() -> None:
+    """A policy acts through an agent, a class is not yet one, and an environment holds one episode at a time."""
+    with pytest.raises(ValueError, match=r"expected agents, .*of a Policy TransformerAgent\(policy\) makes one"):
+        collect(tiny_policy(["a"], seed=0), "turnwise/Guess-v0")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected agents, .*got <class .*RandomAgent"):
+        collect([RandomAgent(), RandomAgent], "turnwise/Guess-v0", group_size=2)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"a function that makes one, got .*lambda: gymnasium\.make"):
+        collect(RandomAgent(), Chatter())  # type: ignore[arg-type]
 
 
 class Fragile(Chatter):

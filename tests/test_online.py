@@ -93,6 +93,8 @@ def test_who_draws_what() -> None:
     assert [member.agent == mixture.name for member in item.group] == [False, False, True, True, True]
     both = next(source(policy, actor=mixture))
     assert {member.agent for one in both for member in one.group} == {mixture.name}
+    (plain, *_) = next(source(policy, opponent=policy.copy(version="then"), group_size=1))
+    assert [(member.valid, member.policy_version) for member in plain.group] == [(True, "random"), (True, "then")]
 
 
 def test_an_opponent_that_nobody_could_tell_from_the_policy_is_refused() -> None:
@@ -361,6 +363,8 @@ def test_mistakes_are_named() -> None:
     policy = tiny()
     with pytest.raises(ValueError, match="got both"):
         source(policy, preference=more_even)
+    with pytest.raises(ValueError, match=r"expected a policy, or an agent with act\(episode\), got 'reference'"):
+        source(policy, opponent="reference")
     with pytest.raises(ValueError, match="an opponent to go with"):
         source(policy, opponents=2)
     with pytest.raises(ValueError, match="reuse of at least 1"):
