@@ -189,12 +189,15 @@ def folder_usage(path: str, most: int = 4096) -> tuple[int, int]:
 
 
 def empty_folder(path: str, uid: int | None) -> None:
-    """Becomes the user, empties the folder whatever its modes and depth, and ends the process."""
+    """With the user's rights, empties the folder whatever its modes and depth, and ends the process.
+
+    The process does not become the user's: a branch that is still alive could stop it for good.
+    """
     try:
         if uid is not None:
             os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
+            os.setresgid(-1, uid, -1)
+            os.setresuid(-1, uid, -1)
         os.chmod(path, 0o700)
         os.chdir(path)
         for _ in range(_PASSES):

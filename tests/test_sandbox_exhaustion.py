@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status
+from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
 from turnwise.sandbox.docker import DockerEngine, DockerSandbox
 from turnwise.sandbox.interpreters import Interpreters
 from turnwise.sandbox.loop import Loop
@@ -285,3 +285,24 @@ def test_where_no_process_can_be_made_the_sweeping_waits(tmp_path: Path, monkeyp
     os.waitpid(pid, 0)
     nursery.sweep(nursery.cleaners.pop(pid))
     assert (child.family.members, os.listdir(tmp_path)) == (0, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
+def test_who_empties_a_folder_has_its_users_rights_and_none_of_its_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lets a user signal whoever has its id as real or saved one: here both stay root's."""
+    (tmp_path / "left").write_text("here")
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    os.chown(tmp_path, 12345, 12345)
+    told, tells = os.pipe()
+    monkeypatch.setattr(processes, "_remove", lambda name: os.write(tells, repr(os.getresuid()).encode()))
+    monkeypatch.setattr(processes, "_PASSES", 1)
+    pid = os.fork()
+    if pid == 0:
+        processes.empty_folder(str(tmp_path), 12345)
+    os.waitpid(pid, 0)
+    os.close(tells)
+    assert os.read(told, 99) == b"(0, 12345, 0)"
+    os.close(told)
