@@ -51,6 +51,26 @@ say the same; a tenth of the starts is held out for its accuracy and calibration
 """
 
 
+# Options of `train` that not every way of training looks at: default, and the ways that do.
+_OF_WAYS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "data": (None, ("stored",)),
+    "epochs": (1.0, ("stored", "protocol")),
+    "batch_size": (32, ("stored", "protocol")),
+    "iterations": (3, ("protocol",)),
+    "from_previous": (0, ("protocol",)),
+    "reference": ("previous", ("protocol",)),
+    "groups": (64, ("protocol", "online")),
+    "group_size": (8, ("protocol", "online")),
+    "online": (None, ("online",)),
+    "reuse": (1, ("online",)),
+}
+_WAYS = {
+    "stored": "which learns from the trajectories in --data",
+    "protocol": "which collects and trains in iterations, unless --online STEPS is given",
+    "online": "which with --online has fresh groups at every update and keeps the starting policy as reference",
+}
+
+
 def add_commands(subparsers: Any) -> None:
     """Adds this floor's commands to the parser of `turnwise`."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -69,13 +89,13 @@ def add_commands(subparsers: Any) -> None:
     train.add_argument("--teacher", metavar="MODEL", help="distillation: folder or Hub id of the teacher")
     add_env_arguments(train, positional=False)
     add_sampling_arguments(train)
-    train.add_argument("--iterations", type=int, default=3, help="of the protocol (default 3)")
-    train.add_argument("--groups", type=int, default=64, help="starts per iteration (default 64)")
-    train.add_argument("--group-size", type=int, default=8, help="episodes per start (default 8)")
-    train.add_argument("--from-previous", type=int, default=0, help="of these, by the previous policy (default 0)")
-    train.add_argument("--reference", choices=["previous", "first"], default="previous", help="default previous")
+    train.add_argument("--iterations", type=int, help="of the protocol (default 3)")
+    train.add_argument("--groups", type=int, help="starts per iteration (default 64)")
+    train.add_argument("--group-size", type=int, help="episodes per start (default 8)")
+    train.add_argument("--from-previous", type=int, help="of these, by the previous policy (default 0)")
+    train.add_argument("--reference", choices=["previous", "first"], help="default previous")
     train.add_argument("--online", type=int, metavar="STEPS", help="fresh groups for each of so many updates")
-    train.add_argument("--reuse", type=int, default=1, help="online: updates on each draw (default 1)")
+    train.add_argument("--reuse", type=int, help="online: updates on each draw (default 1)")
     train.add_argument(
         "--opponent", metavar="KIND:X", help="online: mixture:BETA or average:DECAY (default: the policy itself)"
     )
@@ -86,8 +106,8 @@ def add_commands(subparsers: Any) -> None:
         "--turn-reward", metavar="FOLDER", help="online: a reward model of single turns, for ppo -m reward=turns"
     )
     add_preference_arguments(train)
-    train.add_argument("--epochs", type=float, default=1.0, help="passes over the data (default 1)")
-    train.add_argument("--batch-size", type=int, default=32, help="examples an update (default 32)")
+    train.add_argument("--epochs", type=float, help="passes over the data (default 1)")
+    train.add_argument("--batch-size", type=int, help="examples an update (default 32)")
     train.add_argument("--lr", type=float, help="learning rate (default 5e-7; sft: 2e-5)")
     train.add_argument(
         "--warmup", type=int, help="steps over which the rate rises (default 0; sft: a tenth, at most 40)"
@@ -173,6 +193,7 @@ def _train(args: argparse.Namespace) -> int:
     if distilling and (args.data is None) == (args.online is None):
         raise ValueError("train distillation: expected either --data STORE or --online STEPS")
     stored = args.method == "sft" or (distilling and args.data is not None)
+    _settle(args, "stored" if stored else "protocol" if args.online is None else "online")
     options = None if stored else env_options(args)
     annotate = None if stored else annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -200,6 +221,20 @@ def _train(args: argparse.Namespace) -> int:
         return run(args, method, policy, options, annotate, common)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
+
+
+def _settle(args: argparse.Namespace, way: str) -> None:
+    """Fills in what was not said.
+
+    Raises:
+        ValueError: Something was said that would have no effect.
+    """
+    for name, (default, ways) in _OF_WAYS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif way not in ways:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"expected no {option} for train {args.method}, {_WAYS[way]}; leave {option} out")
 
 
 def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> int:

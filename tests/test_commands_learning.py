@@ -143,6 +143,17 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "problems": ("eval --model {model} --problems {broken}", 2, "broken.jsonl"),
     "no problems file": ("eval --model {model} --problems nosuch.jsonl", 2, "nosuch.jsonl: no such file"),
     "no data": ("train sft --model {model} --out {out}", 2, "expected --data STORE"),
+    "data for a method that collects": (
+        "train mdpo --model {model} --out {out} --data {broken}",
+        2,
+        "expected no --data for train mdpo, which collects and trains in iterations",
+    ),
+    "iterations of an online run": (
+        "train rloo --model {model} --out {out} --online 2 --from-previous 1",
+        2,
+        "expected no --from-previous for train rloo, which with --online",
+    ),
+    "sft online": ("train sft --model {model} --out {out} --data {broken} --online 3", 2, "expected no --online for"),
     "missing data": ("train sft --model {model} --out {out} --data {out}/nosuch", 1, "nosuch"),
     "not a store": ("train sft --model {model} --out {out} --data {broken}", 2, "expected a store of trajectories"),
     "unwritable folder": ("train mdpo --model {model} --out /proc/nosuch/run", 1, "/proc/nosuch"),
