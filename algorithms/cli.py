@@ -269,13 +269,13 @@ def _teacher(args: argparse.Namespace, policy: Any) -> Any:
 
 
 def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str, Any]) -> int:
-    from turnwise.algorithms.feed import minibatches
+    from turnwise.algorithms.feed import minibatches, steps_of
     from turnwise.algorithms.training import train
     from turnwise.algorithms.warmup import demonstrations
     from turnwise.envs.store import read
 
     examples = demonstrations(policy, read(args.data))
-    steps = max(1, round(args.epochs * len(examples) / args.batch_size))
+    steps = steps_of(len(examples), args.batch_size, epochs=args.epochs)
     source = minibatches(examples, args.batch_size, seed=args.seed)
     common = {"lr": 2e-5, "schedule": "cosine", "warmup": min(40, max(1, steps // 10)), **common}
     result = train(

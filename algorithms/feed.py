@@ -69,6 +69,14 @@ def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Callabl
     return at
 
 
+def steps_of(count: int, size: int, *, epochs: float = 1.0) -> int:
+    """Steps in which `minibatches` of `count` examples passes over them `epochs` times; at least one.
+
+    An epoch has the last, incomplete batch's step too: 33 examples in batches of 32 make two steps of 17 and 16.
+    """
+    return max(1, round(epochs * -(-count // size)))
+
+
 class Feed:
     """One step's examples after another.
 

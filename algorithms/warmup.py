@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.policy import Policy
-from turnwise.algorithms.feed import minibatches
+from turnwise.algorithms.feed import minibatches, steps_of
 from turnwise.algorithms.methods import SFT
 from turnwise.algorithms.pairing import Example
 from turnwise.algorithms.training import TrainResult, train
@@ -65,7 +65,7 @@ def warm_start(
         ValueError: No trajectory is valid.
     """
     examples = demonstrations(policy, trajectories)
-    total = max(1, round(epochs * len(examples) / batch_size)) if steps is None else steps
+    total = steps_of(len(examples), batch_size, epochs=epochs) if steps is None else steps
     policy.version = version
     return train(
         SFT(),

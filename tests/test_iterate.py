@@ -21,8 +21,9 @@ from turnwise.agents.generation import Sampling
 from turnwise.agents.policy import Policy
 from turnwise.agents.tiny import tiny_policy
 from turnwise.algorithms.checkpoint import CheckpointError
+from turnwise.algorithms.feed import steps_of
 from turnwise.algorithms.iterate import Iteration, NothingToLearn, iterate, tasks_of
-from turnwise.algorithms.methods import MDPO, RAFT
+from turnwise.algorithms.methods import MDPO, RAFT, SFT
 from turnwise.algorithms.warmup import demonstrations, warm_start
 from turnwise.envs.preference import Preference, by_return
 from turnwise.envs.spaces import UnicodeText
@@ -231,6 +232,23 @@ def test_a_warm_start_learns_the_agents_words_alone() -> None:
     result = warm_start(learner, [said, lost], steps=40, lr=1e-2, progress=False, cpu=True)
     assert result.history[-1]["loss"] < 0.1 * result.history[0]["loss"]
     assert learner.version == "sft"
+
+
+def test_an_epoch_of_a_warm_start_leaves_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 conversations in batches of 4 are two steps, of 3 and 2: one step would never see the other 2."""
+    seen: list[int] = []
+    told = [Trajectory("E", n, (Turn("the cat", "sat"),), terminated=True) for n in range(5)]
+    loss = SFT.loss
+
+    def noted(self: SFT, logps: torch.Tensor, reference: Any, batch: Any) -> Any:
+        seen.append(len(batch))
+        return loss(self, logps, reference, batch)
+
+    monkeypatch.setattr(SFT, "loss", noted)
+    assert warm_start(policy(), told, batch_size=4, progress=False, cpu=True).steps == 2
+    assert seen == [3, 2]
+    assert [steps_of(count, 32) for count in (1, 32, 33, 64)] == [1, 1, 2, 2]
+    assert steps_of(33, 32, epochs=1.5) == 3
 
 
 def _evaluate(learner: Policy) -> dict[str, Any]:
