@@ -217,6 +217,11 @@ class Online:
         if self._turn_reward is not None:
             kept = [_repaid(group, self._turn_reward(group)) for group in kept]
         annotated = [(group, self._annotate(group)) for group in kept]
+        if self._decay is not None and any(preference.scores is None for _, preference in annotated):
+            raise ValueError(
+                "online: expected a reward, or a preference with scores, to take a moving_baseline off, got preferences "
+                "alone; leave moving_baseline out, as a win rate has its own mean of 1/2"
+            )
         self.metrics = {"sample/draw": float(number), "sample/invalid": float(len(members) - len(valid))}
         if valid:
             written = [sum(len(turn.action_ids) for turn in member.turns) for member in valid]

@@ -137,6 +137,14 @@ def test_a_moving_baseline_is_that_of_earlier_draws() -> None:
     assert stream.metrics["sample/score"] == 0.0  # as annotated, before the baseline
 
 
+def test_a_moving_baseline_needs_scores() -> None:
+    """A judge's preferences have none: the baseline was silently taken off nothing."""
+    matrix = np.array([[0.5, 0.8], [0.2, 0.5]])
+    stream = Online(lambda number: [toy()], lambda group: Preference(matrix, "judge"), moving_baseline=0.9)
+    with pytest.raises(ValueError, match="with scores, to take a moving_baseline off, got preferences alone"):
+        next(stream)
+
+
 def toy() -> Group:
     def row(token: int) -> Trajectory:
         turn = Turn("o", "a", 0.0, np.array([1], np.int32), np.array([token], np.int32), np.array([-1.5], np.float32))
