@@ -83,7 +83,8 @@ def online(
         branch_at: The agent's turn at which the members of a group part, as in `collect`: pairs that share everything
             before it. Default: they part at the start.
         env_options: Keyword arguments of the environment.
-        sampling: How the policy's tokens are drawn.
+        sampling: How the policy's tokens are drawn. Policy gradients and the Nash methods need temperature 1 and top_p 1:
+            drawn otherwise, samples are not the policy's own, and their gradient is another's.
         max_tokens: Tokens of an episode.
         slots: Episodes sampled at once.
         progress: Show a bar for each draw.
@@ -219,8 +220,8 @@ class Online:
         annotated = [(group, self._annotate(group)) for group in kept]
         if self._decay is not None and any(preference.scores is None for _, preference in annotated):
             raise ValueError(
-                "online: expected a reward, or a preference with scores, to take a moving_baseline off, got preferences "
-                "alone; leave moving_baseline out, as a win rate has its own mean of 1/2"
+                "online: expected a reward, or a preference with scores, to take a moving_baseline off, got "
+                "preferences alone; leave moving_baseline out, as a win rate has its own mean of 1/2"
             )
         self.metrics = {"sample/draw": float(number), "sample/invalid": float(len(members) - len(valid))}
         if valid:
