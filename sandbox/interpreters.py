@@ -60,6 +60,7 @@ class Interpreter:
         self.session: Any = None
         self.dead = False
         self.idle_cpu = 0.0
+        self.grown = 0  # bytes by which the shared disk grew while it worked
         self.lowered = False  # its priority, for what it used in a run
         self.first_size = 0  # bytes of address space when it was born
         self.twins: list[Interpreter] = []  # being forked off it: of its process group until they say hello

@@ -187,7 +187,7 @@ class Supervisor(Watch):
         branch = self.new_session(session.limits, session.seed, peer, number)
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
-        twin.lowered = child.lowered  # as forks inherit it
+        twin.lowered, twin.grown = child.lowered, child.grown  # as forks inherit it, and the files that it holds open
         session.branch, branch.origin = branch, session
         child.twins.append(twin)
 

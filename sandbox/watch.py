@@ -15,9 +15,11 @@ from turnwise.sandbox.sessions import Call, Session
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
 IDLE_CPU_S = 0.5  # what background threads may use between runs
+WORKED_CPU_S = 0.002  # what tells threads that work from none
 LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
 LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 MOST_FILES = 2048
+NEARLY_FULL = 0.75  # of the disk: the room that no folder shows is then looked for
 
 
 class Watch(Interpreters):
@@ -72,7 +74,7 @@ class Watch(Interpreters):
             else:
                 soonest = min(soonest, call.deadline)
         if filling or used < self.disk:
-            self.disk = used
+            self.charge(used, [session.child for session in self.running.values()])
         for pid in list(self.processes.several):
             found = self.leaders.get(pid)
             if found is None:
@@ -134,32 +136,74 @@ class Watch(Interpreters):
         figures = os.statvfs(self.config["work"])
         return (figures.f_blocks - figures.f_bfree) * figures.f_frsize, figures.f_files - figures.f_ffree
 
+    def folder_use(self, child: Interpreter) -> tuple[int, int]:
+        """Bytes and files in an interpreter's folder."""
+        try:
+            self.as_user(child.family.uid)
+            return folder_usage(child.folder, 2 * MOST_FILES)
+        finally:
+            self.as_user(None)
+
     def check_files(self, session: Session) -> None:
         """Kills a session whose files together exceed its share; the kernel limits single files only."""
         child = session.child
         if child is None or child.dead:
             return
-        try:
-            self.as_user(child.family.uid)
-            size, files = folder_usage(child.folder, 2 * MOST_FILES)
-        finally:
-            self.as_user(None)
+        size, files = self.folder_use(child)
         if size > session.limits["disk_mb"] << 20:
             self.kill(child, f"its files exceed {session.limits['disk_mb']} MiB")
         elif files > MOST_FILES:
             self.kill(child, f"it made more than {MOST_FILES} files, or folders too deep to look into")
 
+    def charge(self, used: tuple[int, int], at_work: list[Interpreter | None]) -> None:
+        """Notes by how much the disk grew, or shrank, while these interpreters worked."""
+        grown = used[0] - self.disk[0]
+        self.disk = used
+        for child in at_work:
+            if child is not None:
+                child.grown = max(0, child.grown + grown)
+
+    def find_hidden(self, hidden: int) -> None:
+        """A file removed while it is open or mapped keeps its room, and no folder shows it nor says whose it is.
+
+        Only when the disk is nearly full and its folders do not explain why: ends the interpreter during whose work
+        it grew most beyond what its folder shows. One a second, since others may have worked at the same time.
+        """
+        figures = os.statvfs(self.config["work"])
+        if figures.f_bfree > (1 - NEARLY_FULL) * figures.f_blocks or self.cleaners:
+            return
+        worst, whose = 0, None
+        for child in self.children:
+            shown = self.folder_use(child)[0] if child.pid else 0
+            hidden -= shown
+            if child.grown - shown > worst:
+                worst, whose = child.grown - shown, child
+        if whose is not None and min(hidden, worst) > whose.limits["disk_mb"] << 20:
+            self.kill(whose, f"files that it removed and holds open exceed {whose.limits['disk_mb']} MiB")
+
     def slow_tick(self) -> None:
         """Looks at idle interpreters: threads that go on working, processes started between runs."""
         self.after(SLOW_TICK_S, self.slow_tick)
         self.processes.refresh(self.leaders)
+        at_work = [session.child for session in self.running.values()]
         for child in list(self.children):
             session: Session | None = child.session
             if not child.pid or (session is not None and session.call is not None):
                 continue
             self.end_strays(child)
-            if session is not None and self.processes.cpu(child.pid) - child.idle_cpu > IDLE_CPU_S:
+            used = self.processes.cpu(child.pid) - child.idle_cpu
+            if session is None or used < WORKED_CPU_S:
+                continue
+            at_work.append(child)
+            if used > IDLE_CPU_S:
                 self.kill(child, "its threads went on working after the run")
+            elif self.config["watch_disk"]:
+                self.check_files(session)
+        if self.config["watch_disk"]:
+            disk = self.disk_use()
+            if disk[0] > self.disk[0] + (1 << 20):
+                self.charge(disk, at_work)
+            self.find_hidden(disk[0])
 
     # after a run
 
@@ -173,9 +217,10 @@ class Watch(Interpreters):
             self.keep_ticking()
         if self.config["watch_disk"]:
             used = self.disk_use()
-            if used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
+            much = child.grown > session.limits["disk_mb"] << 19  # in small steps, perhaps
+            if much or used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
                 self.check_files(session)
-            self.disk = used
+            self.charge(used, [child, *(session.child for session in self.running.values())])
 
     def end_strays(self, child: Interpreter) -> None:
         """Kills what an idle interpreter's program started and left; its threads live on from run to run."""

@@ -60,6 +60,39 @@ def wait_until(true_at_last: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
+def test_removed_files_that_are_held_open_are_found_when_the_disk_is_nearly_full(
+    sandbox: DockerSandbox, session: Session
+) -> None:
+    """No folder shows them. Of two sessions the one that holds them is ended, by itself or by its branch."""
+    before = in_use(session)
+    honest, attacker = sandbox.open(LIMITS), sandbox.open(LIMITS)
+    assert honest.run("open('mine', 'wb').write(bytes(12 << 20))").ok
+    attacker.run(
+        "import os\nheld = []\ntry:\n  while len(held) < 60:\n    f = open('x', 'wb', 0); os.unlink('x'); held.append(f)\n"
+        "    f.write(bytes(8 << 20))\nexcept OSError: pass"
+    )
+    try:
+        branch = attacker.fork()
+    except SandboxError:  # it was ended already
+        branch = attacker
+    assert wait_until(lambda: in_use(session) < before + (20 << 20) // 4096)
+    assert attacker.run("held").state_lost or attacker.run("held").status is Status.ERROR
+    assert honest.run("len(open('mine', 'rb').read())").value == str(12 << 20)
+    for one in {honest, attacker, branch}:
+        one.close()
+
+
+def test_what_threads_write_between_runs_counts(sandbox: DockerSandbox, session: Session) -> None:
+    before = in_use(session)
+    attacker = sandbox.open(LIMITS)
+    late = "def f():\n  time.sleep(0.1)\n  for i in range(8): open(str(i), 'wb').write(bytes(8 << 20))\n"
+    assert attacker.run("import threading, time\n" + late + "threading.Thread(target=f).start()").ok
+    assert wait_until(lambda: in_use(session) > before + 4000)
+    assert wait_until(lambda: in_use(session) <= before)
+    assert "exceed 16 MiB" in (attacker.run("1").error or "")
+    attacker.close()
+
+
 def test_programs_cannot_write_where_the_supervisors_socket_lies() -> None:
     """It is a folder of the host's; where the kernel has no Landlock, only its mode keeps a program from filling it."""
     with DockerSandbox(transport="unix", sessions=4, spares=0, preload=()) as sandbox:
