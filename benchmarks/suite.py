@@ -87,6 +87,7 @@ class Suite:
 
 BUILT_IN: dict[str, str] = {
     "car_dealer": "turnwise.benchmarks.car_dealer:SUITE",
+    "distillation": "turnwise.benchmarks.distillation:SUITE",
     "coverage": "turnwise.benchmarks.coverage:SUITE",
     "education": "turnwise.benchmarks.education:SUITE",
     "gpo_frontier": "turnwise.benchmarks.gpo_frontier:SUITE",
