@@ -133,7 +133,7 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
     Args:
         examples: At least one. Every trajectory enters whole.
         mismatched: Add one row for each row, joining its prompt (the context of its first turn) with the continuation
-            of a row that starts from another state.
+            of a row with another prompt; of another start, where all prompts read the same.
         pad_id: Token to pad with. No result depends on it.
 
     Raises:
@@ -147,7 +147,10 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
     group = np.repeat(np.arange(len(examples)), sizes)
     rows = [_row(trajectory) for trajectory in trajectories]
     if mismatched:
-        partners = mismatched_partners([trajectory.start for trajectory in trajectories])
+        # Starts with other seeds may ask the same question, and its answer would be no mismatch at all.
+        prompts = [trajectory.turns[0].context_ids.tobytes() for trajectory in trajectories]
+        starts = [trajectory.start for trajectory in trajectories]
+        partners = mismatched_partners(prompts if len(set(prompts)) > 1 else starts)
         rows += [_joined(trajectories[i], trajectories[j]) for i, j in enumerate(partners)]
     width = max(len(ids) for ids, _, _ in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)

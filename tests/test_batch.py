@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_mismatched_rows_join_a_prompt_with_anothers_continuation() -> None:
     assert batch.ids[3, :3].tolist() == [101, 50, 1]
     assert batch.group.tolist() == [0, 1, 0, 1]
     assert batch.desirable[2:].isnan().all()
+
+
+def test_a_prompt_that_several_starts_share_is_not_mismatched_with_itself() -> None:
+    """Starts 0 and 5 ask the same: both get the action of start 1, not each other's; it gets one of theirs."""
+    again = replace(trajectory(0, [7]), seed=5)
+    batch = collate([example(0, 1), Example((again,)), example(1, 2)], mismatched=True)
+    first, second, third = batch.ids[3:].tolist()
+    assert first[:4] == second[:4] == [100, 50, 1, 2]
+    assert third[:2] == [101, 50]
+    alike = collate([example(0, 1), Example((again,))], mismatched=True)  # one prompt in the whole step
+    assert alike.ids[2, :3].tolist() == [100, 50, 7]
 
 
 def test_mismatched_needs_two_starts() -> None:
