@@ -83,8 +83,8 @@ def online(
         branch_at: The agent's turn at which the members of a group part, as in `collect`: pairs that share everything
             before it. Default: they part at the start.
         env_options: Keyword arguments of the environment.
-        sampling: How the policy's tokens are drawn. Policy gradients and the Nash methods need temperature 1 and top_p 1:
-            drawn otherwise, samples are not the policy's own, and their gradient is another's.
+        sampling: How the policy's tokens are drawn. Policy gradients and the Nash methods need temperature 1 and top_p
+            1: drawn otherwise, samples are not the policy's own, and their gradient is another's.
         max_tokens: Tokens of an episode.
         slots: Episodes sampled at once.
         progress: Show a bar for each draw.
