@@ -88,7 +88,8 @@ def collect(
         concurrency: Episodes under way at once; changes speed, never a result.
         store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
             seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
-            on where it stopped; failed ones are tried anew.
+            on where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
+            another `policy.version`, or another store, else the old weights' episodes are taken for theirs.
         partner_store: Where to append the other side of every conversation (see `turnwise.agents.roles.other_side`)
             where an `AgentPartner` plays it; `store` itself, or another that is to be trained on alone.
         progress: Show a progress bar.

@@ -104,8 +104,9 @@ def train(
 
     Args:
         method: Any object with `loss`; see `turnwise.algorithms.methods`.
-        policy: What is trained. A warning says so where its weights are in half precision, which loses most updates;
-            with float32 weights `mixed_precision="bf16"` computes in half precision all the same.
+        policy: What is trained; its `version` stays, so name the new weights before they act into a store that the old
+            ones have filled (`iterate` and `warm_start` do). A warning says so where its weights are in half precision,
+            which loses most updates; with float32 weights `mixed_precision="bf16"` computes in it all the same.
         reference: What log-ratios are taken to, usually `policy.copy()`. None if the method needs none, or if the
             policy's model is a peft model: then its base, with the adapter switched off, is the reference.
         batches: One step's examples (or batch) after another; see `turnwise.algorithms.feed.Source`.
