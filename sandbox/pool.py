@@ -93,8 +93,14 @@ class Pool:
         raise problem or SandboxLost("no server could be started")
 
     async def aopen(self, limits: Limits | None = None, *, seed: int = 0) -> ServerSession:
-        """`open` for asyncio."""
-        return await asyncio.to_thread(self.open, limits, seed=seed)
+        """`open` for asyncio; a session that comes after its caller was cancelled is closed."""
+        # Not a task, which the end of the loop would cancel: a thread goes on, and its session must be closed.
+        opening = asyncio.get_running_loop().run_in_executor(None, lambda: self.open(limits, seed=seed))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)
+            raise
 
     def _reserve(self) -> Server:
         """A place on a server: at once, after starting one, or after waiting in line."""
@@ -230,3 +236,8 @@ class Pool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _close_unwanted(opening: asyncio.Future[ServerSession]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        threading.Thread(target=opening.result().close, name="turnwise-sandbox-close", daemon=True).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import Any
@@ -179,3 +180,24 @@ def test_closing_a_session_twice_frees_one_place() -> None:
         assert len(engine.wires) == 1
         pool.open()
         assert len(engine.wires) == 2
+
+
+def test_a_session_that_comes_after_its_caller_was_cancelled_is_closed() -> None:
+    engine = Engine()
+    pool = Pool([engine], CAPABILITIES)
+    pool.start()
+
+    async def cancelled() -> None:
+        opening = asyncio.create_task(pool.aopen())
+        await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+
+    asyncio.run(cancelled())
+    deadline = time.monotonic() + 10
+    while any(pool._used.values()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(pool._used.values()) == [0]
+    assert engine.wires[0].sessions == 1
+    pool.close()
