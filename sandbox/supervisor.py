@@ -312,7 +312,7 @@ class Supervisor(Watch):
         if child is not None:
             child.idle_cpu = self.processes.cpu(child.pid)
             cpu = max(0.0, child.idle_cpu - call.cpu)
-            self.after_run(session, child)
+            self.after_run(session, child, time.monotonic() - call.start)
             captures = (child.captures[child.out], child.captures[child.err])
             out, err = (capture.text().decode("utf-8", "replace") if capture.total else "" for capture in captures)
             cut = cut or captures[0].cut or captures[1].cut

@@ -19,6 +19,7 @@ WORKED_CPU_S = 0.002  # what tells threads that work from none
 LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
 LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 MOST_FILES = 2048
+SHORT_S = 0.005  # a run in which few files are made, where a look at them costs a third of it
 NEARLY_FULL = 0.75  # of the disk: the room that no folder shows is then looked for
 
 
@@ -32,6 +33,7 @@ class Watch(Interpreters):
         # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
         self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
         self.disk = self.disk_use()
+        self.uncounted = config["watch_disk"] and not self.disk[1]  # gVisor does not say how many files there are
         self.after(SLOW_TICK_S, self.slow_tick)
 
     def interrupt(self, session: Session, call: Call, status: str) -> None:
@@ -53,7 +55,7 @@ class Watch(Interpreters):
         self.processes.refresh(self.leaders)
         groups = self.processes.groups() if self.processes.several else {}
         used = self.disk_use() if self.config["watch_disk"] else self.disk
-        filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64
+        filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64 or self.uncounted
         soonest = now + TICK_S
         for session in list(self.running.values()):
             call, child = session.call, session.child
@@ -207,7 +209,7 @@ class Watch(Interpreters):
 
     # after a run
 
-    def after_run(self, session: Session, child: Interpreter) -> None:
+    def after_run(self, session: Session, child: Interpreter, lasted: float = 0.0) -> None:
         """Ends what the program started and left, and checks the room its files take."""
         if child.dead or session.child is not child:
             return
@@ -217,8 +219,9 @@ class Watch(Interpreters):
             self.keep_ticking()
         if self.config["watch_disk"]:
             used = self.disk_use()
+            unknown = self.uncounted and lasted > SHORT_S
             much = child.grown > session.limits["disk_mb"] << 19  # in small steps, perhaps
-            if much or used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
+            if unknown or much or used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
                 self.check_files(session)
             self.charge(used, [child, *(session.child for session in self.running.values())])
 

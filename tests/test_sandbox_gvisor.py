@@ -54,6 +54,13 @@ def test_variables_live_on_and_a_branch_is_refused(campaign: Campaign) -> None:
         assert session.run("x").value == "6"
 
 
+def test_files_are_limited_though_this_kernel_does_not_count_them(campaign: Campaign) -> None:
+    """Its file system reports no number of files in use, by which the watch otherwise knows when to look."""
+    with campaign.sandbox.open() as session:
+        result = session.run("for i in range(3000): open(str(i), 'w').close()", wall_s=60)
+        assert "more than 2048 files" in (result.error or session.run("1").error or "")
+
+
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if not a.needs], ids=lambda attack: attack.name)
 def test_gvisor(campaign: Campaign, attack: Attack) -> None:
     judge(campaign, attack)
