@@ -13,6 +13,7 @@ import contextlib
 import io
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -114,6 +115,15 @@ def explain(error: BaseException, sources: dict[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
+def _identity(fd: int) -> tuple[int, int]:
+    """What a descriptor refers to; one that is closed refers to nothing."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return -1, fd
+    return status.st_dev, status.st_ino
+
+
 def classify(error: BaseException) -> int:
     """Which limit an exception stands for, by its real class."""
     kind = type(error)
@@ -132,6 +142,7 @@ class Episode:
     def __init__(self, fork: Callable[[], int], confine: Callable[[str], None], silence: Callable[[], None]) -> None:
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=CONTROL)
         self.folder, self.limit = "", 1024
+        self.ends: dict[int, tuple[int, int]] = {}  # what the channel and the pipes are, to know copies of them by
         self.fork, self.confine, self.silence = fork, confine, silence
         self.silent = False
         self.pid = os.getpid()
@@ -151,6 +162,7 @@ class Episode:
     def settle(self, folder: str, limit: int, confine: Callable[[str], None]) -> None:
         """What is known only once it has become somebody's: its folder, its limit of output, its walls."""
         self.folder, self.limit, self.confine = folder, limit, confine
+        self.ends = {target: _identity(target) for target in (CONTROL, 1, 2)}
 
     def interrupted(self, number: int, frame: object) -> None:
         """SIGINT ends a program, never the loop round it."""
@@ -286,8 +298,14 @@ class Episode:
             return
         self.pid = os.getpid()
         random.setstate(drawn)  # which a fork seeds anew, from the system
+        own = {self.ends[target]: fd for target, fd in zip((CONTROL, 1, 2), fds, strict=True)}
+        for kept in range(CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+            # what the program has kept of its output, as by os.dup(1), is the copy's own from now on
+            if (fd := own.get(_identity(kept))) is not None:
+                os.dup2(fd, kept, inheritable=os.get_inheritable(kept))
         for target, fd in zip((CONTROL, 1, 2), fds, strict=True):
             os.dup2(fd, target, inheritable=True)
+            self.ends[target] = _identity(target)
         for fd in fds:
             os.close(fd)
         # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.

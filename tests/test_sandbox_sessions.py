@@ -249,6 +249,21 @@ def test_a_branch_can_neither_signal_nor_read_its_siblings(session: Session) -> 
     branch.close()
 
 
+def test_a_branch_does_not_write_into_the_output_of_its_origin(session: Session) -> None:
+    """A descriptor kept for later (as by whoever redirects output for a while) belongs to the branch from then on."""
+    session.run("import os, time; kept = os.dup(1); file = open('f', 'w')")
+    branch = session.fork()
+    results = []
+    thread = threading.Thread(target=lambda: results.append(session.run("time.sleep(0.3); print('mine')")))
+    thread.start()
+    time.sleep(0.1)
+    assert branch.run("os.write(kept, b'the branch'); file.write('x'); file.flush()").stdout == "the branch"
+    thread.join()
+    assert results[0].stdout == "mine\n"
+    assert session.run("os.write(kept, b'the origin'); file.close()").stdout == "the origin"
+    branch.close()
+
+
 def test_a_session_with_threads_refuses_to_fork_and_says_why(session: Session) -> None:
     session.run("import threading; stop = threading.Event(); t = threading.Thread(target=stop.wait); t.start()")
     with pytest.raises(SandboxError, match="threads"):
