@@ -22,7 +22,7 @@ from turnwise.agents.policy import Policy
 from turnwise.agents.transformer import TransformerAgent
 from turnwise.algorithms import checkpoint
 from turnwise.algorithms.checkpoint import CheckpointError
-from turnwise.algorithms.feed import minibatches
+from turnwise.algorithms.feed import minibatches, steps_of
 from turnwise.algorithms.methods import Method, needs_reference
 from turnwise.algorithms.pairing import Example
 from turnwise.algorithms.training import train
@@ -185,7 +185,7 @@ def iterate(
                     "groups without a difference; use a larger group_size, a higher temperature or other tasks"
                 )
             policy.version = f"iteration-{number}"
-            steps = max(1, round(epochs * len(examples) / batch_size))
+            steps = steps_of(len(examples), batch_size, epochs=epochs)
             train(
                 method,
                 policy,

@@ -108,6 +108,15 @@ def test_current_and_previous_policies_act(whole: tuple[Path, bytes, list[Iterat
             assert run.policy_version == expected[run.member]
 
 
+def test_an_epoch_has_its_last_batch_too(whole: tuple[Path, bytes, list[Iteration]], tmp_path: Path) -> None:
+    """n examples in batches of n - 1 make two updates that see them all; n / (n - 1), rounded, would be one."""
+    count = whole[2][1].examples
+    assert count > 2
+    go(tmp_path, iterations=1, batch_size=count - 1)
+    records = (tmp_path / "iteration-1" / "train" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["step"] for record in records] == [1, 2]
+
+
 MOMENTS = ("iteration-1/trajectories", "iteration-1/train", "iteration-2/trajectories", "iteration-2/policy")
 
 
