@@ -301,8 +301,9 @@ class Episode:
         own = {self.ends[target]: fd for target, fd in zip((CONTROL, 1, 2), fds, strict=True)}
         for kept in range(CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
             # what the program has kept of its output, as by os.dup(1), is the copy's own from now on
-            if (fd := own.get(_identity(kept))) is not None:
-                os.dup2(fd, kept, inheritable=os.get_inheritable(kept))
+            identity = _identity(kept)
+            if identity in own:
+                os.dup2(own[identity], kept, inheritable=os.get_inheritable(kept))
         for target, fd in zip((CONTROL, 1, 2), fds, strict=True):
             os.dup2(fd, target, inheritable=True)
             self.ends[target] = _identity(target)
