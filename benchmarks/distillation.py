@@ -137,8 +137,8 @@ def own_conversations(policy: Policy, count: int, *, seed: int, turns: int) -> l
 def _cells(quick: bool, seeds: int) -> list[Cell]:
     options = {
         "turns": 2,
-        "teacher_data": 32 if quick else 1600,
-        "teacher_steps": 3 if quick else 250,
+        "teacher_data": 32 if quick else 3200,
+        "teacher_steps": 3 if quick else 600,
         "data": 32 if quick else 800,
         "steps": 3 if quick else 150,
         "batch": 8 if quick else 16,
