@@ -316,6 +316,8 @@ class Supervisor(Watch):
             captures = (child.captures[child.out], child.captures[child.err])
             out, err = (capture.text().decode("utf-8", "replace") if capture.total else "" for capture in captures)
             cut = cut or captures[0].cut or captures[1].cut
+            for capture in captures:  # an idle session holds nothing
+                capture.clear()
         call.peer.reply(
             call.id, status=status, out=out, err=err, value=value.decode("utf-8", "replace"), error=error, cut=cut,
             lost=lost, run=time.monotonic() - call.start, cpu=cpu,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
-from turnwise.sandbox.docker import DockerEngine, DockerSandbox
+from turnwise.sandbox.docker import DockerEngine, DockerSandbox, connect
 from turnwise.sandbox.interpreters import Interpreters
 from turnwise.sandbox.loop import Loop
 from turnwise.sandbox.processes import ProcessTable
@@ -91,6 +91,26 @@ def test_what_threads_write_between_runs_counts(sandbox: DockerSandbox, session:
     assert wait_until(lambda: in_use(session) <= before)
     assert "exceed 16 MiB" in (attacker.run("1").error or "")
     attacker.close()
+
+
+def test_the_supervisor_keeps_nothing_of_a_run_that_is_over(sandbox: DockerSandbox) -> None:
+    """Eight sessions that print 7 MB each: its own resident memory grows by less than one of them kept (about 5 MB)."""
+    client = connect()
+    pid = client.api.inspect_container(sandbox.servers[0].name)["State"]["Pid"]
+    client.close()
+
+    def resident() -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+    talkers = [sandbox.open(Limits(wall_s=20.0, output_bytes=1 << 20)) for _ in range(8)]
+    noise = "import sys; sys.stdout.write('x' * 3500000); sys.stderr.write('y' * 3500000)"
+    talkers[0].run(noise)
+    before = resident()
+    for talker in talkers:
+        assert talker.run(noise).truncated
+    assert resident() - before < 5 << 20
+    for talker in talkers:
+        talker.close()
 
 
 def test_programs_cannot_write_where_the_supervisors_socket_lies() -> None:
