@@ -137,7 +137,10 @@ class Supervisor(Watch):
         """Answers the host once interpreter and, for a branch, its origin are ready."""
         if session.opening is not None and session.origin is None and session.child is not None and session.child.pid:
             (peer, number), session.opening = session.opening, None
-            peer.reply(number, s=session.number)
+            if peer.open:
+                peer.reply(number, s=session.number)
+            else:  # who asked has gone, and nobody else knows it
+                self.close(session)
 
     def lose(self, session: Session, why: str, status: str = "crash") -> None:
         """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""

@@ -22,6 +22,7 @@ import pytest
 from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
 from turnwise.sandbox.docker import DockerEngine, DockerSandbox, connect
 from turnwise.sandbox.interpreters import Interpreters
+from turnwise.sandbox.link import encode
 from turnwise.sandbox.loop import Loop
 from turnwise.sandbox.processes import ProcessTable
 
@@ -239,6 +240,18 @@ def test_closing_a_session_answers_whoever_forks_it(sandbox: DockerSandbox, sess
     thread.join()
     assert "closed while it was forked" in said[0]
     assert session.run("6 * 7").value == "42"
+
+
+def test_a_session_whose_opener_has_gone_is_closed(sandbox: DockerSandbox, session: Session) -> None:
+    """As after Ctrl-C in the host: nobody learns the number of the session, so nobody could close it."""
+    server = sandbox.servers[0]
+    before = server.ping()["sessions"]
+    (path,) = Path(tempfile.gettempdir()).glob(f"turnwise-sandbox-{os.getpid()}-*/s/socket")
+    for _ in range(10):
+        with socket.socket(socket.AF_UNIX) as hasty:
+            hasty.connect(str(path))
+            hasty.sendall(encode({"op": "open", "limits": asdict(LIMITS), "seed": 0, "id": 0}))
+    assert wait_until(lambda: server.ping() == {**server.ping(), "sessions": before, "interpreters": before})
 
 
 def test_an_origin_that_dies_while_it_is_forked_leaves_no_copy_behind(sandbox: DockerSandbox, session: Session) -> None:
