@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 import threading
 import time
 from collections import deque
@@ -22,7 +21,7 @@ import pytest
 from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
 from turnwise.sandbox.docker import DockerEngine, DockerSandbox, connect
 from turnwise.sandbox.interpreters import Interpreters
-from turnwise.sandbox.link import encode
+from turnwise.sandbox.link import SocketLink, encode
 from turnwise.sandbox.loop import Loop
 from turnwise.sandbox.processes import ProcessTable
 
@@ -49,6 +48,13 @@ def in_use(session: Session) -> int:
     seen = session.run("import os; v = os.statvfs('.'); v.f_blocks - v.f_bfree + v.f_files - v.f_ffree")
     assert seen.value is not None
     return int(seen.value)
+
+
+def socket_of(sandbox: DockerSandbox) -> str:
+    """Where this program speaks to the supervisor."""
+    link = sandbox.servers[0]._link
+    assert isinstance(link, SocketLink)
+    return link._path
 
 
 def wait_until(true_at_last: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -117,9 +123,7 @@ def test_the_supervisor_keeps_nothing_of_a_run_that_is_over(sandbox: DockerSandb
 def test_programs_cannot_write_where_the_supervisors_socket_lies() -> None:
     """It is a folder of the host's; where the kernel has no Landlock, only its mode keeps a program from filling it."""
     with DockerSandbox(transport="unix", sessions=4, spares=0, preload=()) as sandbox:
-        folders = list(Path(tempfile.gettempdir()).glob(f"turnwise-sandbox-{os.getpid()}-*/s"))
-        assert folders
-        assert [oct(folder.stat().st_mode & 0o066) for folder in folders] == ["0o0"] * len(folders)
+        assert oct(Path(socket_of(sandbox)).parent.stat().st_mode) == "0o40711"
         with sandbox.open(LIMITS) as first, sandbox.open(LIMITS) as second:
             assert first.run("6 * 7").value == second.run("42").value == "42"
 
@@ -246,10 +250,10 @@ def test_a_session_whose_opener_has_gone_is_closed(sandbox: DockerSandbox, sessi
     """As after Ctrl-C in the host: nobody learns the number of the session, so nobody could close it."""
     server = sandbox.servers[0]
     before = server.ping()["sessions"]
-    (path,) = Path(tempfile.gettempdir()).glob(f"turnwise-sandbox-{os.getpid()}-*/s/socket")
+    path = socket_of(sandbox)
     for _ in range(10):
         with socket.socket(socket.AF_UNIX) as hasty:
-            hasty.connect(str(path))
+            hasty.connect(path)
             hasty.sendall(encode({"op": "open", "limits": asdict(LIMITS), "seed": 0, "id": 0}))
     assert wait_until(lambda: server.ping() == {**server.ping(), "sessions": before, "interpreters": before})
 
