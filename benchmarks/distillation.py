@@ -274,8 +274,9 @@ def _draw(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
             line(axis, WIDTHS, values, label=name, marker="o")
         teacher = sum(math.exp(run["teacher"]["nll"]) for run in runs) / len(runs)
         axis.axhline(teacher, color="grey", lw=0.8, ls="--", label="teacher")
-        axis.set(xlabel="width of the student", ylabel="perplexity, held out", xscale="log")
+        axis.set(xlabel="width of the student", ylabel="perplexity, held out", xscale="log", yscale="log")
         axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+        axis.minorticks_off()
         axis.legend(frameon=False, fontsize=8)
         save(canvas, out / "perplexity")
 
