@@ -276,7 +276,7 @@ def _draw(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
         axis.axhline(teacher, color="grey", lw=0.8, ls="--", label="teacher")
         axis.set(xlabel="width of the student", ylabel="perplexity, held out", xscale="log", yscale="log")
         axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-        axis.minorticks_off()
+        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         axis.legend(frameon=False, fontsize=8)
         save(canvas, out / "perplexity")
 
