@@ -7,7 +7,9 @@ A session that goes beyond its share is ended or refused; whoever comes after it
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections import deque
@@ -358,21 +360,19 @@ def test_where_no_process_can_be_made_the_sweeping_waits(tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
-def test_who_empties_a_folder_has_its_users_rights_and_none_of_its_signals(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_empties_a_folder_has_its_users_rights_and_none_of_its_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel lets a user signal whoever has its id as real or saved one: here both stay root's."""
-    (tmp_path / "left").write_text("here")
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    os.chown(tmp_path, 12345, 12345)
+    left = Path(tempfile.mkdtemp())  # not below a folder that is closed to other users
+    (left / "left").write_text("here")
+    os.chown(left, 12345, 12345)
     told, tells = os.pipe()
     monkeypatch.setattr(processes, "_remove", lambda name: os.write(tells, repr(os.getresuid()).encode()))
     monkeypatch.setattr(processes, "_PASSES", 1)
     pid = os.fork()
     if pid == 0:
-        processes.empty_folder(str(tmp_path), 12345)
+        processes.empty_folder(str(left), 12345)
     os.waitpid(pid, 0)
     os.close(tells)
     assert os.read(told, 99) == b"(0, 12345, 0)"
     os.close(told)
+    shutil.rmtree(left)
