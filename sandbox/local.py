@@ -67,15 +67,17 @@ def _bubblewrap(readable: list[str], socket_folder: str, work_mb: int) -> list[s
         command += ["--unshare-user"]
     else:  # real root keeps just what it needs to become other users, and the ids it becomes must exist
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--bind", socket_folder, "/run/turnwise"]
+    command += ["--perms", "0731", "--size", str(work_mb << 20), "--tmpfs", "/work", "--chdir", "/"]
+    # After the file systems of the sandbox's own, which would hide an interpreter that lies below one of them.
     for path in readable:
         for parent in reversed(Path(path).parents[:-1]):  # an interpreter in a closed home folder is still reachable
-            command += ["--perms", "0755", "--dir", str(parent)]
+            if str(parent) != "/work":
+                command += ["--perms", "0755", "--dir", str(parent)]
         if os.path.islink(path):
             command += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path):
             command += ["--ro-bind", path, path]
-    command += ["--proc", "/proc", "--dev", "/dev", "--bind", socket_folder, "/run/turnwise"]
-    command += ["--perms", "0731", "--size", str(work_mb << 20), "--tmpfs", "/work", "--chdir", "/"]
     for name, value in environment().items():
         command += ["--setenv", name, value]
     return [*command, "--"]

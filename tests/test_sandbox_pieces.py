@@ -21,7 +21,17 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, image, open_sandbox, walls, zygote
+from turnwise.sandbox import (
+    ImageMissing,
+    SandboxLost,
+    SandboxUnavailable,
+    cli,
+    image,
+    local,
+    open_sandbox,
+    walls,
+    zygote,
+)
 from turnwise.sandbox.capture import Capture
 from turnwise.sandbox.link import FrameReader, StreamLink, encode
 from turnwise.sandbox.server import BOOT, boot_frame, safe_text
@@ -327,6 +337,16 @@ def test_docker_without_an_engine_fails_and_is_never_weaker(monkeypatch: pytest.
     with pytest.raises(SandboxUnavailable, match="no Docker engine answers at unix:///nowhere") as caught:
         open_sandbox("docker", sessions=1)
     assert "\n" not in str(caught.value)
+
+
+def test_an_interpreter_below_the_sandboxs_own_folders_stays_visible() -> None:
+    """A project under /work: the empty file system of the sessions must not be mounted over its Python."""
+    command = local._bubblewrap(["/usr", "/work/project/.venv"], "/tmp", 1)
+    mounts = [command[i + 1] for i, word in enumerate(command) if word in ("--tmpfs", "--ro-bind")]
+    assert mounts.index("/work") < mounts.index("/usr")
+    made = [command[i + 1] for i, word in enumerate(command) if word == "--dir"]
+    assert "/work/project" in made
+    assert "/work" not in made
 
 
 def test_auto_without_an_engine_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
