@@ -1,5 +1,5 @@
 # Every target makes the virtual environment it needs; run any of them straight after cloning.
-#   VENV=.venv  PYTHON=python3.12  PYTEST_WORKERS=2  ARGS="extra arguments for pytest or turnwise quickstart"
+#   VENV=.venv  PYTHON=python3.12  PYTEST_WORKERS=2  ARGS="extra arguments for pytest or polyturn quickstart"
 VENV ?= .venv
 PYTEST_WORKERS ?= 2
 ARGS ?=
@@ -22,7 +22,7 @@ sandbox: setup ## build the sandbox image if a Docker engine answers
 	@sh scripts/sandbox.sh
 
 quickstart: sandbox ## the main job: a policy learns tool-integrated math from preferences
-	$(BIN)/turnwise quickstart $(ARGS)
+	$(BIN)/polyturn quickstart $(ARGS)
 
 test: sandbox ## run the tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turnwise.agents.agent import (
+    from polyturn.agents.agent import (
         Action,
         Agent,
         AgentFailed,
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
         RandomAgent,
         ScriptedAgent,
     )
-    from turnwise.agents.api import BadAnswer, ServerAgent, ServerChooser, ServerError, ServerRefused, ServerUnreachable
-    from turnwise.agents.choosing import PolicyChooser
-    from turnwise.agents.collecting import CollectError, collect
-    from turnwise.agents.demonstrator import Demonstrator, Habits
-    from turnwise.agents.generation import GenerationError, Sampling
-    from turnwise.agents.gold import GoldAgent
-    from turnwise.agents.judging import PromptedJudge, agent_judge, human_judge
-    from turnwise.agents.mixture import MixtureAgent
-    from turnwise.agents.policy import Policy, PolicyLoadError
-    from turnwise.agents.roles import AgentPartner, other_side, other_sides
-    from turnwise.agents.sellers import ScriptedSeller, SellingHabits
-    from turnwise.agents.tabular import TabularPolicy, mlp_policy, table_policy
-    from turnwise.agents.teachers import ScriptedTeacher, TeachingHabits
-    from turnwise.agents.tiny import tiny_policy
-    from turnwise.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
-    from turnwise.agents.transformer import TransformerAgent
+    from polyturn.agents.api import BadAnswer, ServerAgent, ServerChooser, ServerError, ServerRefused, ServerUnreachable
+    from polyturn.agents.choosing import PolicyChooser
+    from polyturn.agents.collecting import CollectError, collect
+    from polyturn.agents.demonstrator import Demonstrator, Habits
+    from polyturn.agents.generation import GenerationError, Sampling
+    from polyturn.agents.gold import GoldAgent
+    from polyturn.agents.judging import PromptedJudge, agent_judge, human_judge
+    from polyturn.agents.mixture import MixtureAgent
+    from polyturn.agents.policy import Policy, PolicyLoadError
+    from polyturn.agents.roles import AgentPartner, other_side, other_sides
+    from polyturn.agents.sellers import ScriptedSeller, SellingHabits
+    from polyturn.agents.tabular import TabularPolicy, mlp_policy, table_policy
+    from polyturn.agents.teachers import ScriptedTeacher, TeachingHabits
+    from polyturn.agents.tiny import tiny_policy
+    from polyturn.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
+    from polyturn.agents.transformer import TransformerAgent
 
 _HOME = {
     "agent": ("Action", "Agent", "AgentFailed", "ContextFull", "Episode", "HumanAgent", "RandomAgent", "ScriptedAgent"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 
 import numpy as np
 
-from turnwise.envs.trajectory import Logps, TokenIds, Turn
+from polyturn.envs.trajectory import Logps, TokenIds, Turn
 
 
 class ContextFull(Exception):

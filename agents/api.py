@@ -24,8 +24,8 @@ from zlib import crc32
 
 import numpy as np
 
-from turnwise.agents.agent import Action, AgentFailed, ContextFull, Episode
-from turnwise.agents.blocking import LoopThread
+from polyturn.agents.agent import Action, AgentFailed, ContextFull, Episode
+from polyturn.agents.blocking import LoopThread
 
 _AGAIN = frozenset({408, 409, 425, 429})  # and 500 to 599
 _LONGEST_ANSWER = 32 * 2**20
@@ -362,5 +362,5 @@ def _client_library() -> ModuleType:
     try:
         import httpx2
     except ImportError as error:
-        raise ImportError('ServerAgent needs the extra "api": pip install "turnwise[api]"') from error
+        raise ImportError('ServerAgent needs the extra "api": pip install "polyturn[api]"') from error
     return httpx2

@@ -51,7 +51,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="turnwise-loop", daemon=True).start()
+                threading.Thread(target=self._loop.run_forever, name="polyturn-loop", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
 
@@ -72,7 +72,7 @@ def block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         started.set_result((asyncio.get_running_loop(), task))
         return await work()
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="turnwise-collect") as pool:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="polyturn-collect") as pool:
         result = pool.submit(_run, announced)
         try:
             # Ctrl-C reaches this thread alone, as an exception or as a request to the loop that waits for us.

@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 import gymnasium
 
-from turnwise.agents.agent import Agent
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.agents.agent import Agent
+from polyturn.envs.trajectory import Trajectory, Turn
 
 BranchAt = int | Callable[[int], int]
 """The agent's turn at which a group parts, counted from 0; or a function of the group's index that gives it."""
@@ -95,7 +95,7 @@ def check_branching(
     if missing := [name for name in needed if not env.has_wrapper_attr(name)]:
         raise ValueError(
             f"collect(branch_at): expected an environment with {', '.join(needed)}, got {env_id} without "
-            f"{' and '.join(missing)}; add them (turnwise.envs.text_env says what they promise) or leave branch_at out"
+            f"{' and '.join(missing)}; add them (polyturn.envs.text_env says what they promise) or leave branch_at out"
         )
     tokenizers = {id(found): found for agent in (trunk, *members) if (found := _tokenizer(agent)) is not None}
     words = [tokenizer.get_vocab() for tokenizer in tokenizers.values()] if len(tokenizers) > 1 else []

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from turnwise.agents.agent import Episode
-from turnwise.agents.policy import Policy
+from polyturn.agents.agent import Episode
+from polyturn.agents.policy import Policy
 
 
 class PolicyChooser:

@@ -1,4 +1,4 @@
-"""The command of this floor: `turnwise rollout`."""
+"""The command of this floor: `polyturn rollout`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 ROLLOUT_HELP = """\
 examples:
-  turnwise rollout turnwise/ToolMath-v0 --agent gold --problems gsm8k_test.jsonl --out gold.jsonl
-  turnwise rollout turnwise/ToolMath-v0 --agent my/model --groups 64 --group-size 8 --seed 0 --out runs.jsonl
-  turnwise rollout turnwise/Guess-v0 --agent random --groups 100
-  turnwise rollout turnwise/ToolMath-v0 --agent human -o sandbox=local
-  turnwise rollout turnwise/EducationDialogue-v0 --agent demonstrator --show 3
-  turnwise rollout turnwise/CarDealer-v0 --agent my/model --partner server:gpt-4o-mini --out dealer.jsonl \\
+  polyturn rollout polyturn/ToolMath-v0 --agent gold --problems gsm8k_test.jsonl --out gold.jsonl
+  polyturn rollout polyturn/ToolMath-v0 --agent my/model --groups 64 --group-size 8 --seed 0 --out runs.jsonl
+  polyturn rollout polyturn/Guess-v0 --agent random --groups 100
+  polyturn rollout polyturn/ToolMath-v0 --agent human -o sandbox=local
+  polyturn rollout polyturn/EducationDialogue-v0 --agent demonstrator --show 3
+  polyturn rollout polyturn/CarDealer-v0 --agent my/model --partner server:gpt-4o-mini --out dealer.jsonl \\
       --partner-out buyer.jsonl
-  turnwise rollout turnwise/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
+  polyturn rollout polyturn/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
 
 WHO is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY), or
 a model's folder or Hub id. An interrupted command goes on where it stopped: run it again with the same --out.
@@ -25,7 +25,7 @@ ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may 
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds this floor's command to the parser of `turnwise`."""
+    """Adds this floor's command to the parser of `polyturn`."""
     rollout = subparsers.add_parser(
         "rollout",
         help="collect trajectories of an agent in an environment",
@@ -63,9 +63,9 @@ def add_commands(subparsers: Any) -> None:
 def add_env_arguments(parser: argparse.ArgumentParser, *, positional: bool) -> None:
     """Arguments that choose and configure an environment; shared with training and evaluation."""
     if positional:
-        parser.add_argument("env", metavar="ENV_ID", help="id of the environment (see turnwise envs)")
+        parser.add_argument("env", metavar="ENV_ID", help="id of the environment (see polyturn envs)")
     else:
-        parser.add_argument("--env", default="turnwise/ToolMath-v0", help="id (default turnwise/ToolMath-v0)")
+        parser.add_argument("--env", default="polyturn/ToolMath-v0", help="id (default polyturn/ToolMath-v0)")
     parser.add_argument("--problems", help="problems of ToolMath: JSONL file, data set, or generated:LEVEL:SIZE")
     parser.add_argument("-o", "--option", action="append", default=[], metavar="NAME=VALUE", help=ENV_OPTIONS_HELP)
 
@@ -84,9 +84,9 @@ def env_options(args: argparse.Namespace) -> dict[str, Any]:
 
     Problems are loaded once here and shared by all instances.
     """
-    from turnwise.envs.cli import parse_option
-    from turnwise.envs.problems import load_problems
-    from turnwise.envs.registration import env_spec
+    from polyturn.envs.cli import parse_option
+    from polyturn.envs.problems import load_problems
+    from polyturn.envs.registration import env_spec
 
     options = dict(parse_option(text) for text in args.option)
     if args.problems is not None:
@@ -99,7 +99,7 @@ def env_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def sampling(args: argparse.Namespace) -> Any:
     """The `Sampling` of `add_sampling_arguments`."""
-    from turnwise.agents.generation import Sampling
+    from polyturn.agents.generation import Sampling
 
     return Sampling(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
 
@@ -117,20 +117,20 @@ def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> A
     Raises:
         ValueError: A scripted agent was asked for in an environment that has none.
     """
-    from turnwise.agents.agent import HumanAgent, RandomAgent
+    from polyturn.agents.agent import HumanAgent, RandomAgent
 
     if who == "random":
         return RandomAgent()
     if who == "human":
         return HumanAgent()
     if who == "gold":
-        from turnwise.agents.gold import GoldAgent
+        from polyturn.agents.gold import GoldAgent
 
         return GoldAgent(problems_of(args.env, options))
     if who == "demonstrator":
         return _demonstrator(args.env, options)
     if who.startswith("server:"):
-        from turnwise.agents.api import ServerAgent
+        from polyturn.agents.api import ServerAgent
 
         return ServerAgent(
             who.removeprefix("server:"),
@@ -140,7 +140,7 @@ def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> A
             max_tokens=args.max_new_tokens,
             concurrency=args.concurrency,
         )
-    from turnwise.agents.transformer import TransformerAgent
+    from polyturn.agents.transformer import TransformerAgent
 
     no_loading_bars()
     return TransformerAgent.from_pretrained(who, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)
@@ -150,21 +150,21 @@ def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:
     """Who shows how it is done, in its own mixed quality."""
     role = _roles(env_id)[1]
     if role == "teacher":
-        from turnwise.agents.teachers import ScriptedTeacher
+        from polyturn.agents.teachers import ScriptedTeacher
 
         return ScriptedTeacher()
     if role == "dealer":
-        from turnwise.agents.sellers import ScriptedSeller
+        from polyturn.agents.sellers import ScriptedSeller
 
         return ScriptedSeller()
-    from turnwise.agents.demonstrator import Demonstrator
+    from polyturn.agents.demonstrator import Demonstrator
 
     return Demonstrator(problems_of(env_id, options))
 
 
 def _roles(env_id: str) -> tuple[str, str]:
     """Whom the partner and whom the agent plays; empty where the environment is no conversation with a partner."""
-    from turnwise.envs.registration import creator, env_spec
+    from polyturn.envs.registration import creator, env_spec
 
     partner, agent = getattr(creator(env_spec(env_id)), "roles", ("", ""))
     return partner, agent
@@ -180,7 +180,7 @@ def _with_partner(args: argparse.Namespace, options: dict[str, Any]) -> dict[str
         if args.partner_out is not None:
             raise ValueError("rollout: expected --partner WHO to go with --partner-out, got none")
         return options
-    from turnwise.agents.roles import AgentPartner
+    from polyturn.agents.roles import AgentPartner
 
     role, _ = _roles(args.env)
     if not role:
@@ -201,7 +201,7 @@ def problems_of(env_id: str, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: It has none.
     """
-    from turnwise.envs.registration import make
+    from polyturn.envs.registration import make
 
     env = make(env_id, **options)
     try:
@@ -209,15 +209,15 @@ def problems_of(env_id: str, options: dict[str, Any]) -> Any:
     finally:
         env.close()
     if found is None:
-        raise ValueError(f"expected an environment with problems, such as turnwise/ToolMath-v0, got {env_id}")
+        raise ValueError(f"expected an environment with problems, such as polyturn/ToolMath-v0, got {env_id}")
     return found
 
 
 def _rollout(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
-    from turnwise.agents.collecting import collect
-    from turnwise.envs.store import Store
+    from polyturn.agents.collecting import collect
+    from polyturn.envs.store import Store
 
     options = env_options(args)
     agent = make_agent(args.agent, args, options)
@@ -253,7 +253,7 @@ def _rollout(args: argparse.Namespace) -> int:
 
 
 def _summarise(args: argparse.Namespace, groups: Any) -> int:
-    from turnwise.envs.cli import print_trajectory, printable
+    from polyturn.envs.cli import print_trajectory, printable
 
     episodes = [member for group in groups for member in group]
     for number, member in enumerate(episodes[: args.show], 1):

@@ -18,14 +18,14 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from turnwise.agents.agent import Agent
-from turnwise.agents.blocking import block
-from turnwise.agents.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
-from turnwise.agents.playing import TRUNK, Course, Job, Player, TextEnvironment, call, luck_of, who
-from turnwise.agents.roles import BothSides
-from turnwise.envs.registration import make
-from turnwise.envs.store import Store, read
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.agents.agent import Agent
+from polyturn.agents.blocking import block
+from polyturn.agents.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
+from polyturn.agents.playing import TRUNK, Course, Job, Player, TextEnvironment, call, luck_of, who
+from polyturn.agents.roles import BothSides
+from polyturn.envs.registration import make
+from polyturn.envs.store import Store, read
+from polyturn.envs.trajectory import Group, Trajectory
 
 EnvironmentSource = str | Callable[[], TextEnvironment]
 
@@ -59,7 +59,7 @@ def collect(
     """Runs episodes and returns them as groups from identical starts.
 
     The members of a group start from the identical state; what happens by chance after that is drawn for each of them
-    anew where the environment can do so (it says `takes_noise`, see `turnwise.envs.text_env`), since a preference is
+    anew where the environment can do so (it says `takes_noise`, see `polyturn.envs.text_env`), since a preference is
     an expectation over both conversations' luck. `same_luck=True` gives all of them the same, for paired comparisons.
 
     With `branch_at=k` they share more than the start: for each group one trunk is played to the agent's turn k, and
@@ -90,7 +90,7 @@ def collect(
             seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
             on where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
             another `policy.version`, or another store, else the old weights' episodes are taken for theirs.
-        partner_store: Where to append the other side of every conversation (see `turnwise.agents.roles.other_side`)
+        partner_store: Where to append the other side of every conversation (see `polyturn.agents.roles.other_side`)
             where an `AgentPartner` plays it; `store` itself, or another that is to be trained on alone.
         progress: Show a progress bar.
         label: What the bar says.
@@ -260,7 +260,7 @@ class _Runner:
     async def run(self, todo: Todo[Job], width: int, bar: tqdm[Any]) -> dict[tuple[int, int], Trajectory]:
         results: dict[tuple[int, int], Trajectory] = {}
         limit = max(16, 2 * width)
-        with ThreadPoolExecutor(max_workers=min(width, 64), thread_name_prefix="turnwise-env") as pool:
+        with ThreadPoolExecutor(max_workers=min(width, 64), thread_name_prefix="polyturn-env") as pool:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(width):
                     workers.create_task(self._work(todo, pool, limit, results, bar))

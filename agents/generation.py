@@ -26,8 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from turnwise.agents.policy import acting, explicit_attention
-from turnwise.envs.trajectory import Logps, TokenIds
+from polyturn.agents.policy import acting, explicit_attention
+from polyturn.envs.trajectory import Logps, TokenIds
 
 _KEY_BLOCK = 64
 

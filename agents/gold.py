@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from turnwise.agents.agent import Episode
-from turnwise.envs.gold_programs import gold_program
-from turnwise.envs.problems import Problem, Problems
+from polyturn.agents.agent import Episode
+from polyturn.envs.gold_programs import gold_program
+from polyturn.envs.problems import Problem, Problems
 
 _OUTPUT = re.compile(r"\A```output\n(.*)\n```\Z", re.DOTALL)
 

@@ -1,5 +1,5 @@
 """Judges of whole conversations: an agent behind a prompt, and a person at the terminal. Both are pair judges
-(`turnwise.envs.judging`); `agent_judge` and `human_judge` make annotators of them.
+(`polyturn.envs.judging`); `agent_judge` and `human_judge` make annotators of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from zlib import crc32
 
 import numpy as np
 
-from turnwise.agents.agent import Agent, AgentFailed, Episode
-from turnwise.agents.blocking import LoopThread
-from turnwise.agents.roles import reply
-from turnwise.envs.conversation import transcript
-from turnwise.envs.judging import Judged, Pair
-from turnwise.envs.trajectory import Trajectory
+from polyturn.agents.agent import Agent, AgentFailed, Episode
+from polyturn.agents.blocking import LoopThread
+from polyturn.agents.roles import reply
+from polyturn.envs.conversation import transcript
+from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.trajectory import Trajectory
 
 TEACHING = (
     "Two teachers taught the same topic to the same student. Judge how well each of them taught: were the explanations "

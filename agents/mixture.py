@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from turnwise.agents.generation import Engine, Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.transformer import TransformerAgent
+from polyturn.agents.generation import Engine, Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.transformer import TransformerAgent
 
 
 class MixtureAgent(TransformerAgent):

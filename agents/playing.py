@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import gymnasium
 import numpy as np
 
-from turnwise.agents.agent import Action, Agent, ContextFull, Episode, Reply
-from turnwise.agents.blocking import Left
-from turnwise.agents.branching import Trunk
-from turnwise.envs.trajectory import Trajectory, Turn
-from turnwise.sandbox.sandbox import ImageMissing, SandboxUnavailable
+from polyturn.agents.agent import Action, Agent, ContextFull, Episode, Reply
+from polyturn.agents.blocking import Left
+from polyturn.agents.branching import Trunk
+from polyturn.envs.trajectory import Trajectory, Turn
+from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 TextEnvironment = gymnasium.Env[str, str]
 TRUNK = -1

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from turnwise.agents.prediction import Prediction, divergence
-from turnwise.agents.token_logps import soft_cap
-from turnwise.agents.tokens import ChatFormat
+from polyturn.agents.prediction import Prediction, divergence
+from polyturn.agents.token_logps import soft_cap
+from polyturn.agents.tokens import ChatFormat
 
 _BASE = "base"
 """Folder, inside an adapter's, of a base model that stands nowhere else."""
@@ -208,7 +208,7 @@ class Policy:
             raise PolicyLoadError(
                 f"expected a causal language model with its tokenizer at {str(source)!r}{hint}; loading said: {reason}"
             ) from error
-        note = folder / "turnwise.json"
+        note = folder / "polyturn.json"
         saved = json.loads(note.read_text("utf-8")) if note.is_file() else {}
         cast("nn.Module", model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return cls(
@@ -231,7 +231,7 @@ class Policy:
             _save_base(self.model, path / _BASE)
         self.tokenizer.save_pretrained(str(path))
         note = {"version": self.version, "system": self.chat.system}
-        (path / "turnwise.json").write_text(json.dumps(note, indent=1) + "\n", "utf-8")
+        (path / "polyturn.json").write_text(json.dumps(note, indent=1) + "\n", "utf-8")
 
     @property
     def device(self) -> torch.device:
@@ -281,7 +281,7 @@ def _load_adapted(folder: Path, **options: Any) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise ImportError(f'{folder} holds an adapter, which needs: pip install "turnwise[peft]"') from error
+        raise ImportError(f'{folder} holds an adapter, which needs: pip install "polyturn[peft]"') from error
     described = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     base = str(folder / _BASE) if (folder / _BASE).is_dir() else described.get("base_model_name_or_path")
     if not base:

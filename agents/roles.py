@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode, Reply
-from turnwise.agents.blocking import LoopThread
-from turnwise.envs.conversation import PartnerFull, Scene, Spoken
-from turnwise.envs.store import Store, read
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode, Reply
+from polyturn.agents.blocking import LoopThread
+from polyturn.envs.conversation import PartnerFull, Scene, Spoken
+from polyturn.envs.store import Store, read
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 async def reply(agent: Agent, episode: Episode) -> Action:

@@ -6,9 +6,9 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from turnwise.agents.agent import Episode
-from turnwise.envs.car_talk import BRANDS, FEATURES, TYPES, hear
-from turnwise.envs.prices import offered_price
+from polyturn.agents.agent import Episode
+from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from polyturn.envs.prices import offered_price
 
 _ASKING = {
     "brand": ("Which brand do you like?", "Is there a brand that you prefer?"),

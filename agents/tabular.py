@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turnwise.agents.agent import Action, Episode
-from turnwise.agents.policy import PolicyLoadError, wanted_tokens
-from turnwise.agents.prediction import Prediction, divergence
-from turnwise.envs.suggest import did_you_mean
-from turnwise.envs.trajectory import Trajectory
+from polyturn.agents.agent import Action, Episode
+from polyturn.agents.policy import PolicyLoadError, wanted_tokens
+from polyturn.agents.prediction import Prediction, divergence
+from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.trajectory import Trajectory
 
 _WEIGHTS, _NOTE = "model.safetensors", "tabular.json"
 
@@ -84,7 +84,7 @@ class TabularModel(nn.Module):
 
 
 class TabularScorer(nn.Module):
-    """Log-probabilities of tokens `[N, T]`, as `turnwise.agents.policy.Scorer` gives them, with its options.
+    """Log-probabilities of tokens `[N, T]`, as `polyturn.agents.policy.Scorer` gives them, with its options.
 
     A token is predicted from the state just before it; what follows an action within a row is not predicted, and is
     never asked for. With a critic the result is a dictionary that also holds "values" `[N, T]`, the value of the state
@@ -104,7 +104,7 @@ class TabularScorer(nn.Module):
         against: Prediction | None = None,
         reference_first: bool = True,
     ) -> Tensor | dict[str, Tensor]:
-        """See `turnwise.agents.policy.Scorer.forward`."""
+        """See `polyturn.agents.policy.Scorer.forward`."""
         prediction = self.predict(ids, mask)
         wanted = wanted_tokens(mask, where)
         logps = prediction.logps(ids, wanted)
@@ -270,7 +270,7 @@ class TabularPolicy:
         return kl
 
     def logps(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
-        """Log-probabilities `[N, T]` of given tokens; see `turnwise.agents.policy.Scorer.forward`."""
+        """Log-probabilities `[N, T]` of given tokens; see `polyturn.agents.policy.Scorer.forward`."""
         return self.scorer.predict(ids, mask).logps(ids, wanted_tokens(mask, where))
 
     def copy(self, *, version: str | None = None) -> TabularPolicy:
@@ -372,7 +372,7 @@ def mlp_policy(
     Args:
         actions: The texts it may say; or how many, for the texts "0", "1", ...
         states: The observations it knows, those kept for evaluation included.
-        features: `[S, D]` a row for each state (`turnwise.envs.bandits.context_features`).
+        features: `[S, D]` a row for each state (`polyturn.envs.bandits.context_features`).
         seed: Of the first weights.
         hidden: Hidden widths; as in arXiv 2404.14367 by default.
         critic: Whether there is a value too, from a network of the same shape: for PPO and DRO-V.

@@ -6,9 +6,9 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from turnwise.agents.agent import Episode
-from turnwise.envs.education_teacher import ASKING, WAYS, lesson, voiced_preference
-from turnwise.envs.education_topics import BY_ID
+from polyturn.agents.agent import Episode
+from polyturn.envs.education_teacher import ASKING, WAYS, lesson, voiced_preference
+from polyturn.envs.education_topics import BY_ID
 
 
 @dataclass(frozen=True)

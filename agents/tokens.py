@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from turnwise.envs.trajectory import TokenIds, Trajectory, Turn
+from polyturn.envs.trajectory import TokenIds, Trajectory, Turn
 
 # Private-use characters: no template trims or escapes them, and no tokenizer gives them meaning.
 _OBSERVATIONS = ("\ue000A\ue001", "\ue000B\ue001", "\ue000C\ue001")
@@ -59,7 +59,7 @@ class ChatFormat:
         if not getattr(tokenizer, "chat_template", None):
             raise ChatTemplateError(
                 "expected a tokenizer with a chat template, got one without; set tokenizer.chat_template or use an "
-                "instruction-tuned model (turnwise.agents.tiny.CHAT_TEMPLATE is a plain one to start from)"
+                "instruction-tuned model (polyturn.agents.tiny.CHAT_TEMPLATE is a plain one to start from)"
             )
         self.system = system
         self._tokenizer = tokenizer
@@ -85,7 +85,7 @@ class ChatFormat:
         if "".join(thrice.split()) != "".join("".join(appended).split()) or _THOUGHT not in thoughtful:
             warnings.warn(
                 "this chat template rewrites earlier turns (or drops their reasoning) once later ones follow; "
-                "turnwise keeps every token as it was sampled, so the model sees its own turns unabridged",
+                "polyturn keeps every token as it was sampled, so the model sees its own turns unabridged",
                 HistoryRewrittenWarning,
                 stacklevel=3,
             )

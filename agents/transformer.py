@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.agent import Action, ContextFull, Episode
-from turnwise.agents.generation import Engine, Sampling
-from turnwise.agents.policy import Policy
-from turnwise.envs.trajectory import TokenIds
+from polyturn.agents.agent import Action, ContextFull, Episode
+from polyturn.agents.generation import Engine, Sampling
+from polyturn.agents.policy import Policy
+from polyturn.envs.trajectory import TokenIds
 
 
 class TransformerAgent:

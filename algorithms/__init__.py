@@ -10,28 +10,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turnwise.algorithms import estimators, losses
-    from turnwise.algorithms.actor_critic import MTPO, PPO
-    from turnwise.algorithms.agreement import Calibration, calibration
-    from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
-    from turnwise.algorithms.checkpoint import CheckpointError, latest
-    from turnwise.algorithms.distillation import Distillation
-    from turnwise.algorithms.dueling import Duels, Rivals, duel
-    from turnwise.algorithms.feed import AnnotatedGroup, minibatches
-    from turnwise.algorithms.feedback import ai_feedback, position_bias
-    from turnwise.algorithms.learner import NonFiniteError
-    from turnwise.algorithms.method_table import METHODS
-    from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss, Method
-    from turnwise.algorithms.moving_average import MovingAverage
-    from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN, standardised
-    from turnwise.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
-    from turnwise.algorithms.onpolicy import Online, online
-    from turnwise.algorithms.pairing import Example, ExampleError, pairs_by_outcome
-    from turnwise.algorithms.reward_models import BradleyTerry, PreferenceModel, RewardModel, fit
-    from turnwise.algorithms.signals import Interrupted
-    from turnwise.algorithms.single_turns import turn_feedback, upto
-    from turnwise.algorithms.training import ResumeWarning, TrainResult, train
-    from turnwise.algorithms.value import ActorCritic
+    from polyturn.algorithms import estimators, losses
+    from polyturn.algorithms.actor_critic import MTPO, PPO
+    from polyturn.algorithms.agreement import Calibration, calibration
+    from polyturn.algorithms.batch import Batch, TooLongWarning, collate, drop_long
+    from polyturn.algorithms.checkpoint import CheckpointError, latest
+    from polyturn.algorithms.distillation import Distillation
+    from polyturn.algorithms.dueling import Duels, Rivals, duel
+    from polyturn.algorithms.feed import AnnotatedGroup, minibatches
+    from polyturn.algorithms.feedback import ai_feedback, position_bias
+    from polyturn.algorithms.learner import NonFiniteError
+    from polyturn.algorithms.method_table import METHODS
+    from polyturn.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss, Method
+    from polyturn.algorithms.moving_average import MovingAverage
+    from polyturn.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN, standardised
+    from polyturn.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
+    from polyturn.algorithms.onpolicy import Online, online
+    from polyturn.algorithms.pairing import Example, ExampleError, pairs_by_outcome
+    from polyturn.algorithms.reward_models import BradleyTerry, PreferenceModel, RewardModel, fit
+    from polyturn.algorithms.signals import Interrupted
+    from polyturn.algorithms.single_turns import turn_feedback, upto
+    from polyturn.algorithms.training import ResumeWarning, TrainResult, train
+    from polyturn.algorithms.value import ActorCritic
 
 _HOME = {
     "actor_critic": ("MTPO", "PPO"),

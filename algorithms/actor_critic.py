@@ -1,6 +1,6 @@
 """Policy gradients with a value network, over tokens or turns: PPO, and multi-turn preference optimisation (MTPO).
 
-Train a `turnwise.algorithms.value.ActorCritic` on groups from `turnwise.algorithms.online`.
+Train a `polyturn.algorithms.value.ActorCritic` on groups from `polyturn.algorithms.online`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.estimators import gae, policy_mask, turn_sums
-from turnwise.algorithms.losses import ppo_clip
-from turnwise.algorithms.methods import Loss, check_choice, check_range
-from turnwise.algorithms.offline_methods import output, scored
-from turnwise.algorithms.pairing import Example, against_opponents, own_members
-from turnwise.algorithms.sampled import behaviour, clipped, masked
-from turnwise.algorithms.value import token_slots, turn_slots
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import gae, policy_mask, turn_sums
+from polyturn.algorithms.losses import ppo_clip
+from polyturn.algorithms.methods import Loss, check_choice, check_range
+from polyturn.algorithms.offline_methods import output, scored
+from polyturn.algorithms.pairing import Example, against_opponents, own_members
+from polyturn.algorithms.sampled import behaviour, clipped, masked
+from polyturn.algorithms.value import token_slots, turn_slots
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ class MTPO(PPO):
         E[P(tau beats tau')] - alpha KL(pi || mu), KL summed over the turns along pi, tau' fixed,
 
     whose fixed point in self-play is the Nash equilibrium of the preference regularised with alpha. Nothing is assumed
-    of what the environment says: it may be stochastic, where M-DPO is biased (`turnwise bench stochastic_bias`).
+    of what the environment says: it may be stochastic, where M-DPO is biased (`polyturn bench stochastic_bias`).
 
     Who tau' is from, the source decides: nobody in particular for MTPO, whose two conversations are both learned from,
     one with P and the other with 1 - P (`online(policy, env, preference=judge, group_size=2)`); for MTPO-tau

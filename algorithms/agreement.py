@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turnwise.envs.preference import Annotator, Preference
-from turnwise.envs.trajectory import Group
+from polyturn.envs.preference import Annotator, Preference
+from polyturn.envs.trajectory import Group
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from turnwise.envs.preference import Annotator, by_return
-from turnwise.envs.suggest import did_you_mean
+from polyturn.envs.preference import Annotator, by_return
+from polyturn.envs.suggest import did_you_mean
 
 KINDS = (
     "return",
@@ -25,7 +25,7 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
 
     Args:
         name: "return": by total reward. "education": the exact oracle of Education Dialogue's scripted student.
-            "reward_model:FOLDER" and "preference_model:FOLDER": fitted models (`turnwise fit`). "judge:MODEL": a
+            "reward_model:FOLDER" and "preference_model:FOLDER": fitted models (`polyturn fit`). "judge:MODEL": a
             language model behind a prompt, asked in both orders; "server:MODEL": one behind the OpenAI-compatible
             server at OPENAI_BASE_URL. "module:attribute": your own.
         question: What a "judge" or "server" is asked to judge by.
@@ -39,22 +39,22 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
     if kind == "return" and not rest:
         return by_return
     if kind == "education" and not rest:
-        from turnwise.envs.education_oracle import EducationOracle
+        from polyturn.envs.education_oracle import EducationOracle
 
         return EducationOracle()
     if kind in ("reward_model", "preference_model") and rest:
-        from turnwise.algorithms.reward_models import PreferenceModel, RewardModel
+        from polyturn.algorithms.reward_models import PreferenceModel, RewardModel
 
         return (RewardModel if kind == "reward_model" else PreferenceModel).from_pretrained(rest)
     if kind == "judge" and rest:
-        from turnwise.agents.choosing import PolicyChooser
-        from turnwise.agents.policy import Policy
-        from turnwise.algorithms.feedback import HELPFUL, ai_feedback
+        from polyturn.agents.choosing import PolicyChooser
+        from polyturn.agents.policy import Policy
+        from polyturn.algorithms.feedback import HELPFUL, ai_feedback
 
         return ai_feedback(PolicyChooser(Policy.from_pretrained(rest)), question or HELPFUL)
     if kind == "server" and rest:
-        from turnwise.agents.api import ServerAgent
-        from turnwise.algorithms.feedback import HELPFUL, ai_feedback
+        from polyturn.agents.api import ServerAgent
+        from polyturn.algorithms.feedback import HELPFUL, ai_feedback
 
         return ai_feedback(ServerAgent(rest, temperature=0.0, max_tokens=16), question or HELPFUL)
     if rest and kind not in _NAMES:

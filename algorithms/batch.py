@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from turnwise.algorithms.estimators import mismatched_partners
-from turnwise.algorithms.pairing import Example
-from turnwise.envs.trajectory import Trajectory
+from polyturn.algorithms.estimators import mismatched_partners
+from polyturn.algorithms.pairing import Example
+from polyturn.envs.trajectory import Trajectory
 
 _MAPPINGS = ("shared", "outputs")
 _Row = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.float32]]

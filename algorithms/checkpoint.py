@@ -146,7 +146,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"expected a checkpoint, got {str(folder)!r}: {error}") from error
     if state.get("format") != _FORMAT:
-        raise CheckpointError(f"{str(folder)!r}: expected format {_FORMAT}, got {state.get('format')}; update turnwise")
+        raise CheckpointError(f"{str(folder)!r}: expected format {_FORMAT}, got {state.get('format')}; update polyturn")
     return state
 
 

@@ -1,4 +1,4 @@
-"""Commands of this floor: `turnwise train` and `turnwise eval`."""
+"""Commands of this floor: `polyturn train` and `polyturn eval`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
+from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
 
 TRAIN_HELP = """\
 examples:
-  turnwise train sft  --model my/base --data gold.jsonl --out runs/sft --epochs 3
-  turnwise train mdpo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/mdpo --group-size 8
-  turnwise train mkto --model runs/sft/policy --problems generated:2:2000 --out runs/mkto -m beta=0.2
-  turnwise train raft --model runs/sft/policy --problems generated:2:2000 --out runs/raft
-  turnwise train rloo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/rloo --online 500 --group-size 4
-  turnwise train nash_pg --model my/base --env my/Env-v0 --out runs/nash --online 500 --opponent mixture:0.125
-  turnwise train ipo  --model my/base --env my/Env-v0 --out runs/ipo-md --online 500 --actor mixture:0.125
-  turnwise train mtpo --model runs/sft/policy --env turnwise/EducationDialogue-v0 --preference education \\
+  polyturn train sft  --model my/base --data gold.jsonl --out runs/sft --epochs 3
+  polyturn train mdpo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/mdpo --group-size 8
+  polyturn train mkto --model runs/sft/policy --problems generated:2:2000 --out runs/mkto -m beta=0.2
+  polyturn train raft --model runs/sft/policy --problems generated:2:2000 --out runs/raft
+  polyturn train rloo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/rloo --online 500 --group-size 4
+  polyturn train nash_pg --model my/base --env my/Env-v0 --out runs/nash --online 500 --opponent mixture:0.125
+  polyturn train ipo  --model my/base --env my/Env-v0 --out runs/ipo-md --online 500 --actor mixture:0.125
+  polyturn train mtpo --model runs/sft/policy --env polyturn/EducationDialogue-v0 --preference education \\
       --out runs/mtpo --online 300 --group-size 2 -m value_warmup=20
-  turnwise train ppo  --model runs/sft/policy --env turnwise/EducationDialogue-v0 -m over=turn -m kl=0.01 \\
+  polyturn train ppo  --model runs/sft/policy --env polyturn/EducationDialogue-v0 -m over=turn -m kl=0.01 \\
       --preference reward_model:runs/rm/model --out runs/rlhf --online 300 --group-size 2
-  turnwise train distillation --model my/small --teacher my/large --data gold.jsonl --out runs/distilled
-  turnwise train distillation --model runs/sft/policy --teacher my/large -m first=student \
+  polyturn train distillation --model my/small --teacher my/large --data gold.jsonl --out runs/distilled
+  polyturn train distillation --model runs/sft/policy --teacher my/large -m first=student \
       --problems gsm8k_train.jsonl --online 500 --group-size 1 --out runs/distilled
 
 sft imitates stored trajectories; every other method runs the iterative protocol: collect from the current and the
@@ -34,16 +34,16 @@ stopped: run it again with the same --out.
 """
 EVAL_HELP = """\
 examples:
-  turnwise eval --model runs/mdpo/iteration-3/policy --problems gsm8k_test.jsonl
-  turnwise eval --model my/model --problems generated:2:200 -o split=test --samples 8 --json scores.json
+  polyturn eval --model runs/mdpo/iteration-3/policy --problems gsm8k_test.jsonl
+  polyturn eval --model my/model --problems generated:2:200 -o split=test --samples 8 --json scores.json
 """
 
 
 FIT_HELP = """\
 examples:
-  turnwise fit reward_model --model runs/sft/policy --env turnwise/EducationDialogue-v0 --preference education \\
+  polyturn fit reward_model --model runs/sft/policy --env polyturn/EducationDialogue-v0 --preference education \\
       --groups 600 --out runs/rm
-  turnwise fit preference_model --model my/base --env turnwise/CarDealer-v0 --out runs/pm
+  polyturn fit preference_model --model my/base --env polyturn/CarDealer-v0 --out runs/pm
 
 The model's own policy acts twice from each start, somebody says which conversation was better, and a model learns to
 say the same; a tenth of the starts is held out for its accuracy and calibration. Use it as
@@ -72,7 +72,7 @@ _WAYS = {
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds this floor's commands to the parser of `turnwise`."""
+    """Adds this floor's commands to the parser of `polyturn`."""
     raw = argparse.RawDescriptionHelpFormatter
     train = subparsers.add_parser(
         "train", help="train a policy with a preference method", epilog=TRAIN_HELP, formatter_class=raw
@@ -174,14 +174,14 @@ def add_preference_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from turnwise.agents.policy import Policy
-    from turnwise.algorithms import method_table
-    from turnwise.algorithms.annotators import annotator
-    from turnwise.envs.cli import parse_option
+    from polyturn.agents.policy import Policy
+    from polyturn.algorithms import method_table
+    from polyturn.algorithms.annotators import annotator
+    from polyturn.envs.cli import parse_option
 
     method = method_table.make(args.method, **dict(parse_option(text) for text in args.method_option))
     if args.method == "sft" and args.data is None:
-        raise ValueError("train sft: expected --data STORE to imitate, got none (make one with turnwise rollout)")
+        raise ValueError("train sft: expected --data STORE to imitate, got none (make one with polyturn rollout)")
     values = bool(getattr(method, "needs_values", args.method == "dro_v"))
     if values and args.online is None:
         raise ValueError(f"train {args.method}: expected --online STEPS for a method with a value network, got none")
@@ -238,8 +238,8 @@ def _settle(args: argparse.Namespace, way: str) -> None:
 
 
 def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> int:
-    from turnwise.algorithms.warmup import warm_start
-    from turnwise.envs.store import read
+    from polyturn.algorithms.warmup import warm_start
+    from polyturn.envs.store import read
 
     result = warm_start(
         policy,
@@ -257,7 +257,7 @@ def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> i
 
 def _teacher(args: argparse.Namespace, policy: Any) -> Any:
     """The teacher, whose tokens must mean what the policy's do."""
-    from turnwise.agents.policy import Policy
+    from polyturn.agents.policy import Policy
 
     teacher = Policy.from_pretrained(args.teacher)
     if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
@@ -269,10 +269,10 @@ def _teacher(args: argparse.Namespace, policy: Any) -> Any:
 
 
 def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str, Any]) -> int:
-    from turnwise.algorithms.feed import minibatches, steps_of
-    from turnwise.algorithms.training import train
-    from turnwise.algorithms.warmup import demonstrations
-    from turnwise.envs.store import read
+    from polyturn.algorithms.feed import minibatches, steps_of
+    from polyturn.algorithms.training import train
+    from polyturn.algorithms.warmup import demonstrations
+    from polyturn.envs.store import read
 
     examples = demonstrations(policy, read(args.data))
     steps = steps_of(len(examples), args.batch_size, epochs=args.epochs)
@@ -291,7 +291,7 @@ def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str
 def _iterate(
     args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
 ) -> int:
-    from turnwise.algorithms.iterate import iterate
+    from polyturn.algorithms.iterate import iterate
 
     tasks = range(len(options["problems"])) if "problems" in options else None
     records = iterate(
@@ -327,12 +327,12 @@ def _iterate(
 def _online(
     args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
 ) -> int:
-    from turnwise.agents.mixture import MixtureAgent
-    from turnwise.algorithms.methods import needs_reference
-    from turnwise.algorithms.onpolicy import online
-    from turnwise.algorithms.reward_models import RewardModel
-    from turnwise.algorithms.training import train
-    from turnwise.algorithms.value import ActorCritic
+    from polyturn.agents.mixture import MixtureAgent
+    from polyturn.algorithms.methods import needs_reference
+    from polyturn.algorithms.onpolicy import online
+    from polyturn.algorithms.reward_models import RewardModel
+    from polyturn.algorithms.training import train
+    from polyturn.algorithms.value import ActorCritic
 
     how = {"sampling": sampling(args), "max_tokens": args.max_tokens, "slots": args.slots}
     kind, _, number = (args.opponent or "").partition(":")
@@ -383,8 +383,8 @@ def _online(
 
 def _opponent(kind: str, number: str, policy: Any, anchor: Any, how: dict[str, Any]) -> tuple[Any, Any]:
     """What is trained and who it is compared with."""
-    from turnwise.agents.mixture import MixtureAgent
-    from turnwise.algorithms.moving_average import MovingAverage
+    from polyturn.agents.mixture import MixtureAgent
+    from polyturn.algorithms.moving_average import MovingAverage
 
     if not kind:
         return policy, None
@@ -410,13 +410,13 @@ def _share(option: str, text: str, kinds: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from turnwise.agents.collecting import collect
-    from turnwise.agents.policy import Policy
-    from turnwise.agents.transformer import TransformerAgent
-    from turnwise.algorithms.annotators import annotator
-    from turnwise.algorithms.iterate import learnable
-    from turnwise.algorithms.reward_models import PreferenceModel, RewardModel, fit
-    from turnwise.envs.store import Store
+    from polyturn.agents.collecting import collect
+    from polyturn.agents.policy import Policy
+    from polyturn.agents.transformer import TransformerAgent
+    from polyturn.algorithms.annotators import annotator
+    from polyturn.algorithms.iterate import learnable
+    from polyturn.algorithms.reward_models import PreferenceModel, RewardModel, fit
+    from polyturn.envs.store import Store
 
     if args.groups < 2 or args.group_size < 2:
         got = f"{args.groups} and {args.group_size}"
@@ -475,12 +475,12 @@ def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError('--lora needs the extra "peft": pip install "turnwise[peft]"') from error
+        raise ImportError('--lora needs the extra "peft": pip install "polyturn[peft]"') from error
     from typing import cast
 
     from transformers import PreTrainedModel
 
-    from turnwise.agents.policy import Policy
+    from polyturn.agents.policy import Policy
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng():
@@ -492,9 +492,9 @@ def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
 def _eval(args: argparse.Namespace) -> int:
     from contextlib import nullcontext
 
-    from turnwise.agents.transformer import TransformerAgent
-    from turnwise.algorithms.evaluate import evaluate
-    from turnwise.envs.store import Store
+    from polyturn.agents.transformer import TransformerAgent
+    from polyturn.algorithms.evaluate import evaluate
+    from polyturn.envs.store import Store
 
     options = env_options(args)
     no_loading_bars()

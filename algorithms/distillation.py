@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.estimators import Turns, policy_mask, sequence_sum
-from turnwise.algorithms.methods import Loss, check_choice
-from turnwise.algorithms.pairing import Example
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
+from polyturn.algorithms.methods import Loss, check_choice
+from polyturn.algorithms.pairing import Example
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
 
 First = Literal["teacher", "student"]
 """Whose distribution the divergence is an expectation under."""

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.agents.agent import Agent
-from turnwise.agents.collecting import EnvironmentSource, collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.envs.preference import Annotator
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Group
+from polyturn.agents.agent import Agent
+from polyturn.agents.collecting import EnvironmentSource, collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.envs.preference import Annotator
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Group
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.losses import safe_exp
+from polyturn.algorithms.losses import safe_exp
 
 Turns = Literal["all", "last"]
 

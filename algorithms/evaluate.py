@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.agent import Agent
-from turnwise.agents.collecting import EnvironmentSource, collect
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Group
+from polyturn.agents.agent import Agent
+from polyturn.agents.collecting import EnvironmentSource, collect
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Group
 
 _Z95 = 1.959963984540054
 

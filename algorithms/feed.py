@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.pairing import Example
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.pairing import Example
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.agent import Agent
-from turnwise.agents.judging import PromptedJudge
-from turnwise.envs.judging import Judged, Pair, PairJudge
-from turnwise.envs.trajectory import Group
+from polyturn.agents.agent import Agent
+from polyturn.agents.judging import PromptedJudge
+from polyturn.envs.judging import Judged, Pair, PairJudge
+from polyturn.envs.trajectory import Group
 
 HELPFUL = "Two assistants answered the same user. Judge which of them was more helpful, honest and to the point."
 
@@ -32,10 +32,10 @@ def ai_feedback(
 
     Args:
         agent: Who judges: a transformer, an API's model, anything with `act`; or with `choice_logps`, as
-            `turnwise.agents.choosing.PolicyChooser` has, whose probabilities then make soft labels.
+            `polyturn.agents.choosing.PolicyChooser` has, whose probabilities then make soft labels.
         instructions: What to judge by.
         speakers: What the environment's and the agent's turns are called in the prompt.
-        options: Further arguments of `turnwise.agents.judging.PromptedJudge`: concurrency, retries, seed.
+        options: Further arguments of `polyturn.agents.judging.PromptedJudge`: concurrency, retries, seed.
     """
     return Judged(PromptedJudge(agent, instructions, speakers=speakers, **options))
 

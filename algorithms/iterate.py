@@ -16,19 +16,19 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from turnwise.agents.collecting import collect, plain_options
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms import checkpoint
-from turnwise.algorithms.checkpoint import CheckpointError
-from turnwise.algorithms.feed import minibatches, steps_of
-from turnwise.algorithms.methods import Method, needs_reference
-from turnwise.algorithms.pairing import Example
-from turnwise.algorithms.training import train
-from turnwise.envs.preference import Annotator, Preference, by_return
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Group
+from polyturn.agents.collecting import collect, plain_options
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms import checkpoint
+from polyturn.algorithms.checkpoint import CheckpointError
+from polyturn.algorithms.feed import minibatches, steps_of
+from polyturn.algorithms.methods import Method, needs_reference
+from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.training import train
+from polyturn.envs.preference import Annotator, Preference, by_return
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Group
 
 
 class OfflineMethod(Method, Protocol):

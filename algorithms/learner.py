@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from turnwise.algorithms import methods
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.methods import Loss, Method
-from turnwise.algorithms.metrics import Sums, add, merge
-from turnwise.algorithms.microbatch import shard, split
+from polyturn.algorithms import methods
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.methods import Loss, Method
+from polyturn.algorithms.metrics import Sums, add, merge
+from polyturn.algorithms.microbatch import shard, split
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Makes an optimizer of parameter groups, each with "params", "lr" and "weight_decay"."""
@@ -43,7 +43,7 @@ class Scorable(Protocol):
 
         Or to a dictionary of "logps" and whatever else it says of each token; that reaches the loss as
         `batch.outputs`. Where a method wants the KL over the whole vocabulary, it must work as
-        `turnwise.agents.policy.Scorer` does.
+        `polyturn.agents.policy.Scorer` does.
         """
         ...
 
@@ -75,7 +75,7 @@ class Learner:
     """Holds policy, reference and optimizer on their devices; `step` learns from one batch.
 
     Args:
-        method: See `turnwise.algorithms.methods`.
+        method: See `polyturn.algorithms.methods`.
         policy: What is trained, in place.
         reference: What the log-ratio is taken to; None where the method needs none, or where the policy is a peft
             model, whose base with the adapter off is the reference.

@@ -10,7 +10,7 @@ Words and units, the same in every function:
 - `probability`: P(first beats second). None says that the first won for certain. The pair's two orders are weighed p
   and 1 - p, which also serves label smoothing (`probability=1 - smoothing`) and ties (`probability=0.5`).
 
-Environment tokens are masked before the sums are taken (`turnwise.algorithms.estimators`). Nothing is divided by a
+Environment tokens are masked before the sums are taken (`polyturn.algorithms.estimators`). Nothing is divided by a
 length. Compute in float32 or wider. Nothing here looks at other rows, so padding or reordering a batch changes nothing.
 """
 
@@ -156,7 +156,7 @@ def kto(
         desirable: `[N]` bool, or 0/1.
         beta: Scale of g; larger saturates sooner.
         z0: The reference point in nats, a scalar or `[N]`: the policy's KL to the reference
-            (`turnwise.algorithms.estimators.kto_reference_point`). No gradient flows through it.
+            (`polyturn.algorithms.estimators.kto_reference_point`). No gradient flows through it.
         desirable_weight: Weight of desirable rows.
         undesirable_weight: Weight of undesirable rows.
     """
@@ -179,7 +179,7 @@ def pmpo(
 
     arXiv 2410.04166, negated. Pairs are not needed: alpha = 1 learns from accepted rows alone, alpha = 0 from
     rejected rows alone. The rejected term has no lower bound of its own; where the KL is too weak, mass collapses to
-    the boundary (`turnwise.algorithms.closed_forms.pmpo_optimum` says when).
+    the boundary (`polyturn.algorithms.closed_forms.pmpo_optimum` says when).
 
     The paper takes the mean over accepted and over rejected rows separately. The loss is linear in `logps`, so
     `pmpo(logps * class_balance(accepted), ...)` averaged over the rows does the same for sets of any sizes; without it
@@ -205,7 +205,7 @@ def dro(reward: Tensor, value: Tensor, logratio: Tensor, *, tau: float) -> tuple
     wrong V biases the policy. Give it a network of its own.
 
     Where the value is given per token position, pass the log-ratio from that token on
-    (`turnwise.algorithms.estimators.log_ratio_to_go`) and the reward repeated: the identity holds for every prefix.
+    (`polyturn.algorithms.estimators.log_ratio_to_go`) and the reward repeated: the identity holds for every prefix.
 
     Args:
         reward: `[...]` scalar feedback, standardised over the data set in the paper.
@@ -269,7 +269,7 @@ def nash_md(logps: Tensor, preference: Tensor, logratio_to_go: Tensor, *, tau: f
         logps: `[N, T]` per token, or `[N]` whole answers.
         preference: P(y beats y') in [0, 1], `[N, 1]` for per-token `logps`, `[N]` for whole answers. No gradient.
         logratio_to_go: Same shape as `logps`: log-ratio of this and all later policy tokens of the answer, in nats
-            (`turnwise.algorithms.estimators.log_ratio_to_go`), or the whole answer's log-ratio. No gradient.
+            (`polyturn.algorithms.estimators.log_ratio_to_go`), or the whole answer's log-ratio. No gradient.
         tau: Strength of the pull to the reference.
     """
     return policy_gradient(logps, preference - 0.5 - tau * logratio_to_go)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from turnwise.algorithms.actor_critic import MTPO, PPO
-from turnwise.algorithms.distillation import Distillation
-from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Method
-from turnwise.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN
-from turnwise.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
-from turnwise.envs.suggest import did_you_mean
+from polyturn.algorithms.actor_critic import MTPO, PPO
+from polyturn.algorithms.distillation import Distillation
+from polyturn.algorithms.methods import MDPO, MKTO, RAFT, SFT, Method
+from polyturn.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN
+from polyturn.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
+from polyturn.envs.suggest import did_you_mean
 
 METHODS: dict[str, Callable[..., Any]] = {
     "sft": SFT,

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.estimators import Turns, kto_reference_point, policy_mask, sequence_logratio, sequence_sum
-from turnwise.algorithms.losses import MarginFunction, gpo, kto, logistic
-from turnwise.algorithms.pairing import Example, compare, pairs_by_outcome, winners
-from turnwise.envs.preference import Preference
-from turnwise.envs.suggest import did_you_mean
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import Turns, kto_reference_point, policy_mask, sequence_logratio, sequence_sum
+from polyturn.algorithms.losses import MarginFunction, gpo, kto, logistic
+from polyturn.algorithms.pairing import Example, compare, pairs_by_outcome, winners
+from polyturn.envs.preference import Preference
+from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.trajectory import Group
 
 Mask = Literal["agent", "all"]
 

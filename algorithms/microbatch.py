@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.batch import Batch
+from polyturn.algorithms.batch import Batch
 
 
 def shard(batch: Batch, processes: int) -> list[Batch]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from numpy.typing import ArrayLike
 
-from turnwise.algorithms.closed_forms import (
+from polyturn.algorithms.closed_forms import (
     Vector,
     as_policy,
     as_preference,
@@ -19,8 +19,8 @@ from turnwise.algorithms.closed_forms import (
     mix_logs,
     softmax,
 )
-from turnwise.algorithms.tabular_games import TurnPolicy, q_values
-from turnwise.envs.tabular_games import Array, TabularGame
+from polyturn.algorithms.tabular_games import TurnPolicy, q_values
+from polyturn.envs.tabular_games import Array, TabularGame
 
 StepSize = Callable[[int], float]
 """eta of step t = 0, 1, ...; eta times tau (or alpha) stays within [0, 1]."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from turnwise.agents.policy import Policy
-from turnwise.algorithms.compound import Compound
+from polyturn.agents.policy import Policy
+from polyturn.algorithms.compound import Compound
 
 _FOLDER = "average"
 _NOTE = "average.json"

@@ -1,6 +1,6 @@
 """Methods that learn from given groups: pairs (GPO family, IPO), unpaired rows (PMPO, DRO-V), weighted rows (RWR).
 
-None asks who sampled the groups, so over fresh groups of the policy's own (`turnwise.algorithms.online`) they are their
+None asks who sampled the groups, so over fresh groups of the policy's own (`polyturn.algorithms.online`) they are their
 online forms: online DPO is `MDPO` or `GPO`, online SLiC `GPO(f="hinge")`, online IPO `IPO`, and IPO over two samples of
 the geometric mixture is IPO-MD (arXiv 2403.08635).
 """
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms import losses
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.estimators import Turns, log_ratio_to_go, policy_mask, sequence_logratio, sequence_sum
-from turnwise.algorithms.losses import MarginFunction, dro, gpo, ipo, pmpo, rwr
-from turnwise.algorithms.methods import SFT, Loss, check_choice, check_pairs, check_range, margins
-from turnwise.algorithms.pairing import Example, compare, judged_pairs, own_members, pairs_by_outcome, unary
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms import losses
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import Turns, log_ratio_to_go, policy_mask, sequence_logratio, sequence_sum
+from polyturn.algorithms.losses import MarginFunction, dro, gpo, ipo, pmpo, rwr
+from polyturn.algorithms.methods import SFT, Loss, check_choice, check_pairs, check_range, margins
+from polyturn.algorithms.pairing import Example, compare, judged_pairs, own_members, pairs_by_outcome, unary
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
 
 MARGIN_FUNCTIONS: Mapping[str, MarginFunction] = {
     "logistic": losses.logistic,
@@ -151,7 +151,7 @@ class PMPO:
     does), or put the policy that wrote the data there. Without any label a row counts in the KL alone.
 
     The rejected term has no lower bound: with alpha = 0 keep beta above 1, with alpha = 1/2 near 1/2 or above
-    (`turnwise.algorithms.closed_forms.pmpo_optimum`).
+    (`polyturn.algorithms.closed_forms.pmpo_optimum`).
 
     Attributes:
         alpha: Weight of accepted rows, 1 - alpha of rejected ones; 1 and 0 learn from one side alone.
@@ -214,7 +214,7 @@ class DROV:
     """Direct reward optimisation with a value (DRO-V, arXiv 2405.19107): single trajectories with a scalar each.
 
     Minimises (r - V - tau g)^2 / 2 in policy and value together, so the value must not share weights with the policy:
-    train a `turnwise.algorithms.value.ActorCritic`. The optimum, for any behaviour that reaches every answer, is
+    train a `polyturn.algorithms.value.ActorCritic`. The optimum, for any behaviour that reaches every answer, is
     pi proportional to pi_ref exp(r / tau) and V = tau log E_ref[exp(r / tau)].
 
     Like M-DPO this is exact only where what the environment says is certain: V of a later prefix may not explain the
@@ -339,7 +339,7 @@ def output(batch: Batch, name: str, method: str) -> Tensor:
         raise ValueError(
             f'{method}: expected a policy whose scorer also gives "{name}", got one that gives '
             f"{', '.join(sorted(batch.outputs)) or 'log-probabilities alone'}; train "
-            "turnwise.algorithms.value.ActorCritic(policy)"
+            "polyturn.algorithms.value.ActorCritic(policy)"
         )
     return batch.outputs[name]
 

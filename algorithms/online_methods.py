@@ -1,6 +1,6 @@
 """Methods that learn from the policy's own fresh samples: policy gradients, and the Nash methods.
 
-Give them groups from `turnwise.algorithms.online`. Scores are what the annotator gave; where it gave preferences alone,
+Give them groups from `polyturn.algorithms.online`. Scores are what the annotator gave; where it gave preferences alone,
 a member's score is its win rate over the others. In a group, members of the same agent and version as the first are the
 policy's; others, an opponent's or an earlier policy's, are compared with and never learned from.
 """
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.estimators import (
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import (
     group_normalised,
     k3,
     leave_one_out,
@@ -24,13 +24,13 @@ from turnwise.algorithms.estimators import (
     sequence_logratio,
     sequence_sum,
 )
-from turnwise.algorithms.losses import nash_md, policy_gradient, ppo_clip
-from turnwise.algorithms.methods import Loss, check_choice, check_range
-from turnwise.algorithms.offline_methods import scored
-from turnwise.algorithms.pairing import Example, against_opponents
-from turnwise.algorithms.sampled import behaviour, clipped, masked
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms.losses import nash_md, policy_gradient, ppo_clip
+from polyturn.algorithms.methods import Loss, check_choice, check_range
+from polyturn.algorithms.offline_methods import scored
+from polyturn.algorithms.pairing import Example, against_opponents
+from polyturn.algorithms.sampled import behaviour, clipped, masked
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
 
 Baseline = Literal["none", "leave_one_out", "group"]
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.agents.agent import Agent
-from turnwise.agents.branching import BranchAt
-from turnwise.agents.collecting import EnvironmentSource, collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.playing import who
-from turnwise.agents.policy import Policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms.feed import AnnotatedGroup
-from turnwise.algorithms.iterate import learnable, tasks_of
-from turnwise.algorithms.moving_average import MovingAverage
-from turnwise.envs.preference import Annotator, Preference, by_return, by_score
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.agents.agent import Agent
+from polyturn.agents.branching import BranchAt
+from polyturn.agents.collecting import EnvironmentSource, collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.playing import who
+from polyturn.agents.policy import Policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms.feed import AnnotatedGroup
+from polyturn.algorithms.iterate import learnable, tasks_of
+from polyturn.algorithms.moving_average import MovingAverage
+from polyturn.envs.preference import Annotator, Preference, by_return, by_score
+from polyturn.envs.trajectory import Group, Trajectory
 
 TurnReward = Callable[[Group], Sequence[NDArray[np.float64]]]
 """From a group to `[H]` rewards for each of its members, H that member's turns."""

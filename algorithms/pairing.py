@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group, Trajectory
 
 Pairs = NDArray[np.int64]
 

@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turnwise.agents.policy import Policy, acting
-from turnwise.algorithms.agreement import Calibration, calibration
-from turnwise.algorithms.batch import Batch, collate
-from turnwise.algorithms.compound import Compound
-from turnwise.algorithms.estimators import sequence_sum
-from turnwise.algorithms.feed import minibatches
-from turnwise.algorithms.losses import logistic
-from turnwise.algorithms.methods import Loss
-from turnwise.algorithms.pairing import Example, judged_pairs
-from turnwise.algorithms.training import TrainResult, train
-from turnwise.envs.judging import Judged, Pair
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group, TokenIds, Trajectory, Turn
+from polyturn.agents.policy import Policy, acting
+from polyturn.algorithms.agreement import Calibration, calibration
+from polyturn.algorithms.batch import Batch, collate
+from polyturn.algorithms.compound import Compound
+from polyturn.algorithms.estimators import sequence_sum
+from polyturn.algorithms.feed import minibatches
+from polyturn.algorithms.losses import logistic
+from polyturn.algorithms.methods import Loss
+from polyturn.algorithms.pairing import Example, judged_pairs
+from polyturn.algorithms.training import TrainResult, train
+from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group, TokenIds, Trajectory, Turn
 
 _HEAD = "head.safetensors"
 _FIRST, _SECOND = "\n\nFirst conversation:\n", "\n\nSecond conversation:\n"
@@ -169,7 +169,7 @@ class RewardModel(_Judge):
     def turn_scores(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float64]]:
         """For each conversation `[H]` scores, each of what had been said when the agent's turn ended.
 
-        For a model fitted to single turns (`turnwise.algorithms.single_turns`), whose scores
+        For a model fitted to single turns (`polyturn.algorithms.single_turns`), whose scores
         `online(turn_reward=model.turn_scores)` pays. A conversation is read once for all of its turns.
 
         Raises:

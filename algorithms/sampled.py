@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.batch import Batch
-from turnwise.algorithms.estimators import policy_mask
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import policy_mask
 
 
 def behaviour(batch: Batch, method: str) -> Tensor:

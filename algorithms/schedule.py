@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from turnwise.envs.suggest import did_you_mean
+from polyturn.envs.suggest import did_you_mean
 
 Schedule = Literal["constant", "linear", "cosine"]
 

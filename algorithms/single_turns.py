@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from turnwise.envs.preference import Annotator, Preference
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.envs.preference import Annotator, Preference
+from polyturn.envs.trajectory import Group, Trajectory
 
 Look = Literal["now", "end"]
 

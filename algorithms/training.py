@@ -20,23 +20,23 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from tqdm.auto import tqdm
 
-from turnwise.algorithms import checkpoint, methods
-from turnwise.algorithms.batch import Batch, collate, drop_long
-from turnwise.algorithms.checkpoint import CheckpointError, Saveable
-from turnwise.algorithms.feed import AnnotatedGroup, Feed, Source
-from turnwise.algorithms.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
-from turnwise.algorithms.methods import Method
-from turnwise.algorithms.metrics import MetricsFile
-from turnwise.algorithms.pairing import Example
-from turnwise.algorithms.schedule import Schedule, factor
-from turnwise.algorithms.signals import Interrupted, Interruptions
+from polyturn.algorithms import checkpoint, methods
+from polyturn.algorithms.batch import Batch, collate, drop_long
+from polyturn.algorithms.checkpoint import CheckpointError, Saveable
+from polyturn.algorithms.feed import AnnotatedGroup, Feed, Source
+from polyturn.algorithms.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
+from polyturn.algorithms.methods import Method
+from polyturn.algorithms.metrics import MetricsFile
+from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.schedule import Schedule, factor
+from polyturn.algorithms.signals import Interrupted, Interruptions
 
 # A source of fresh groups is asked this often for something to learn from before training gives up.
 _EMPTY_DRAWS = 16
 
 
 class Trainable(Scorable, Saveable, Protocol):
-    """A policy that `train` can train: scored, and written to checkpoints. `turnwise.agents.policy.Policy` is one."""
+    """A policy that `train` can train: scored, and written to checkpoints. `polyturn.agents.policy.Policy` is one."""
 
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
@@ -103,13 +103,13 @@ def train(
     bit, as one that was never interrupted.
 
     Args:
-        method: Any object with `loss`; see `turnwise.algorithms.methods`.
+        method: Any object with `loss`; see `polyturn.algorithms.methods`.
         policy: What is trained; its `version` stays, so name the new weights before they act into a store that the old
             ones have filled (`iterate` and `warm_start` do). A warning says so where its weights are in half precision,
             which loses most updates; with float32 weights `mixed_precision="bf16"` computes in it all the same.
         reference: What log-ratios are taken to, usually `policy.copy()`. None if the method needs none, or if the
             policy's model is a peft model: then its base, with the adapter switched off, is the reference.
-        batches: One step's examples (or batch) after another; see `turnwise.algorithms.feed.Source`.
+        batches: One step's examples (or batch) after another; see `polyturn.algorithms.feed.Source`.
         steps: How many updates in all, resumed ones included.
         lr: Learning rate.
         weight_decay: Of matrices; biases and norms have none.
@@ -183,11 +183,11 @@ def train(
         optimizer=optimizer, lr=lr, weight_decay=weight_decay, clip=clip, accumulate=accumulate,
         tokens=tokens_per_micro_batch, dropout=dropout, gradient_checkpointing=gradient_checkpointing,
         cache_reference=cache_reference, sharded=sharded, seed=seed,
-        failures=place / "nonfinite" if place else Path(tempfile.gettempdir()) / "turnwise-nonfinite",
+        failures=place / "nonfinite" if place else Path(tempfile.gettempdir()) / "polyturn-nonfinite",
     )  # fmt: skip
     if found is not None:
         checkpoint.load_optimizer(found, learner.plain_optimizer)
-    accelerator.init_trackers("turnwise", config={k: v for k, v in settings.items() if v is not None})
+    accelerator.init_trackers("polyturn", config={k: v for k, v in settings.items() if v is not None})
 
     def save(done: int, position: Any) -> Path | None:
         if place is None:

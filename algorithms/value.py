@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turnwise.agents.policy import Policy, Scorer, wanted_tokens
-from turnwise.agents.prediction import Prediction, divergence
-from turnwise.algorithms.compound import Compound
-from turnwise.algorithms.estimators import policy_mask
+from polyturn.agents.policy import Policy, Scorer, wanted_tokens
+from polyturn.agents.prediction import Prediction, divergence
+from polyturn.algorithms.compound import Compound
+from polyturn.algorithms.estimators import policy_mask
 
 _FILE = "value.safetensors"
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.policy import Policy
-from turnwise.algorithms.feed import minibatches, steps_of
-from turnwise.algorithms.methods import SFT
-from turnwise.algorithms.pairing import Example
-from turnwise.algorithms.training import TrainResult, train
-from turnwise.envs.trajectory import Trajectory
+from polyturn.agents.policy import Policy
+from polyturn.algorithms.feed import minibatches, steps_of
+from polyturn.algorithms.methods import SFT
+from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.training import TrainResult, train
+from polyturn.envs.trajectory import Trajectory
 
 
 def demonstrations(policy: Policy, trajectories: Iterable[Trajectory]) -> list[Example]:

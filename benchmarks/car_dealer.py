@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.sellers import ScriptedSeller
-from turnwise.benchmarks.conversation_pages import (
+from polyturn.agents.collecting import collect
+from polyturn.agents.sellers import ScriptedSeller
+from polyturn.benchmarks.conversation_pages import (
     conversations_shown,
     fit_rows,
     plot_histories,
@@ -25,11 +25,11 @@ from turnwise.benchmarks.conversation_pages import (
     trained,
     training_rows,
 )
-from turnwise.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
-from turnwise.benchmarks.reporting import compare, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.envs.preference import Preference, by_return
-from turnwise.envs.trajectory import Group
+from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
+from polyturn.benchmarks.reporting import compare, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.trajectory import Group
 
 NAMES = ("RL", "MTPO", "RLHF-multi", "MTPO-model")
 SALES = "sales"
@@ -54,7 +54,7 @@ def _options(setting: Setting) -> dict[str, Any]:
     return {"turns": setting.turns}
 
 
-TASK = Task("turnwise/CarDealer-v0", _options, ScriptedSeller, DearerSale())
+TASK = Task("polyturn/CarDealer-v0", _options, ScriptedSeller, DearerSale())
 
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""Commands of this floor: `turnwise bench` and `turnwise quickstart`."""
+"""Commands of this floor: `polyturn bench` and `polyturn quickstart`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.cli import no_loading_bars
+from polyturn.agents.cli import no_loading_bars
 
 BENCH_HELP = """\
 examples:
-  turnwise bench                           list the suites
-  turnwise bench tool_math --quick
-  turnwise bench tool_math --seeds 3 --out runs/tool_math
-  turnwise bench education --seeds 3 --jobs 2
-  turnwise bench education --model my/model     on a GPU
-  turnwise bench acme.suites:SUITE         your own suite, by module:attribute
+  polyturn bench                           list the suites
+  polyturn bench tool_math --quick
+  polyturn bench tool_math --seeds 3 --out runs/tool_math
+  polyturn bench education --seeds 3 --jobs 2
+  polyturn bench education --model my/model     on a GPU
+  polyturn bench acme.suites:SUITE         your own suite, by module:attribute
 
 Writes results.json, report.md and plots into --out. An interrupted run goes on where it stopped: run it again.
-Your own suites register through the entry-point group "turnwise.benchmarks".
+Your own suites register through the entry-point group "polyturn.benchmarks".
 """
 QUICKSTART_HELP = """\
 examples:
-  turnwise quickstart
-  turnwise quickstart --out runs/again --seed 1 --sandbox local
+  polyturn quickstart
+  polyturn quickstart --out runs/again --seed 1 --sandbox local
 
 Running it again goes on with what is in --out.
 """
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds this floor's commands to the parser of `turnwise`."""
+    """Adds this floor's commands to the parser of `polyturn`."""
     raw = argparse.RawDescriptionHelpFormatter
     bench = subparsers.add_parser(
         "bench", help="run a benchmark suite over seeds and report it", epilog=BENCH_HELP, formatter_class=raw
@@ -61,7 +61,7 @@ def add_commands(subparsers: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from turnwise.benchmarks.suite import load, names, run_suite
+    from polyturn.benchmarks.suite import load, names, run_suite
 
     if args.name is None:
         for name in sorted(names()):
@@ -88,7 +88,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _quickstart(args: argparse.Namespace) -> int:
-    from turnwise.benchmarks.quickstart import quickstart
+    from polyturn.benchmarks.quickstart import quickstart
 
     no_loading_bars()
     try:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import line, panels, plus_minus
-from turnwise.benchmarks.suite import Outcome
-from turnwise.envs.trajectory import Trajectory
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import line, panels, plus_minus
+from polyturn.benchmarks.suite import Outcome
+from polyturn.envs.trajectory import Trajectory
 
 Histories = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
 """The records of training steps, by way and seed."""

@@ -18,26 +18,26 @@ import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from turnwise.agents.agent import Agent
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.mixture import MixtureAgent
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms.actor_critic import MTPO, PPO
-from turnwise.algorithms.dueling import Rivals
-from turnwise.algorithms.methods import MDPO, Method
-from turnwise.algorithms.onpolicy import online
-from turnwise.algorithms.reward_models import Annotations, PreferenceModel, RewardModel, fit
-from turnwise.algorithms.single_turns import turn_feedback
-from turnwise.algorithms.training import train
-from turnwise.algorithms.value import ActorCritic
-from turnwise.algorithms.warmup import warm_start
-from turnwise.benchmarks.suite import write_json
-from turnwise.envs.preference import Annotator
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.agents.agent import Agent
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.mixture import MixtureAgent
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms.actor_critic import MTPO, PPO
+from polyturn.algorithms.dueling import Rivals
+from polyturn.algorithms.methods import MDPO, Method
+from polyturn.algorithms.onpolicy import online
+from polyturn.algorithms.reward_models import Annotations, PreferenceModel, RewardModel, fit
+from polyturn.algorithms.single_turns import turn_feedback
+from polyturn.algorithms.training import train
+from polyturn.algorithms.value import ActorCritic
+from polyturn.algorithms.warmup import warm_start
+from polyturn.benchmarks.suite import write_json
+from polyturn.envs.preference import Annotator
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Group, Trajectory
 
 Kind = Literal["whole", "end"]
 """What a reward model learned to score: whole conversations, or single turns by how the conversation ends."""

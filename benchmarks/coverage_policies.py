@@ -1,7 +1,7 @@
 """Many small policies side by side: every parameter has a leading axis of runs, so that one pass serves them all.
 
 The study trains dozens of networks of a few thousand weights each, where a loop over networks would spend its time on
-overhead. What is stacked here is what `turnwise.agents.tabular` and GPT-2 compute, run by run.
+overhead. What is stacked here is what `polyturn.agents.tabular` and GPT-2 compute, run by run.
 """
 
 from __future__ import annotations

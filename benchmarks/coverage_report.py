@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.algorithms.closed_forms import best_of_n
-from turnwise.benchmarks.coverage_training import LENGTH, METHODS, REWARDS, STORED, VOCABULARY
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Outcome, mean_interval, table
-from turnwise.envs.bandits import data_policy, reward_table
+from polyturn.algorithms.closed_forms import best_of_n
+from polyturn.benchmarks.coverage_training import LENGTH, METHODS, REWARDS, STORED, VOCABULARY
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Outcome, mean_interval, table
+from polyturn.envs.bandits import data_policy, reward_table
 
 NINTH = "tau_ninth-IPO"
 """The cells that train the GPT with IPO at a ninth of tau."""

@@ -1,7 +1,7 @@
 """The training loop of the suite `coverage`: one method on all rewards with every source of data, side by side.
 
-The losses are those of `turnwise.algorithms.losses`, what each method takes of a group and how a step is normalised is
-as in its method object; a test holds one step of this loop against one of `turnwise.algorithms.train`.
+The losses are those of `polyturn.algorithms.losses`, what each method takes of a group and how a step is normalised is
+as in its method object; a test holds one step of this loop against one of `polyturn.algorithms.train`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from turnwise.agents.tabular import mlp_policy
-from turnwise.algorithms import losses
-from turnwise.benchmarks.coverage_policies import GPT, OneToken, Stack, draw, gpt2, stacked
-from turnwise.envs.bandits import context_features, data_policy, reward_table
+from polyturn.agents.tabular import mlp_policy
+from polyturn.algorithms import losses
+from polyturn.benchmarks.coverage_policies import GPT, OneToken, Stack, draw, gpt2, stacked
+from polyturn.envs.bandits import context_features, data_policy, reward_table
 
 METHODS = ("BoN", "RWR", "REINFORCE", "PPO", "DPO", "IPO")
 REWARDS = ("R1", "R2")

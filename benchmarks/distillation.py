@@ -17,26 +17,26 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.agents.tiny import tiny_tokenizer
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms.batch import collate
-from turnwise.algorithms.distillation import Distillation
-from turnwise.algorithms.feed import minibatches
-from turnwise.algorithms.methods import SFT, Method
-from turnwise.algorithms.onpolicy import online
-from turnwise.algorithms.training import train
-from turnwise.algorithms.warmup import demonstrations
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.benchmarks.token_policies import one_thread
-from turnwise.envs.trajectory import Trajectory
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.tiny import tiny_tokenizer
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms.batch import collate
+from polyturn.algorithms.distillation import Distillation
+from polyturn.algorithms.feed import minibatches
+from polyturn.algorithms.methods import SFT, Method
+from polyturn.algorithms.onpolicy import online
+from polyturn.algorithms.training import train
+from polyturn.algorithms.warmup import demonstrations
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.token_policies import one_thread
+from polyturn.envs.trajectory import Trajectory
 
-ENV = "turnwise/EducationDialogue-v0"
+ENV = "polyturn/EducationDialogue-v0"
 WIDTHS = (16, 32, 64)
 TEACHER_WIDTH = 96
 METHODS: Mapping[str, Method] = {"tokens": SFT(), "distilled": Distillation()}

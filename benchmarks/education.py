@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.algorithms.dueling import duel
-from turnwise.benchmarks.conversation_pages import (
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.algorithms.dueling import duel
+from polyturn.benchmarks.conversation_pages import (
     conversations_shown,
     fit_rows,
     plot_histories,
@@ -26,12 +26,12 @@ from turnwise.benchmarks.conversation_pages import (
     trained,
     training_rows,
 )
-from turnwise.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
-from turnwise.benchmarks.reporting import plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table
-from turnwise.envs.education_oracle import CRITERIA, EducationOracle, outcome, turn_scores
-from turnwise.envs.education_topics import TOPICS
-from turnwise.envs.trajectory import Trajectory
+from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
+from polyturn.benchmarks.reporting import plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table
+from polyturn.envs.education_oracle import CRITERIA, EducationOracle, outcome, turn_scores
+from polyturn.envs.education_topics import TOPICS
+from polyturn.envs.trajectory import Trajectory
 
 NAMES = ("RLHF-reward", "RLHF-value", "RLHF-multi", "MTPO", "MTPO-tau", "M-DPO")
 
@@ -45,7 +45,7 @@ def _effect(trajectory: Trajectory) -> NDArray[np.float64]:
     return np.diff(turn_scores(trajectory), prepend=0.0)
 
 
-TASK = Task("turnwise/EducationDialogue-v0", _options, ScriptedTeacher, EducationOracle(), _effect)
+TASK = Task("polyturn/EducationDialogue-v0", _options, ScriptedTeacher, EducationOracle(), _effect)
 DUELS = "duels"
 LINKS = (
     ("RLHF-reward", "SFT"),

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.algorithms.closed_forms import kl, psipo_optimum
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.algorithms.closed_forms import kl, psipo_optimum
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import compare, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
 
 Array = NDArray[np.float64]
 
 FAMILY = ("logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage")
-"""Names in `turnwise.algorithms.losses`."""
+"""Names in `polyturn.algorithms.losses`."""
 BETAS = tuple(np.geomspace(0.05, 20.0, 17).round(4).tolist())
 LEVELS = (0.25, 0.5, 1.0, 1.5)
 """KL to the reference, in nats, at which the losses are compared."""
@@ -67,7 +67,7 @@ def train(reference: Array, preference: Array, *, pairs: int, steps: int, lr: fl
     """
     import torch
 
-    from turnwise.algorithms import losses
+    from polyturn.algorithms import losses
 
     rng = np.random.default_rng([seed, 1])
     drawn = np.empty((len(reference), pairs, 2), np.int64)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.algorithms.closed_forms import ipo_on_pairs, softmax
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.algorithms.closed_forms import ipo_on_pairs, softmax
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
 
 Array = NDArray[np.float64]
 

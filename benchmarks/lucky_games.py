@@ -1,6 +1,6 @@
 """Two-turn games whose replies hold more or less luck, and where training methods end on them in expectation.
 
-The losses are those that users train with (`turnwise.algorithms`), summed over every play of a game with its
+The losses are those that users train with (`polyturn.algorithms`), summed over every play of a game with its
 probability, so that no sampling noise is left: what remains of a distance to the optimum is bias.
 """
 
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from turnwise.algorithms import tabular_games
-from turnwise.algorithms.closed_forms import log_of, logsumexp, softmax
-from turnwise.algorithms.tabular_games import TurnPolicy, occupancy, turn_kl
-from turnwise.envs.tabular_env import TabularGameEnv
-from turnwise.envs.tabular_games import Array, TabularGame, random_game, random_preference
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.algorithms import tabular_games
+from polyturn.algorithms.closed_forms import log_of, logsumexp, softmax
+from polyturn.algorithms.tabular_games import TurnPolicy, occupancy, turn_kl
+from polyturn.envs.tabular_env import TabularGameEnv
+from polyturn.envs.tabular_games import Array, TabularGame, random_game, random_preference
+from polyturn.envs.trajectory import Trajectory, Turn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from turnwise.agents.policy import Policy
-    from turnwise.algorithms.batch import Batch
-    from turnwise.algorithms.methods import Method
+    from polyturn.agents.policy import Policy
+    from polyturn.algorithms.batch import Batch
+    from polyturn.algorithms.methods import Method
 
 Where = Literal["both", "first", "last"]
 
@@ -161,8 +161,8 @@ class Plays:
     def __init__(self, games: Sequence[PaidGame]) -> None:
         import torch
 
-        from turnwise.algorithms.batch import collate
-        from turnwise.algorithms.pairing import Example
+        from polyturn.algorithms.batch import collate
+        from polyturn.algorithms.pairing import Example
 
         self.games = list(games)
         first = torch.tensor(np.array([paid.game.transitions[0][0] for paid in games]))
@@ -206,7 +206,7 @@ class Plays:
         """
         import torch
 
-        from turnwise.algorithms.actor_critic import MTPO, PPO
+        from polyturn.algorithms.actor_critic import MTPO, PPO
 
         logits = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in self._shapes]
         anchor = self._logps(logits).detach()
@@ -272,7 +272,7 @@ class Plays:
 
 
 class GambleEnv(TabularGameEnv):
-    """`turnwise/TabularGame-v0` with the gamble's rooms for words."""
+    """`polyturn/TabularGame-v0` with the gamble's rooms for words."""
 
     def _question(self, turn: int) -> str:
         return ROOMS[turn][self._state]
@@ -291,8 +291,8 @@ def read_off(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
     """
     import torch
 
-    from turnwise.algorithms.batch import collate
-    from turnwise.algorithms.pairing import Example
+    from polyturn.algorithms.batch import collate
+    from polyturn.algorithms.pairing import Example
 
     env, (first, second) = GambleEnv(games=game.game), game.game.transitions
     size = (first.shape[1], first.shape[2], second.shape[1])

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.algorithms import mirror_descent, nash, tabular_games
-from turnwise.algorithms.closed_forms import kl, log_of, softmax
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.envs.tabular_games import random_game, random_preference
+from polyturn.algorithms import mirror_descent, nash, tabular_games
+from polyturn.algorithms.closed_forms import kl, log_of, softmax
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.envs.tabular_games import random_game, random_preference
 
 Array = NDArray[np.float64]
 

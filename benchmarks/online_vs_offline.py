@@ -17,22 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.agents.agent import Episode
-from turnwise.agents.policy import Policy
-from turnwise.algorithms.feed import minibatches
-from turnwise.algorithms.feedback import ai_feedback, position_bias
-from turnwise.algorithms.methods import SFT, Method
-from turnwise.algorithms.offline_methods import GPO, IPO, BestOfN
-from turnwise.algorithms.onpolicy import online
-from turnwise.algorithms.training import train
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
-from turnwise.envs.judging import Judged, Pair
-from turnwise.envs.preference import by_return
-from turnwise.envs.token_tasks import skewed_lengths
-from turnwise.envs.trajectory import Group
+from polyturn.agents.agent import Episode
+from polyturn.agents.policy import Policy
+from polyturn.algorithms.feed import minibatches
+from polyturn.algorithms.feedback import ai_feedback, position_bias
+from polyturn.algorithms.methods import SFT, Method
+from polyturn.algorithms.offline_methods import GPO, IPO, BestOfN
+from polyturn.algorithms.onpolicy import online
+from polyturn.algorithms.training import train
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
+from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.preference import by_return
+from polyturn.envs.token_tasks import skewed_lengths
+from polyturn.envs.trajectory import Group
 
 Array = NDArray[np.float64]
 
@@ -120,9 +120,9 @@ def skewed(rng: np.random.Generator) -> str:
 
 
 def length_task(task: str) -> Task:
-    """`turnwise/TokenLength-v0` in the suite's size."""
+    """`polyturn/TokenLength-v0` in the suite's size."""
     options = {"task": task, "limit": LIMIT, "mode": MODE, "prompts": 8}
-    return Task("turnwise/TokenLength-v0", options, usual, LIMIT + 8, lambda turn: "length" in turn.info)
+    return Task("polyturn/TokenLength-v0", options, usual, LIMIT + 8, lambda turn: "length" in turn.info)
 
 
 def train_on_reward(

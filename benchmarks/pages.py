@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from turnwise.envs.cli import printable
-from turnwise.envs.trajectory import Trajectory
+from polyturn.envs.cli import printable
+from polyturn.envs.trajectory import Trajectory
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1b1f24 }

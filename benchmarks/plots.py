@@ -20,8 +20,8 @@ def figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need the extra "plots": pip install "turnwise[plots]"') from error
-    with rc_context({"svg.hashsalt": "turnwise", "svg.fonttype": "path"}):
+        raise ImportError('plots need the extra "plots": pip install "polyturn[plots]"') from error
+    with rc_context({"svg.hashsalt": "polyturn", "svg.fonttype": "path"}):
         drawing = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawing)
         axes = drawing.add_subplot()

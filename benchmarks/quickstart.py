@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from turnwise.algorithms.evaluate import Proportion
-from turnwise.algorithms.iterate import Iteration
-from turnwise.benchmarks.pages import comparison_page
-from turnwise.benchmarks.suite import machine, table, write_json
-from turnwise.benchmarks.tool_math import QUICK, Setting, learn, plot_curves, supervised
-from turnwise.envs.store import read
-from turnwise.sandbox import open_sandbox
+from polyturn.algorithms.evaluate import Proportion
+from polyturn.algorithms.iterate import Iteration
+from polyturn.benchmarks.pages import comparison_page
+from polyturn.benchmarks.suite import machine, table, write_json
+from polyturn.benchmarks.tool_math import QUICK, Setting, learn, plot_curves, supervised
+from polyturn.envs.store import read
+from polyturn.sandbox import open_sandbox
 
 _SHOWN = 12
 

@@ -1,9 +1,9 @@
 """The sandbox measured: latency and throughput beside other ways, sessions, neighbours, endurance.
 
-    turnwise bench sandbox            or  turnwise bench turnwise.benchmarks.sandbox:SUITE
+    polyturn bench sandbox            or  polyturn bench polyturn.benchmarks.sandbox:SUITE
 
 Needs Docker and the image. What else is on the machine decides how much is compared: `jupyter_client` and the image of
-`turnwise sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported with
+`polyturn sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported with
 the reason.
 """
 
@@ -22,14 +22,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turnwise.benchmarks.sandbox_engine import OwnEngine, under_load
-from turnwise.benchmarks.sandbox_episodes import episodes
-from turnwise.benchmarks.sandbox_peers import WAYS, Call, timed
-from turnwise.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
-from turnwise.benchmarks.suite import Cell, Suite
-from turnwise.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
-from turnwise.sandbox import image as images
-from turnwise.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
+from polyturn.benchmarks.sandbox_engine import OwnEngine, under_load
+from polyturn.benchmarks.sandbox_episodes import episodes
+from polyturn.benchmarks.sandbox_peers import WAYS, Call, timed
+from polyturn.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
+from polyturn.benchmarks.suite import Cell, Suite
+from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
+from polyturn.sandbox import image as images
+from polyturn.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
 
 PRINT = "print(1+1)"
 SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - 5*x + 6, x))"
@@ -314,7 +314,7 @@ def soak(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 PROGRAM = """
 import threading
-from turnwise.sandbox.docker import DockerSandbox
+from polyturn.sandbox.docker import DockerSandbox
 sandbox = DockerSandbox(spares=1)
 print(sandbox.servers[0].name, flush=True)
 def work():

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from turnwise.sandbox import Sandbox, SandboxError, SandboxLost, SandboxUnavailable, Session
-from turnwise.sandbox.docker import connect
+from polyturn.sandbox import Sandbox, SandboxError, SandboxLost, SandboxUnavailable, Session
+from polyturn.sandbox.docker import connect
 
 
 class OwnEngine:
@@ -25,7 +25,7 @@ class OwnEngine:
     def __init__(self) -> None:
         if os.geteuid() != 0 or shutil.which("dockerd") is None:
             raise SandboxUnavailable("an engine of one's own needs root and `dockerd`")
-        self._folder = Path(tempfile.mkdtemp(prefix="turnwise-engine-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="polyturn-engine-"))
         self.address = f"unix://{self._folder}/docker.sock"
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.gold import GoldAgent
-from turnwise.benchmarks.sandbox_peers import WAYS, Call
-from turnwise.envs.problems import Problems, load_problems
-from turnwise.envs.tool_math import ToolMath
-from turnwise.sandbox import Capabilities, Limits, Result, Sandbox, Session, Status, open_sandbox
+from polyturn.agents.collecting import collect
+from polyturn.agents.gold import GoldAgent
+from polyturn.benchmarks.sandbox_peers import WAYS, Call
+from polyturn.envs.problems import Problems, load_problems
+from polyturn.envs.tool_math import ToolMath
+from polyturn.sandbox import Capabilities, Limits, Result, Sandbox, Session, Status, open_sandbox
 
 LIVE = {"ours: Docker": "docker", "ours: local, rootless": "local"}
 NEW_EACH_CALL = ("subprocess on the host", "docker exec, command line", "docker run, command line")

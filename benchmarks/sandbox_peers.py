@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from turnwise.sandbox import Limits, Sandbox, SandboxError, open_sandbox
-from turnwise.sandbox import image as images
+from polyturn.sandbox import Limits, Sandbox, SandboxError, open_sandbox
+from polyturn.sandbox import image as images
 
 Call = Callable[[str], str]
 """Runs a program and returns what it printed."""
@@ -62,7 +62,7 @@ def _docker_run() -> Iterator[Callable[[], Call]]:
 
 @contextmanager
 def _container(name: str, *more: str, command: tuple[str, ...] = ("sleep", "3600")) -> Iterator[str]:
-    own = f"turnwise-bench-{uuid.uuid4().hex[:8]}"
+    own = f"polyturn-bench-{uuid.uuid4().hex[:8]}"
     subprocess.run(["docker", "run", "-d", "--rm", "--init", "--name", own, *_flags(), *more, name, *command],
                    check=True, capture_output=True)  # fmt: skip
     try:
@@ -84,7 +84,7 @@ def _docker_exec() -> Iterator[Callable[[], Call]]:
 
 @contextmanager
 def _docker_exec_sdk() -> Iterator[Callable[[], Call]]:
-    from turnwise.sandbox.docker import connect
+    from polyturn.sandbox.docker import connect
 
     with _container(images.default_name()) as name, contextlib.closing(connect()) as client:
         container = client.containers.get(name)
@@ -175,7 +175,7 @@ def _gem() -> Iterator[Callable[[], Call]]:
 
 def _image_with_python() -> str:
     """Our image with the interpreter under the name `python` as well, which llm-sandbox calls."""
-    name = f"turnwise-bench-python:{images.content()}"
+    name = f"polyturn-bench-python:{images.content()}"
     recipe = f'FROM {images.default_name()}\nRUN ["ln", "-sf", "/usr/bin/python3", "/usr/bin/python"]\n'
     command = ["docker", "build", "--network", "none", "-t", name, "-"]
     done = subprocess.run(command, input=recipe, capture_output=True, text=True, check=False)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from turnwise.algorithms.tabular_games import exploitability, regularised_nash, uniform_policy
-from turnwise.benchmarks.lucky_games import (
+from polyturn.algorithms.tabular_games import exploitability, regularised_nash, uniform_policy
+from polyturn.benchmarks.lucky_games import (
     GambleEnv,
     PaidGame,
     Plays,
@@ -29,15 +29,15 @@ from turnwise.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
 
 if TYPE_CHECKING:
-    from turnwise.agents.policy import Policy
-    from turnwise.algorithms.methods import Method
+    from polyturn.agents.policy import Policy
+    from polyturn.algorithms.methods import Method
 
 Claim = Literal["reward", "response", "preference"]
 
@@ -87,7 +87,7 @@ TRAINED = ("M-DPO", "multi-turn RLHF", "M-IPO", "MTPO")
 
 def method_of(name: str, *, beta: float, sampled: bool) -> Method:
     """The loss of a way to train; sampled ones have a value network that warms up, exact ones need none."""
-    from turnwise.algorithms import GPO, IPO, MTPO, PPO
+    from polyturn.algorithms import GPO, IPO, MTPO, PPO
 
     alpha = beta / 4.0
     exact: dict[str, Any] = {"lam": 1.0, "whiten": False, "value_weight": 0.0}
@@ -149,10 +149,10 @@ def _rewarded(paid: PaidGame) -> Callable[[Group], Preference]:
 
 def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
     """A small transformer that imitates demonstrations."""
-    from turnwise.agents.agent import Episode, ScriptedAgent
-    from turnwise.agents.collecting import collect
-    from turnwise.agents.tiny import tiny_policy
-    from turnwise.algorithms.warmup import warm_start
+    from polyturn.agents.agent import Episode, ScriptedAgent
+    from polyturn.agents.collecting import collect
+    from polyturn.agents.tiny import tiny_policy
+    from polyturn.algorithms.warmup import warm_start
 
     def demonstrate(episode: Episode) -> str:
         return str(int(episode.rng.random() < LEANS[episode.observation]))
@@ -173,8 +173,8 @@ def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
 
 def _learned(cell: Cell) -> dict[str, Any]:
     """One transformer by every trained way, from the same reference, on as many episodes."""
-    from turnwise.agents.generation import Sampling
-    from turnwise.algorithms import ActorCritic, online, train
+    from polyturn.agents.generation import Sampling
+    from polyturn.algorithms import ActorCritic, online, train
 
     options, beta = cell.options, BETA["gamble"]
     paid = gamble(options["spread"])

@@ -24,8 +24,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from turnwise.agents.cli import no_loading_bars
-from turnwise.envs.suggest import did_you_mean
+from polyturn.agents.cli import no_loading_bars
+from polyturn.envs.suggest import did_you_mean
 
 
 class SuiteError(ValueError):
@@ -65,7 +65,7 @@ class Suite:
     """A benchmark.
 
     Attributes:
-        name: What `turnwise bench` calls it.
+        name: What `polyturn bench` calls it.
         summary: One line: which claim is measured.
         cells: From (quick, seeds) to the cells; seeds is how many.
         run: Runs a cell; gets a folder of its own for files that may be resumed from. Returns JSON values.
@@ -86,26 +86,26 @@ class Suite:
 
 
 BUILT_IN: dict[str, str] = {
-    "car_dealer": "turnwise.benchmarks.car_dealer:SUITE",
-    "distillation": "turnwise.benchmarks.distillation:SUITE",
-    "coverage": "turnwise.benchmarks.coverage:SUITE",
-    "education": "turnwise.benchmarks.education:SUITE",
-    "gpo_frontier": "turnwise.benchmarks.gpo_frontier:SUITE",
-    "ipo_vs_dpo": "turnwise.benchmarks.ipo_vs_dpo:SUITE",
-    "nash": "turnwise.benchmarks.nash:SUITE",
-    "online_vs_offline": "turnwise.benchmarks.online_vs_offline:SUITE",
-    "sandbox": "turnwise.benchmarks.sandbox:SUITE",
-    "stochastic_bias": "turnwise.benchmarks.stochastic_bias:SUITE",
-    "tool_math": "turnwise.benchmarks.tool_math:SUITE",
-    "unpaired": "turnwise.benchmarks.unpaired:SUITE",
+    "car_dealer": "polyturn.benchmarks.car_dealer:SUITE",
+    "distillation": "polyturn.benchmarks.distillation:SUITE",
+    "coverage": "polyturn.benchmarks.coverage:SUITE",
+    "education": "polyturn.benchmarks.education:SUITE",
+    "gpo_frontier": "polyturn.benchmarks.gpo_frontier:SUITE",
+    "ipo_vs_dpo": "polyturn.benchmarks.ipo_vs_dpo:SUITE",
+    "nash": "polyturn.benchmarks.nash:SUITE",
+    "online_vs_offline": "polyturn.benchmarks.online_vs_offline:SUITE",
+    "sandbox": "polyturn.benchmarks.sandbox:SUITE",
+    "stochastic_bias": "polyturn.benchmarks.stochastic_bias:SUITE",
+    "tool_math": "polyturn.benchmarks.tool_math:SUITE",
+    "unpaired": "polyturn.benchmarks.unpaired:SUITE",
 }
 """Suites of this package by name, imported when asked for."""
 
 
 def names() -> dict[str, str]:
     """Every suite's name and where it is: the built-in ones and plug-ins of the entry-point group
-    "turnwise.benchmarks"."""
-    plugins = {point.name: point.value for point in entry_points(group="turnwise.benchmarks")}
+    "polyturn.benchmarks"."""
+    plugins = {point.name: point.value for point in entry_points(group="polyturn.benchmarks")}
     return {**plugins, **BUILT_IN}
 
 
@@ -127,7 +127,7 @@ def load(name: str) -> Suite:
 
     suite = getattr(import_module(module), attribute or "SUITE", None)
     if not isinstance(suite, Suite):
-        raise SuiteError(f"expected a turnwise.benchmarks.suite.Suite at {place!r}, got {type(suite).__name__}")
+        raise SuiteError(f"expected a polyturn.benchmarks.suite.Suite at {place!r}, got {type(suite).__name__}")
     return suite
 
 
@@ -179,7 +179,7 @@ def run_suite(
         "summary": suite.summary,
         "quick": quick,
         "seeds": count,
-        "command": "turnwise bench "
+        "command": "polyturn bench "
         + suite.name
         + (" --quick" if quick else "")
         + f" --seeds {count}"
@@ -241,7 +241,7 @@ def _start_worker() -> None:
             time.sleep(1.0)
         os._exit(1)
 
-    threading.Thread(target=watch, name="turnwise-runner-watch", daemon=True).start()
+    threading.Thread(target=watch, name="polyturn-runner-watch", daemon=True).start()
 
 
 def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:
@@ -270,7 +270,7 @@ def write_json(path: Path, value: Any) -> None:
 def machine() -> dict[str, Any]:
     """What the figures were measured on: processor count, system, versions."""
     found = {}
-    for package in ("turnwise", "torch", "transformers", "numpy", "gymnasium"):
+    for package in ("polyturn", "torch", "transformers", "numpy", "gymnasium"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

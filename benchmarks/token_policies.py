@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from turnwise.agents.agent import Agent, ScriptedAgent
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms.batch import collate
-from turnwise.algorithms.estimators import sequence_logratio
-from turnwise.algorithms.pairing import Example
-from turnwise.algorithms.warmup import warm_start
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.agent import Agent, ScriptedAgent
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms.batch import collate
+from polyturn.algorithms.estimators import sequence_logratio
+from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.warmup import warm_start
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 Array = NDArray[np.float64]
 CONTEXT = 96

@@ -18,22 +18,22 @@ from typing import Any, Literal
 
 import torch
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.demonstrator import Demonstrator
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms.evaluate import Report, evaluate, report
-from turnwise.algorithms.iterate import Iteration, OfflineMethod, iterate
-from turnwise.algorithms.methods import MDPO, MKTO, RAFT
-from turnwise.algorithms.warmup import warm_start
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table, write_json
-from turnwise.envs.problems import Problems
-from turnwise.envs.store import Store
-from turnwise.envs.word_problems import word_problems
+from polyturn.agents.collecting import collect
+from polyturn.agents.demonstrator import Demonstrator
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms.evaluate import Report, evaluate, report
+from polyturn.algorithms.iterate import Iteration, OfflineMethod, iterate
+from polyturn.algorithms.methods import MDPO, MKTO, RAFT
+from polyturn.algorithms.warmup import warm_start
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table, write_json
+from polyturn.envs.problems import Problems
+from polyturn.envs.store import Store
+from polyturn.envs.word_problems import word_problems
 
-ENV = "turnwise/ToolMath-v0"
+ENV = "polyturn/ToolMath-v0"
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def _filled(cells: Sequence[str], length: int) -> list[str]:
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[float, float, float]]], stem: Path) -> None:
     """Draws success against iteration, one line a variant, to `stem.png` and `stem.svg`."""
-    from turnwise.benchmarks.plots import figure, save
+    from polyturn.benchmarks.plots import figure, save
 
     with figure(6.5, 4) as (canvas, axes):
         for variant, curve in curves.items():

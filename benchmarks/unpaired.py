@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from turnwise.algorithms import losses
-from turnwise.algorithms.closed_forms import dro_optimum, kl, pmpo_optimum
-from turnwise.algorithms.feed import minibatches
-from turnwise.algorithms.methods import MKTO, SFT, Method
-from turnwise.algorithms.offline_methods import DROV, PMPO, RWR, standardised
-from turnwise.algorithms.pairing import Example
-from turnwise.algorithms.training import train
-from turnwise.algorithms.value import ActorCritic
-from turnwise.benchmarks.plots import save
-from turnwise.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, table
-from turnwise.benchmarks.token_policies import Measure, Task, curve, one_thread, rewards, start, win_rate
-from turnwise.envs.bandits import data_policy, reward_table
-from turnwise.envs.preference import by_return
-from turnwise.envs.trajectory import Group
+from polyturn.algorithms import losses
+from polyturn.algorithms.closed_forms import dro_optimum, kl, pmpo_optimum
+from polyturn.algorithms.feed import minibatches
+from polyturn.algorithms.methods import MKTO, SFT, Method
+from polyturn.algorithms.offline_methods import DROV, PMPO, RWR, standardised
+from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.training import train
+from polyturn.algorithms.value import ActorCritic
+from polyturn.benchmarks.plots import save
+from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.token_policies import Measure, Task, curve, one_thread, rewards, start, win_rate
+from polyturn.envs.bandits import data_policy, reward_table
+from polyturn.envs.preference import by_return
+from polyturn.envs.trajectory import Group
 
 Array = NDArray[np.float64]
 
@@ -194,7 +194,7 @@ def _token_policy() -> Array:
 
 
 TASK = Task(
-    "turnwise/TokenBandit-v0",
+    "polyturn/TokenBandit-v0",
     {"reward": "R1", "vocabulary": TOKENS, "length": LENGTH},
     tokens,
     4 * LENGTH,
@@ -398,7 +398,7 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
         f"{len(found['KTO'])} seeds, mean with the 95% Student interval. PMPO: of groups of four samples the best two "
         "are accepted, the others rejected. Table: full-batch descent of the loss; each further round samples anew "
         "from the last policy, which is also its reference. Transformer (2 layers, width 32, trained from nothing): "
-        f"`turnwise/TokenBandit-v0`, {LENGTH} tokens out of {TOKENS}, reward R1; {options['stored']} stored groups of "
+        f"`polyturn/TokenBandit-v0`, {LENGTH} tokens out of {TOKENS}, reward R1; {options['stored']} stored groups of "
         f"four from the reference, {options['steps']} AdamW steps at {options['lr']} on {options['groups']} groups. "
         "Scores are standardised; KTO and SFT take those above the median for good. An answer is proper with as many "
         "valid tokens as asked for.\n",

@@ -8,13 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from turnwise.envs.checker import CheckReport, check_text_env
-from turnwise.envs.contract import ContractViolation
-from turnwise.envs.export import export_dpo, export_parquet, export_sft
-from turnwise.envs.preference import Annotator, Preference, by_return, by_score
-from turnwise.envs.registration import EnvOptionError, UnknownEnv, make, register_built_in, registered
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.store import (
+from polyturn.envs.checker import CheckReport, check_text_env
+from polyturn.envs.contract import ContractViolation
+from polyturn.envs.export import export_dpo, export_parquet, export_sft
+from polyturn.envs.preference import Annotator, Preference, by_return, by_score
+from polyturn.envs.registration import EnvOptionError, UnknownEnv, make, register_built_in, registered
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.store import (
     CorruptRecord,
     Entry,
     NotAStore,
@@ -27,16 +27,16 @@ from turnwise.envs.store import (
     read,
     read_groups,
 )
-from turnwise.envs.text_env import TextEnv
-from turnwise.envs.trajectory import Group, GroupError, Trajectory, Turn, group_by_start
-from turnwise.envs.wrappers import TurnLimit
+from polyturn.envs.text_env import TextEnv
+from polyturn.envs.trajectory import Group, GroupError, Trajectory, Turn, group_by_start
+from polyturn.envs.wrappers import TurnLimit
 
 if TYPE_CHECKING:
-    from turnwise.envs.car_buyers import ScriptedBuyer
-    from turnwise.envs.car_dealer import CarDealer
-    from turnwise.envs.conversation import Partner, PartnerFull, Scene, Spoken
-    from turnwise.envs.education import EducationDialogue
-    from turnwise.envs.education_data import (
+    from polyturn.envs.car_buyers import ScriptedBuyer
+    from polyturn.envs.car_dealer import CarDealer
+    from polyturn.envs.conversation import Partner, PartnerFull, Scene, Spoken
+    from polyturn.envs.education import EducationDialogue
+    from polyturn.envs.education_data import (
         Dialogue,
         DialogueFormatError,
         dialogue_of,
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
         read_dialogues,
         write_dialogues,
     )
-    from turnwise.envs.education_oracle import EducationOracle
-    from turnwise.envs.education_student import ScriptedStudent
-    from turnwise.envs.judging import Judged, PairJudge
+    from polyturn.envs.education_oracle import EducationOracle
+    from polyturn.envs.education_student import ScriptedStudent
+    from polyturn.envs.judging import Judged, PairJudge
 
 _HOME = {
     "car_buyers": ("ScriptedBuyer",),

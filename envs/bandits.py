@@ -15,10 +15,10 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from turnwise.envs.choices import choice
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.suggest import did_you_mean
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.envs.choices import choice
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 Array = NDArray[np.float64]
 Reward = str | Sequence[float] | Sequence[Sequence[float]] | Callable[[int, int], float] | Array
@@ -115,7 +115,7 @@ class BanditPlays:
     rewards: Array
 
     def groups(self, *, policy_version: str = "", **options: Any) -> list[Group]:
-        """The plays as trajectories of `turnwise/Bandit-v0`; an arm is an action of one token, its own number.
+        """The plays as trajectories of `polyturn/Bandit-v0`; an arm is an action of one token, its own number.
 
         Args:
             policy_version: Which policy acted.
@@ -130,7 +130,7 @@ class BanditPlays:
             made_with = {**options, "context": context}
             members = [
                 Trajectory(
-                    env_id="turnwise/Bandit-v0",
+                    env_id="polyturn/Bandit-v0",
                     seed=0,
                     task_id=f"context-{context}",
                     turns=(

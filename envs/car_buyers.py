@@ -1,6 +1,6 @@
 """The scripted buyer of Car Dealer: a small simulator of somebody who wants a car and does not want to overpay.
 
-It reads cue words and prices (`turnwise.envs.car_talk`), believes every claim about the car, and its constants were
+It reads cue words and prices (`polyturn.envs.car_talk`), believes every claim about the car, and its constants were
 chosen, not fitted.
 
 Hidden for good: budget B (15,000 to 60,000 dollars), personality, and a taste in brand, type and feature.
@@ -30,8 +30,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from turnwise.envs.car_talk import Pitch, hear
-from turnwise.envs.conversation import Scene, Spoken
+from polyturn.envs.car_talk import Pitch, hear
+from polyturn.envs.conversation import Scene, Spoken
 
 PERSONALITIES = ("friendly", "thrifty", "hasty", "careful")
 ACCEPT, REJECT = "[accept]", "[reject]"

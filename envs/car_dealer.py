@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any
 
-from turnwise.envs.car_buyers import ACCEPT, LUCK_A_TURN, PERSONALITIES, REJECT, ScriptedBuyer
-from turnwise.envs.car_talk import BRANDS, FEATURES, TYPES, hear
-from turnwise.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
-from turnwise.envs.partner_env import PartnerEnv
-from turnwise.envs.prices import offered_price
+from polyturn.envs.car_buyers import ACCEPT, LUCK_A_TURN, PERSONALITIES, REJECT, ScriptedBuyer
+from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
+from polyturn.envs.partner_env import PartnerEnv
+from polyturn.envs.prices import offered_price
 
 SCALE = 60_000
 """Dollars that are worth a reward of 1; the largest budget."""
@@ -38,11 +38,11 @@ class CarDealer(PartnerEnv):
 
     A dialogue task of LMRL Gym (Abdulhai et al. 2023, arXiv 2311.18232) that MTPO's authors use where an explicit
     reward is wanted (arXiv 2405.14655). What differs: by default the buyer is a documented simulator
-    (`turnwise.envs.car_buyers`), and prices and seeds are handled as said here.
+    (`polyturn.envs.car_buyers`), and prices and seeds are handled as said here.
 
     Reward: `min(price, 60,000) / 60,000` when, and only when, the buyer accepts; 0 for every other end and every other
     turn. The price is the one that lies on the table: the last that the *dealer* put forward
-    (`turnwise.envs.prices.offered_price`), or the buyer's own last counter-offer if the dealer takes it ("Deal!"). What
+    (`polyturn.envs.prices.offered_price`), or the buyer's own last counter-offer if the dealer takes it ("Deal!"). What
     else the texts say about money changes nothing, and an offer that is not accepted is never paid. The buyer
     accepts or leaves with "[accept]" or "[reject]" as the last thing it says; from the dealer these are mere words.
 
@@ -55,7 +55,7 @@ class CarDealer(PartnerEnv):
     start. Starts and noise 0 depend on the seed alone.
 
     Args:
-        buyer: "scripted", or a `turnwise.envs.conversation.Partner` (`turnwise.agents.roles.AgentPartner` makes one of
+        buyer: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.roles.AgentPartner` makes one of
             any agent).
         turns: Turns the dealer has; the buyer says so at the start.
 

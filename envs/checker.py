@@ -1,8 +1,8 @@
-"""The executable contract of a multi-turn text environment; `turnwise.envs.text_env` says it in prose.
+"""The executable contract of a multi-turn text environment; `polyturn.envs.text_env` says it in prose.
 
 `check_text_env` plays many short episodes with three kinds of agents: plausible ones (the caller's `actions`), agents
 that write only garbage, and agents that write hostile text. It compares transcripts: everything that an episode gave
-back, as canonical JSON, byte by byte. `turnwise.envs.contract.RULES` lists what is checked; the first breach is raised.
+back, as canonical JSON, byte by byte. `polyturn.envs.contract.RULES` lists what is checked; the first breach is raised.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.env_match import check_environments_match
 
-from turnwise.envs.contract import RULES, Agent, ContractViolation, Episode, Player, agent_rng, canonical, shown
-from turnwise.envs.hostile import HOSTILE
-from turnwise.envs.registration import make
+from polyturn.envs.contract import RULES, Agent, ContractViolation, Episode, Player, agent_rng, canonical, shown
+from polyturn.envs.hostile import HOSTILE
+from polyturn.envs.registration import make
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def check_text_env(
 
     Raises:
         ContractViolation: The first breach: rule, expected, got, remedy.
-        UnknownEnv, EnvOptionError: As `turnwise.envs.make`.
+        UnknownEnv, EnvOptionError: As `polyturn.envs.make`.
     """
     if len(set(seeds)) < 2:
         raise ValueError(f"check_text_env: expected at least two different seeds, got {list(seeds)}")
@@ -205,7 +205,7 @@ class _Checker:
         self.player.bounds = low, high
         for name in ("snapshot", "restore"):
             if not callable(_part(env, name)):
-                raise ContractViolation(name, f"a method {name}", "none", "see turnwise.envs.text_env")
+                raise ContractViolation(name, f"a method {name}", "none", "see polyturn.envs.text_env")
 
     def _order(self, env: Any) -> None:
         if not self._raises(env):

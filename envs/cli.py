@@ -1,4 +1,4 @@
-"""Commands of this floor: `turnwise envs`, `check-env`, `show` and `export`."""
+"""Commands of this floor: `polyturn envs`, `check-env`, `show` and `export`."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turnwise.envs.trajectory import Trajectory
+    from polyturn.envs.trajectory import Trajectory
 
 ENVS_HELP = """\
 examples:
-  turnwise envs
+  polyturn envs
 """
 CHECK_HELP = """\
 examples:
-  turnwise check-env turnwise/Guess-v0
-  turnwise check-env turnwise/Guess-v0 -o high=10 -o turns=3
-  turnwise check-env turnwise/ToolMath-v0 -o sandbox=local -a $'```python\\nprint(1)\\n```' -a '\\boxed{1}'
-  turnwise check-env acme.haggle:acme/Haggle-v0      imports acme.haggle first
+  polyturn check-env polyturn/Guess-v0
+  polyturn check-env polyturn/Guess-v0 -o high=10 -o turns=3
+  polyturn check-env polyturn/ToolMath-v0 -o sandbox=local -a $'```python\\nprint(1)\\n```' -a '\\boxed{1}'
+  polyturn check-env acme.haggle:acme/Haggle-v0      imports acme.haggle first
 
 exit code 0: every rule holds; 1: a rule is broken, and the output says which and what to do.
 """
 SHOW_HELP = """\
 examples:
-  turnwise show runs.jsonl
-  turnwise show runs.jsonl --limit 3 --start 100
-  turnwise show runs.jsonl --skip-damaged --limit 0 | less
+  polyturn show runs.jsonl
+  polyturn show runs.jsonl --limit 3 --start 100
+  polyturn show runs.jsonl --skip-damaged --limit 0 | less
 
 Text is shown as it is; control, formatting and unassigned characters appear as escapes such as \\x1b.
 """
 EXPORT_HELP = """\
 examples:
-  turnwise export runs.jsonl --to parquet runs.parquet
-  turnwise export runs.jsonl --to sft winners.jsonl --min-return 1
-  turnwise export runs.jsonl --to dpo pairs.jsonl --pairs-per-group 4
+  polyturn export runs.jsonl --to parquet runs.parquet
+  polyturn export runs.jsonl --to sft winners.jsonl --min-return 1
+  polyturn export runs.jsonl --to dpo pairs.jsonl --pairs-per-group 4
 
-parquet needs the extra "data":  pip install "turnwise[data]"
+parquet needs the extra "data":  pip install "polyturn[data]"
 """
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds this floor's commands to the parser of `turnwise`."""
+    """Adds this floor's commands to the parser of `polyturn`."""
     raw = argparse.RawDescriptionHelpFormatter
 
     envs = subparsers.add_parser("envs", help="list the environments", epilog=ENVS_HELP, formatter_class=raw)
@@ -103,7 +103,7 @@ def add_commands(subparsers: Any) -> None:
 
 
 def _envs(args: argparse.Namespace) -> int:
-    from turnwise.envs.registration import creator, env_spec, registered
+    from polyturn.envs.registration import creator, env_spec, registered
 
     rows = []
     for env_id in registered():
@@ -119,8 +119,8 @@ def _envs(args: argparse.Namespace) -> int:
 
 
 def _check_env(args: argparse.Namespace) -> int:
-    from turnwise.envs.checker import check_text_env
-    from turnwise.envs.contract import RULES, Agent, ContractViolation
+    from polyturn.envs.checker import check_text_env
+    from polyturn.envs.contract import RULES, Agent, ContractViolation
 
     options = dict(parse_option(text) for text in args.option)
     # Options are bound first, so that none of them can pass for an argument of the check.
@@ -159,7 +159,7 @@ def parse_option(text: str) -> tuple[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from turnwise.envs.store import read
+    from polyturn.envs.store import read
 
     if args.start < 1 or args.limit < 0:
         raise ValueError(f"show: expected --start >= 1 and --limit >= 0, got {args.start} and {args.limit}")
@@ -200,7 +200,7 @@ def print_trajectory(trajectory: Trajectory, number: int) -> None:
 
 def _roles(trajectory: Trajectory) -> tuple[str, str]:
     """Who speaks in a trajectory: as the environment says, where it is installed and says so."""
-    from turnwise.envs.registration import creator, env_spec
+    from polyturn.envs.registration import creator, env_spec
 
     try:
         env, agent = getattr(creator(env_spec(trajectory.env_id)), "roles", ("env", "agent"))
@@ -210,7 +210,7 @@ def _roles(trajectory: Trajectory) -> tuple[str, str]:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from turnwise.envs.export import export_dpo, export_parquet, export_sft
+    from polyturn.envs.export import export_dpo, export_parquet, export_sft
 
     if args.min_return is not None and args.to != "sft":
         raise ValueError(f"export: --min-return belongs to --to sft, got --to {args.to}")

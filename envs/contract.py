@@ -112,7 +112,7 @@ class Player:
                 "ends",
                 f"an end within {self.max_turns} turns",
                 "none",
-                "end the episode, register with max_episode_steps and make with turnwise.envs.make, or raise max_turns",
+                "end the episode, register with max_episode_steps and make with polyturn.envs.make, or raise max_turns",
             )
         low, high = self.bounds
         if not low - 1e-9 <= episode.total <= high + 1e-9:
@@ -184,7 +184,7 @@ class Player:
                 "one-end",
                 "terminated or truncated",
                 "both",
-                "an end of the task's own is terminated, whatever the limit says (turnwise.envs.make keeps to that)",
+                "an end of the task's own is terminated, whatever the limit says (polyturn.envs.make keeps to that)",
             )
         return observation, float(reward), terminated, truncated, info
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from turnwise.envs.conversation import Line, Partner, PartnerFull, Scene, defused, ends, own_words
-from turnwise.envs.education_student import LUCK_A_TURN, ScriptedStudent
-from turnwise.envs.education_topics import (
+from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, defused, ends, own_words
+from polyturn.envs.education_student import LUCK_A_TURN, ScriptedStudent
+from polyturn.envs.education_topics import (
     BY_ID,
     STUDENT_PREFERENCES,
     STUDENT_REACTIONS,
@@ -18,7 +18,7 @@ from turnwise.envs.education_topics import (
     opening,
     student_brief,
 )
-from turnwise.envs.partner_env import PartnerEnv
+from polyturn.envs.partner_env import PartnerEnv
 
 Reward = Literal["none", "outcome", "progress"]
 Side = Literal["student", "teacher", "either"]
@@ -37,8 +37,8 @@ class EducationDialogue(PartnerEnv):
 
     After Shani et al. 2024 (arXiv 2405.14655, section 6 and appendix): a hidden learning preference, a hidden reaction
     where it is not met, 10 teacher turns, feedback on whole conversations. What differs: by default the student is a
-    documented simulator (`turnwise.envs.education_student`) in place of a language model, topics and wordings are our
-    own, and the student has prior knowledge and a pace. `turnwise.envs.education_oracle` is the exact judge.
+    documented simulator (`polyturn.envs.education_student`) in place of a language model, topics and wordings are our
+    own, and the student has prior knowledge and a pace. `polyturn.envs.education_oracle` is the exact judge.
 
     The student says when it is over: it has understood, has had enough, or time is up. Its turn then ends with
     "[end of conversation]". The same words from the side that may not end the conversation are words like any others,
@@ -53,7 +53,7 @@ class EducationDialogue(PartnerEnv):
     noise 0 depend on the seed alone.
 
     Args:
-        student: "scripted", or a `turnwise.envs.conversation.Partner` (`turnwise.agents.roles.AgentPartner` makes one
+        student: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.roles.AgentPartner` makes one
             of any agent).
         turns: Turns the teacher has; the student says so at the start.
         teacher_style: Whether the teacher is given a preference and a reaction of its own, told in the first

@@ -7,12 +7,12 @@ beside this module, holds four dialogues of our own in that layout. Conversation
 
 Dialogues make teachers and students by supervised fine-tuning. A student fitted to recorded ones plays the other side:
 
-    from turnwise.agents import AgentPartner, Sampling, TransformerAgent, collect
-    from turnwise.algorithms.warmup import warm_start
+    from polyturn.agents import AgentPartner, Sampling, TransformerAgent, collect
+    from polyturn.algorithms.warmup import warm_start
 
     warm_start(policy, load_dialogues("train.json", "student"), epochs=3, lr=2e-5, out="runs/student")
     student = AgentPartner(TransformerAgent(policy, sampling=Sampling(max_new_tokens=64)))
-    collect(teacher, "turnwise/EducationDialogue-v0", groups=64, env_options={"student": student})
+    collect(teacher, "polyturn/EducationDialogue-v0", groups=64, env_options={"student": student})
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from turnwise.envs.education_topics import STUDENT_PREFERENCES, STUDENT_REACTIONS, opening, student_brief
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.envs.education_topics import STUDENT_PREFERENCES, STUDENT_REACTIONS, opening, student_brief
+from polyturn.envs.trajectory import Trajectory, Turn
 
-ENV_ID = "turnwise/EducationDialogue-v0"
+ENV_ID = "polyturn/EducationDialogue-v0"
 BACKGROUND = ("topic", "student_prefrences", "teacher_prefrences", "student_reactions", "teacher_reactions")
 KNOWLEDGE = "student_knowledge"
 Side = Literal["teacher", "student"]
@@ -140,7 +140,7 @@ def read_dialogues(path: str | Path | None = None) -> Iterator[Dialogue]:
         DialogueFormatError: The file or a record is not in the layout.
         OSError: The file cannot be read.
     """
-    source = files("turnwise.envs") / "education_dialogues.json" if path is None else Path(path)
+    source = files("polyturn.envs") / "education_dialogues.json" if path is None else Path(path)
     text = source.read_text("utf-8")
     try:
         if text.lstrip().startswith("["):

@@ -1,6 +1,6 @@
 """The exact judge of Education Dialogue: a general preference over what really happened to the scripted student.
 
-Three criteria, each in [0, 1] (`turnwise.envs.education_student` defines them): understanding, enjoyment,
+Three criteria, each in [0, 1] (`polyturn.envs.education_student` defines them): understanding, enjoyment,
 participation. With weights w that add to 1 and steepness k,
 
     P(a beats b) = sum over criteria c of w_c sigmoid(k (a_c - b_c)),
@@ -18,7 +18,7 @@ against a. So each of the three wins with the same probability
 and tanh is strictly concave on [0, inf) with tanh(0) = 0, hence 2 tanh(x / 2) > tanh(x) and q > 1/2 for every h > 0.
 The cycle a > b > c > a contradicts any ranking of outcomes, every reward's among them, in one of its three places.
 At k h = 4, q = 0.6548. Such triples come up in play, though seldom, as a student in a good mood does better on every
-criterion: of 2,240 triples of conversations with one student by `turnwise.agents.teachers.ScriptedTeacher`, 6 were
+criterion: of 2,240 triples of conversations with one student by `polyturn.agents.teachers.ScriptedTeacher`, 6 were
 cyclic.
 """
 
@@ -30,9 +30,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.envs.judging import Judged, Pair
-from turnwise.envs.preference import Preference
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group, Trajectory
 
 CRITERIA = ("understanding", "enjoyment", "participation")
 

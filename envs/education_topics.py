@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from turnwise.envs.conversation import END
+from polyturn.envs.conversation import END
 
 STUDENT_PREFERENCES = {
     "lecture": "clear explanations, one step after the other",

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from turnwise.envs.preference import Annotator, by_return
-from turnwise.envs.store import Corrupt, read, read_groups
-from turnwise.envs.trajectory import Trajectory
+from polyturn.envs.preference import Annotator, by_return
+from polyturn.envs.store import Corrupt, read, read_groups
+from polyturn.envs.trajectory import Trajectory
 
 _ROWS = 256
 
@@ -40,7 +40,7 @@ def export_parquet(
         store: What to export.
         out: The new file.
         invalid: Whether to include trajectories that failed; the column `valid` tells them apart.
-        corrupt: What to do at a damaged record; as `turnwise.envs.read`.
+        corrupt: What to do at a damaged record; as `polyturn.envs.read`.
 
     Returns:
         Rows written.
@@ -54,7 +54,7 @@ def export_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError('Parquet needs pyarrow; install it with: pip install "turnwise[data]"') from error
+        raise ImportError('Parquet needs pyarrow; install it with: pip install "polyturn[data]"') from error
     turn = pa.struct(
         {
             "observation": pa.large_string(),
@@ -104,7 +104,7 @@ def export_sft(
         store: What to export.
         out: The new file.
         min_return: Only trajectories with at least this total reward, for example to imitate winners.
-        corrupt: What to do at a damaged record; as `turnwise.envs.read`.
+        corrupt: What to do at a damaged record; as `polyturn.envs.read`.
 
     Returns:
         Lines written.
@@ -138,7 +138,7 @@ def export_dpo(
 
     `prompt` is the longest beginning that both trajectories share and that ends with the environment speaking; `chosen`
     and `rejected` are the rest, so each begins with the agent and may hold several turns of either side. A trainer that
-    does not mask the environment's turns inside a completion will train on them: for multi-turn data, turnwise's own
+    does not mask the environment's turns inside a completion will train on them: for multi-turn data, polyturn's own
     losses do. Pairs without any difference in text are left out.
 
     Args:
@@ -146,7 +146,7 @@ def export_dpo(
         out: The new file.
         annotate: Prefers members of a group; called with the valid members only.
         pairs_per_group: At most so many pairs of a group, in index order; None for all.
-        corrupt: What to do at a damaged record; as `turnwise.envs.read`.
+        corrupt: What to do at a damaged record; as `polyturn.envs.read`.
 
     Returns:
         Lines written.
@@ -179,7 +179,7 @@ def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
         raise ExportError(
             f"group of {winner.env_id}, seed {winner.seed}, task {winner.task_id!r}: expected trajectories that begin "
             f"with the same observation, got {chosen[0]['content'][:60]!a} and {rejected[0]['content'][:60]!a}; "
-            "the environment does not reproduce its start (see turnwise check-env)"
+            "the environment does not reproduce its start (see polyturn check-env)"
         )
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     # Messages alternate, the environment first: an odd number of them ends with the environment. Where one trajectory

@@ -19,10 +19,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from turnwise.envs.boxed import extract_answer
-from turnwise.envs.latex_answers import readings
-from turnwise.envs.math_equal import equal, numbers_agree
-from turnwise.envs.math_values import Evaluator
+from polyturn.envs.boxed import extract_answer
+from polyturn.envs.latex_answers import readings
+from polyturn.envs.math_equal import equal, numbers_agree
+from polyturn.envs.math_values import Evaluator
 
 __all__ = ["extract_answer", "grade"]
 

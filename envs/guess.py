@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 from gymnasium.error import ResetNeeded
 
-from turnwise.envs.spaces import UnicodeText
+from polyturn.envs.spaces import UnicodeText
 
 # ASCII digits only, and few of them: int() accepts other scripts' digits and refuses very long numbers.
 _NUMBER = re.compile(r"(?<![0-9])[0-9]{1,9}(?![0-9])")

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.envs.preference import Preference, Source
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.envs.preference import Preference, Source
+from polyturn.envs.trajectory import Group, Trajectory
 
 Pair = tuple[Trajectory, Trajectory]
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 
-from turnwise.envs.answer_tree import Node
-from turnwise.envs.latex_arithmetic import Arithmetic
-from turnwise.envs.latex_tokens import NotAnAnswer, tokenize
-from turnwise.envs.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
+from polyturn.envs.answer_tree import Node
+from polyturn.envs.latex_arithmetic import Arithmetic
+from polyturn.envs.latex_tokens import NotAnAnswer, tokenize
+from polyturn.envs.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
 
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=",

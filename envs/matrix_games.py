@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from turnwise.envs.choices import choice
-from turnwise.envs.preference import Annotator, Preference
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.suggest import did_you_mean
-from turnwise.envs.trajectory import Group
+from polyturn.envs.choices import choice
+from polyturn.envs.preference import Annotator, Preference
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.trajectory import Group
 
 Array = NDArray[np.float64]
 

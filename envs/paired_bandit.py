@@ -8,9 +8,9 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnwise.envs.bandits import Reward, reward_table
-from turnwise.envs.choices import numbers
-from turnwise.envs.spaces import UnicodeText
+from polyturn.envs.bandits import Reward, reward_table
+from polyturn.envs.choices import numbers
+from polyturn.envs.spaces import UnicodeText
 
 
 class PairedBandit(gymnasium.Env[str, str]):

@@ -8,13 +8,13 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from turnwise.envs.conversation import Partner, Scene
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.suggest import did_you_mean
+from polyturn.envs.conversation import Partner, Scene
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.suggest import did_you_mean
 
 
 class PartnerEnv(gymnasium.Env[str, str]):
-    """A conversation with a partner: scripted, or any `turnwise.envs.conversation.Partner`.
+    """A conversation with a partner: scripted, or any `polyturn.envs.conversation.Partner`.
 
     Args:
         partner: "scripted" or a partner.

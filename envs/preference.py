@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.envs.trajectory import Group
+from polyturn.envs.trajectory import Group
 
 Matrix = NDArray[np.float64]
 _TOLERANCE = 1e-9

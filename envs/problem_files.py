@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from turnwise.envs.boxed import extract_answer
-from turnwise.envs.problem_set import Problem, ProblemFileError, Problems
+from polyturn.envs.boxed import extract_answer
+from polyturn.envs.problem_set import Problem, ProblemFileError, Problems
 
 _FIELDS = ("id", "question", "answer", "solution", "level", "topic")
 _EXAMPLE = 'mapping={"question": "...", "answer": "..."}'
@@ -76,7 +76,7 @@ def read_dataset(
         import datasets
     except ImportError as error:
         raise ImportError(
-            f'{source}: reading a data set needs the package `datasets`; install it with pip install "turnwise[data]"'
+            f'{source}: reading a data set needs the package `datasets`; install it with pip install "polyturn[data]"'
         ) from error
     name, _, configuration = (source, "", "") if local else source.partition(":")
     try:

@@ -1,9 +1,9 @@
 """Which environments there are, and making one by its id.
 
-Built-in environments are registered with Gymnasium under `turnwise/...` when `turnwise.envs` is imported; their code is
+Built-in environments are registered with Gymnasium under `polyturn/...` when `polyturn.envs` is imported; their code is
 imported when one is made. An installed package adds its own through an entry point in its pyproject.toml:
 
-    [project.entry-points."turnwise.envs"]
+    [project.entry-points."polyturn.envs"]
     acme = "acme.environments"          # importing it calls gymnasium.register("acme/Haggle-v0", ...)
 
 The entry point's name is the namespace of its ids. It names a module, or a function without arguments
@@ -22,24 +22,24 @@ from typing import Any, cast
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator, registry
 
-from turnwise.envs.suggest import did_you_mean
-from turnwise.envs.text_env import TextEnv
-from turnwise.envs.wrappers import TurnLimit
+from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.text_env import TextEnv
+from polyturn.envs.wrappers import TurnLimit
 
-ENTRY_POINT_GROUP = "turnwise.envs"
+ENTRY_POINT_GROUP = "polyturn.envs"
 _BUILT_IN = {
-    "turnwise/Bandit-v0": "turnwise.envs.bandits:Bandit",
-    "turnwise/CarDealer-v0": "turnwise.envs.car_dealer:CarDealer",
-    "turnwise/EducationDialogue-v0": "turnwise.envs.education:EducationDialogue",
-    "turnwise/Guess-v0": "turnwise.envs.guess:Guess",
-    "turnwise/MatrixGame-v0": "turnwise.envs.matrix_games:MatrixGame",
-    "turnwise/PairedBandit-v0": "turnwise.envs.paired_bandit:PairedBandit",
-    "turnwise/TabularGame-v0": "turnwise.envs.tabular_env:TabularGameEnv",
-    "turnwise/TokenBandit-v0": "turnwise.envs.token_tasks:TokenBandit",
-    "turnwise/TokenLength-v0": "turnwise.envs.token_tasks:TokenLength",
-    "turnwise/ToolMath-v0": "turnwise.envs.tool_math:ToolMath",
+    "polyturn/Bandit-v0": "polyturn.envs.bandits:Bandit",
+    "polyturn/CarDealer-v0": "polyturn.envs.car_dealer:CarDealer",
+    "polyturn/EducationDialogue-v0": "polyturn.envs.education:EducationDialogue",
+    "polyturn/Guess-v0": "polyturn.envs.guess:Guess",
+    "polyturn/MatrixGame-v0": "polyturn.envs.matrix_games:MatrixGame",
+    "polyturn/PairedBandit-v0": "polyturn.envs.paired_bandit:PairedBandit",
+    "polyturn/TabularGame-v0": "polyturn.envs.tabular_env:TabularGameEnv",
+    "polyturn/TokenBandit-v0": "polyturn.envs.token_tasks:TokenBandit",
+    "polyturn/TokenLength-v0": "polyturn.envs.token_tasks:TokenLength",
+    "polyturn/ToolMath-v0": "polyturn.envs.tool_math:ToolMath",
 }
-_namespaces = {"turnwise"}
+_namespaces = {"polyturn"}
 
 
 class UnknownEnv(ValueError):

@@ -1,6 +1,6 @@
 """A file of trajectories: append-only JSON lines that survive a crash at any byte.
 
-    {"turnwise":"trajectories","schema":1}
+    {"polyturn":"trajectories","schema":1}
     {"crc32":"5f0c2a91","head":{"env_id":...,"seed":...,"member":...},"turns":[...],"final_observation":...,"info":{...}}
 
 - The first line is the header. Every further line is one trajectory, UTF-8, ended by a single newline byte.
@@ -46,10 +46,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from turnwise.envs.trajectory import Group, Trajectory, Turn, by_trunk
+from polyturn.envs.trajectory import Group, Trajectory, Turn, by_trunk
 
 SCHEMA = 1
-HEADER = b'{"turnwise":"trajectories","schema":%d}\n' % SCHEMA
+HEADER = b'{"polyturn":"trajectories","schema":%d}\n' % SCHEMA
 Fsync = Literal["never", "close", "always"]
 Corrupt = Literal["raise", "skip"]
 
@@ -313,13 +313,13 @@ def _check_header(file: BinaryIO, path: str | os.PathLike[str]) -> bool:
         return False
     name = os.fspath(path)
     try:
-        schema = json.loads(line)["schema"] if line.startswith(b'{"turnwise":"trajectories"') else None
+        schema = json.loads(line)["schema"] if line.startswith(b'{"polyturn":"trajectories"') else None
     except (ValueError, KeyError):
         schema = None
     if schema is not None:
         raise UnknownSchema(
             f"{name}: expected a store with schema {SCHEMA}, got schema {schema!r}; "
-            "read it with the version of turnwise that wrote it"
+            "read it with the version of polyturn that wrote it"
         )
     raise NotAStore(
         f"{name}: expected a store of trajectories (first line {HEADER.decode().strip()}), "

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of an error message: the choice that was probably meant, or nothing.
 
-    Case does not count, and neither does a missing namespace: "toolmath-v0" finds "turnwise/ToolMath-v0".
+    Case does not count, and neither does a missing namespace: "toolmath-v0" finds "polyturn/ToolMath-v0".
 
     Args:
         word: What was written.

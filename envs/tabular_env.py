@@ -11,12 +11,12 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from turnwise.envs.choices import choice
-from turnwise.envs.preference import Annotator, Preference
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.suggest import did_you_mean
-from turnwise.envs.tabular_games import Array, TabularGame, detour_game, random_game
-from turnwise.envs.trajectory import Group
+from polyturn.envs.choices import choice
+from polyturn.envs.preference import Annotator, Preference
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.tabular_games import Array, TabularGame, detour_game, random_game
+from polyturn.envs.trajectory import Group
 
 Games = str | TabularGame | Sequence[TabularGame]
 """A built-in family ("detour", "random"), one game, or several."""
@@ -54,7 +54,7 @@ def tabular_games(
 
 
 def by_final_state(games: Sequence[TabularGame]) -> Annotator:
-    """An oracle for groups of `turnwise/TabularGame-v0`: P(i beats j) by the states their episodes ended in.
+    """An oracle for groups of `polyturn/TabularGame-v0`: P(i beats j) by the states their episodes ended in.
 
     Members that are invalid or did not end in a state are never compared.
 

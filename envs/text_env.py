@@ -1,6 +1,6 @@
 """What a multi-turn text environment is: a Gymnasium environment whose observations and actions are text.
 
-`turnwise.envs.check_text_env` holds an environment to all of this. Beyond `gymnasium.Env`:
+`polyturn.envs.check_text_env` holds an environment to all of this. Beyond `gymnasium.Env`:
 
 - `reset(seed=s)` fixes everything that follows: the same seed and the same actions give byte-identical observations,
   rewards, flags and infos, in any instance, whatever was played before or is played beside it. Randomness comes from

@@ -14,9 +14,9 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from turnwise.envs.bandits import Reward, reward_table
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.suggest import did_you_mean
+from polyturn.envs.bandits import Reward, reward_table
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.suggest import did_you_mean
 
 Array = NDArray[np.float64]
 Task = Literal["minimum", "mode", "skew"]

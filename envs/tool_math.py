@@ -1,4 +1,4 @@
-"""`turnwise/ToolMath-v0`: mathematics with a Python interpreter.
+"""`polyturn/ToolMath-v0`: mathematics with a Python interpreter.
 
 The agent reads a problem, writes reasoning with fenced python blocks, sees what they print, and ends with
 `\\boxed{answer}`. The rule of an episode is that of multi-turn iterative preference learning (arXiv 2409.02392):
@@ -15,14 +15,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from turnwise.envs.boxed import extract_answer
-from turnwise.envs.grading import grade
-from turnwise.envs.problems import Problem, Problems, load_problems
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.suggest import did_you_mean
-from turnwise.sandbox import open_sandbox
-from turnwise.sandbox.opening import KINDS
-from turnwise.sandbox.sandbox import Limits, Result, Sandbox, Session, Status
+from polyturn.envs.boxed import extract_answer
+from polyturn.envs.grading import grade
+from polyturn.envs.problems import Problem, Problems, load_problems
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.suggest import did_you_mean
+from polyturn.sandbox import open_sandbox
+from polyturn.sandbox.opening import KINDS
+from polyturn.sandbox.sandbox import Limits, Result, Sandbox, Session, Status
 
 PROMPTS: Mapping[str, str] = {
     "plain": "{question}",

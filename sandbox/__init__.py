@@ -1,7 +1,7 @@
 """Floor 0: where model-written code runs."""
 
-from turnwise.sandbox.opening import open_sandbox
-from turnwise.sandbox.sandbox import (
+from polyturn.sandbox.opening import open_sandbox
+from polyturn.sandbox.sandbox import (
     Capabilities,
     ImageMissing,
     Limits,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turnwise.sandbox import host_image, image
-from turnwise.sandbox.sandbox import SandboxUnavailable
+from polyturn.sandbox import host_image, image
+from polyturn.sandbox.sandbox import SandboxUnavailable
 
 if TYPE_CHECKING:
     import docker
@@ -84,7 +84,7 @@ def _from_registry(client: docker.DockerClient, name: str, packages: Sequence[st
     except (BuildError, DockerException) as error:
         raise SandboxUnavailable(
             f"the image could not be built from the registry: {error}; without one, use this machine's own Python "
-            "(`turnwise sandbox build --method host`), or debootstrap as root (`--method debootstrap`)"
+            "(`polyturn sandbox build --method host`), or debootstrap as root (`--method debootstrap`)"
         ) from None
 
 
@@ -94,7 +94,7 @@ def _from_packages(
 ) -> None:  # fmt: skip
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise SandboxUnavailable("debootstrap needs root and the debootstrap package (`apt install debootstrap`)")
-    with tempfile.TemporaryDirectory(prefix="turnwise-image-") as folder:
+    with tempfile.TemporaryDirectory(prefix="polyturn-image-") as folder:
         root = os.path.join(folder, "root")
         include = ",".join(image.DEBIAN_PACKAGES)
         command = ["debootstrap", "--variant=minbase", f"--include={include}", image.DEBIAN_RELEASE, root, mirror]
@@ -119,7 +119,7 @@ def _from_host(
     client: docker.DockerClient, name: str, distributions: Sequence[str], labels: dict[str, str],
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="turnwise-image-") as folder:
+    with tempfile.TemporaryDirectory(prefix="polyturn-image-") as folder:
         archive = os.path.join(folder, "root.tar")
         host_image.write_archive(Path(archive), distributions)
         _import(client, name, archive, labels, say)

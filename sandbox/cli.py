@@ -1,4 +1,4 @@
-"""`turnwise sandbox build | check | run | clean`."""
+"""`polyturn sandbox build | check | run | clean`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import sys
 import time
 
 _EXAMPLES = """examples:
-  turnwise sandbox build                          build the image (no registry needed on Debian as root)
-  turnwise sandbox build --packages python3-scipy an image of your own with more Debian packages
-  turnwise sandbox build --method host            from this machine's Python: no root, no registry, no mirror
-  turnwise sandbox check                          what works here, and what each kind protects
-  turnwise sandbox check --runtime runsc          the same in gVisor's kernel, if the engine has it
-  turnwise sandbox run program.py                 run a file in the sandbox; - or nothing reads standard input
-  turnwise sandbox clean                          remove containers that crashed programs left behind
+  polyturn sandbox build                          build the image (no registry needed on Debian as root)
+  polyturn sandbox build --packages python3-scipy an image of your own with more Debian packages
+  polyturn sandbox build --method host            from this machine's Python: no root, no registry, no mirror
+  polyturn sandbox check                          what works here, and what each kind protects
+  polyturn sandbox check --runtime runsc          the same in gVisor's kernel, if the engine has it
+  polyturn sandbox run program.py                 run a file in the sandbox; - or nothing reads standard input
+  polyturn sandbox clean                          remove containers that crashed programs left behind
 """
 _RUNTIME_HELP = "Docker container runtime, such as runsc (gVisor); means --sandbox docker"
 
@@ -29,7 +29,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     build = commands.add_parser(
         "build", help="build the container image", formatter_class=raw,
-        epilog="example:\n  sudo turnwise sandbox build --method debootstrap",
+        epilog="example:\n  sudo polyturn sandbox build --method debootstrap",
     )  # fmt: skip
     build.add_argument(
         "--method", choices=("auto", "registry", "debootstrap", "host"), default="auto", help="default: auto"
@@ -47,7 +47,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     check = commands.add_parser(
         "check", help="try every kind of sandbox and say what it protects", formatter_class=raw,
-        epilog="example:\n  turnwise sandbox check --sandbox docker    (exit code 1 if it cannot run)",
+        epilog="example:\n  polyturn sandbox check --sandbox docker    (exit code 1 if it cannot run)",
     )  # fmt: skip
     check.add_argument("--sandbox", choices=("docker", "local"), default=None, help="only this kind")
     check.add_argument("--runtime", default=None, metavar="NAME", help=_RUNTIME_HELP)
@@ -55,7 +55,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     run = commands.add_parser(
         "run", help="run a Python file in the sandbox", formatter_class=raw,
-        epilog="example:\n  echo 'print(6 * 7)' | turnwise sandbox run --sandbox docker",
+        epilog="example:\n  echo 'print(6 * 7)' | polyturn sandbox run --sandbox docker",
     )  # fmt: skip
     run.add_argument("file", nargs="?", default="-", help="a Python file; - is standard input")
     run.add_argument("--sandbox", default=None, metavar="KIND", help="auto (default), docker or local")
@@ -66,14 +66,14 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     clean = commands.add_parser(
         "clean", help="remove containers whose program is gone", formatter_class=raw,
-        epilog="example:\n  turnwise sandbox clean --all    (also those of running programs)",
+        epilog="example:\n  polyturn sandbox clean --all    (also those of running programs)",
     )  # fmt: skip
     clean.add_argument("--all", action="store_true", help="also containers of programs that still run")
     clean.set_defaults(run=_clean)
 
 
 def _fail(error: Exception) -> int:
-    print(f"turnwise sandbox: {error}", file=sys.stderr)
+    print(f"polyturn sandbox: {error}", file=sys.stderr)
     return 1
 
 
@@ -87,10 +87,10 @@ def _asked(arguments: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from turnwise.sandbox import image
-    from turnwise.sandbox.build import build
-    from turnwise.sandbox.docker import connect
-    from turnwise.sandbox.sandbox import ImageMissing, SandboxError
+    from polyturn.sandbox import image
+    from polyturn.sandbox.build import build
+    from polyturn.sandbox.docker import connect
+    from polyturn.sandbox.sandbox import ImageMissing, SandboxError
 
     try:
         client = connect()
@@ -112,7 +112,7 @@ def _check(arguments: argparse.Namespace) -> int:
     import warnings
     from dataclasses import asdict
 
-    from turnwise.sandbox import SandboxError, open_sandbox
+    from polyturn.sandbox import SandboxError, open_sandbox
 
     worked = 0
     try:
@@ -146,7 +146,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from turnwise.sandbox import Limits, SandboxError, open_sandbox
+    from polyturn.sandbox import Limits, SandboxError, open_sandbox
 
     try:
         if arguments.file == "-":
@@ -176,8 +176,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    from turnwise.sandbox.docker import connect, remove_orphans
-    from turnwise.sandbox.sandbox import SandboxError
+    from polyturn.sandbox.docker import connect, remove_orphans
+    from polyturn.sandbox.sandbox import SandboxError
 
     try:
         removed = remove_orphans(connect(), every=arguments.all)

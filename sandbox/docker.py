@@ -28,16 +28,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turnwise.sandbox import image as images
-from turnwise.sandbox.link import Link, SocketLink, StreamLink
-from turnwise.sandbox.pool import Pool
-from turnwise.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable, warn_once
-from turnwise.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
+from polyturn.sandbox import image as images
+from polyturn.sandbox.link import Link, SocketLink, StreamLink
+from polyturn.sandbox.pool import Pool
+from polyturn.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable, warn_once
+from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
 
 if TYPE_CHECKING:
     import docker
 
-LABEL = "turnwise.sandbox"
+LABEL = "polyturn.sandbox"
 RUN = uuid.uuid4().hex[:12]
 START_TIMEOUT_S = 120.0
 READABLE = ["/usr", "/lib", "/lib64", "/bin", "/opt", "/etc", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
@@ -132,7 +132,7 @@ def remove_orphans(client: docker.DockerClient, *, every: bool = False) -> list[
                 continue
         if remove_container(client, entry["Id"]):
             removed.append(entry["Names"][0].lstrip("/") if entry.get("Names") else entry["Id"][:12])
-    for folder in Path(tempfile.gettempdir()).glob("turnwise-sandbox-*"):
+    for folder in Path(tempfile.gettempdir()).glob("polyturn-sandbox-*"):
         pid = folder.name.split("-")[2]
         if pid.isdigit() and not process_start(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -277,7 +277,7 @@ class DockerEngine:
                 self._swept = True
         local = sys.platform == "linux" and str(self.client.api.base_url).startswith("http+docker://")
         if self.transport == "unix" or (self.transport == "auto" and local):
-            folder = tempfile.mkdtemp(prefix=f"turnwise-sandbox-{os.getpid()}-")
+            folder = tempfile.mkdtemp(prefix=f"polyturn-sandbox-{os.getpid()}-")
             try:
                 return self._start(folder)
             except SandboxError:
@@ -293,7 +293,7 @@ class DockerEngine:
         import docker
         import requests
 
-        name = f"turnwise-sandbox-{os.getpid()}-{secrets.token_hex(4)}"
+        name = f"polyturn-sandbox-{os.getpid()}-{secrets.token_hex(4)}"
         mounts = []
         if folder is not None:
             inner = os.path.join(folder, "s")
@@ -301,7 +301,7 @@ class DockerEngine:
             # The container's root cannot override permissions and may not be the folder's owner; the folder above
             # is closed to everybody else.
             os.chmod(inner, 0o777)
-            mounts.append({"Type": "bind", "Source": inner, "Target": "/run/turnwise", "ReadOnly": False})
+            mounts.append({"Type": "bind", "Source": inner, "Target": "/run/polyturn", "ReadOnly": False})
         try:
             container = self._create(name, mounts)
             try:
@@ -407,7 +407,7 @@ class DockerEngine:
             "preload": self.preload,
             "paths": ["/usr/local/lib/python3/dist-packages", "/usr/lib/python3/dist-packages"],
             "readable": READABLE,
-            "socket": "/run/turnwise/socket" if unix else "",
+            "socket": "/run/polyturn/socket" if unix else "",
         }
 
 

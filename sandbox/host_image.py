@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
-from turnwise.sandbox.sandbox import SandboxUnavailable
+from polyturn.sandbox.sandbox import SandboxUnavailable
 
 DISTRIBUTIONS = ("numpy", "sympy")
 PACKAGES = "usr/local/lib/python3/dist-packages"  # where a supervisor in a container looks for packages
-_FOLDERS = ("dev", "etc", "proc", "run/turnwise", "sys", "tmp", "usr/local/bin", "work")
+_FOLDERS = ("dev", "etc", "proc", "run/polyturn", "sys", "tmp", "usr/local/bin", "work")
 _LEFT_OUT = {"test", "tests", "idlelib", "turtledemo", "ensurepip", "site-packages", "dist-packages", "tkinter"}
 _LIBRARY = re.compile(r"(?:=>\s*)?(/\S+)\s+\(0x")
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turnwise.sandbox import host_image
-from turnwise.sandbox.sandbox import ImageMissing, SandboxUnavailable
+from polyturn.sandbox import host_image
+from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 if TYPE_CHECKING:
     import docker
 
-REPOSITORY = "turnwise-sandbox"
-CONTENT_LABEL = "turnwise.sandbox.content"
+REPOSITORY = "polyturn-sandbox"
+CONTENT_LABEL = "polyturn.sandbox.content"
 DEBIAN_RELEASE = "bookworm"
 DEBIAN_PACKAGES = ("python3-minimal", "python3", "python3-numpy", "python3-sympy")
 
@@ -69,13 +69,13 @@ def require(client: docker.DockerClient, name: str | None = None) -> str:
         if name is None:
             with contextlib.suppress(ImageMissing, SandboxUnavailable):
                 return require(client, host_name())
-        remedy = "build it with `turnwise sandbox build`" if name is None else "pull or build it first"
+        remedy = "build it with `polyturn sandbox build`" if name is None else "pull or build it first"
         raise ImageMissing(f"the Docker engine has no image {wanted}: {remedy}") from None
     repository, _, tag = wanted.partition(":")
     label = (found.labels or {}).get(CONTENT_LABEL)
     if repository == REPOSITORY and label != tag:
         raise ImageMissing(
-            f"image {wanted} was made from recipe {label}, expected {tag}: rebuild it with `turnwise sandbox build`"
+            f"image {wanted} was made from recipe {label}, expected {tag}: rebuild it with `polyturn sandbox build`"
         )
     identity: str = found.id
     return identity

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from turnwise.sandbox.sandbox import SandboxLost
+from polyturn.sandbox.sandbox import SandboxLost
 
 _encode = json.JSONEncoder(check_circular=False).encode
 _LARGEST_FRAME = 32 << 20  # what the host accepts from a supervisor
@@ -225,7 +225,7 @@ class StreamLink:
         if self._pump is None:
             with self._sending:
                 if self._pump is None:
-                    self._pump = threading.Thread(target=self._serve, name="turnwise-sandbox", daemon=True)
+                    self._pump = threading.Thread(target=self._serve, name="polyturn-sandbox", daemon=True)
                     self._pump.start()
         number = self._send(request, _Waiter(arrived))
         try:

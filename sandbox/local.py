@@ -18,11 +18,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from turnwise.sandbox import walls
-from turnwise.sandbox.link import Link, SocketLink, StreamLink
-from turnwise.sandbox.pool import Pool
-from turnwise.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once
-from turnwise.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
+from polyturn.sandbox import walls
+from polyturn.sandbox.link import Link, SocketLink, StreamLink
+from polyturn.sandbox.pool import Pool
+from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once
+from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
 
 START_TIMEOUT_S = 60.0
 _DEVICES = ["/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
@@ -67,7 +67,7 @@ def _bubblewrap(readable: list[str], socket_folder: str, work_mb: int) -> list[s
         command += ["--unshare-user"]
     else:  # real root keeps just what it needs to become other users, and the ids it becomes must exist
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL"]
-    command += ["--proc", "/proc", "--dev", "/dev", "--bind", socket_folder, "/run/turnwise"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--bind", socket_folder, "/run/polyturn"]
     command += ["--perms", "0731", "--size", str(work_mb << 20), "--tmpfs", "/work", "--chdir", "/"]
     # After the file systems of the sandbox's own, which would hide an interpreter that lies below one of them.
     for path in readable:
@@ -181,11 +181,11 @@ class LocalEngine:
         Raises:
             SandboxLost: It ended before it was ready; the message holds its last words.
         """
-        folder = tempfile.mkdtemp(prefix=f"turnwise-sandbox-{os.getpid()}-")
+        folder = tempfile.mkdtemp(prefix=f"polyturn-sandbox-{os.getpid()}-")
         os.mkdir(os.path.join(folder, "s"))
         readable = _readable(self.python, self.paths)
         rootless = self.level == "rootless"
-        work, path = "/work", "/run/turnwise/socket"
+        work, path = "/work", "/run/polyturn/socket"
         prefix: list[str] = []
         if rootless:
             prefix = _bubblewrap(readable, os.path.join(folder, "s"), self.work_mb)

@@ -9,9 +9,9 @@ import warnings
 import weakref
 from typing import Any
 
-from turnwise.sandbox.pool import Pool
-from turnwise.sandbox.sandbox import Capabilities, ImageMissing, Limits, Sandbox, SandboxError, SandboxUnavailable
-from turnwise.sandbox.server import ServerSession
+from polyturn.sandbox.pool import Pool
+from polyturn.sandbox.sandbox import Capabilities, ImageMissing, Limits, Sandbox, SandboxError, SandboxUnavailable
+from polyturn.sandbox.server import ServerSession
 
 KINDS = ("auto", "docker", "local")
 _shared: dict[str, Pool] = {}
@@ -71,11 +71,11 @@ class SharedSandbox:
 
 def _make(kind: str, options: dict[str, Any]) -> Pool:
     if kind == "docker":
-        from turnwise.sandbox.docker import DockerSandbox
+        from polyturn.sandbox.docker import DockerSandbox
 
         return DockerSandbox(**options)
     if kind == "local":
-        from turnwise.sandbox.local import LocalSandbox
+        from polyturn.sandbox.local import LocalSandbox
 
         return LocalSandbox(**options)
     try:

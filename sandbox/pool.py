@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from turnwise.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
-from turnwise.sandbox.server import Server, ServerSession
+from polyturn.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
+from polyturn.sandbox.server import Server, ServerSession
 
 _HEALTH_EVERY_S = 10.0
 _START_ATTEMPTS = 3
@@ -165,7 +165,7 @@ class Pool:
             for _ in range(server.capacity - 1):
                 self._wake()
             if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="turnwise-sandbox-pool", daemon=True)
+                self._keeper = threading.Thread(target=self._keep, name="polyturn-sandbox-pool", daemon=True)
                 self._keeper.start()
         if closed:
             server.close()
@@ -240,4 +240,4 @@ class Pool:
 
 def _close_unwanted(opening: asyncio.Future[ServerSession]) -> None:
     if not opening.cancelled() and opening.exception() is None:
-        threading.Thread(target=opening.result().close, name="turnwise-sandbox-close", daemon=True).start()
+        threading.Thread(target=opening.result().close, name="polyturn-sandbox-close", daemon=True).start()

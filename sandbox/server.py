@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from turnwise.sandbox.link import Link
-from turnwise.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
+from polyturn.sandbox.link import Link
+from polyturn.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
 
 _INSIDE = (
     "capture",
@@ -41,14 +41,14 @@ def take(size):
         parts += part
     return parts
 boot = json.loads(take(struct.unpack(">I", take(4))[0]))
-package = types.ModuleType("turnwise"); package.__path__ = []; sys.modules["turnwise"] = package
-package.sandbox = types.ModuleType("turnwise.sandbox"); package.sandbox.__path__ = []
-sys.modules["turnwise.sandbox"] = package.sandbox
+package = types.ModuleType("polyturn"); package.__path__ = []; sys.modules["polyturn"] = package
+package.sandbox = types.ModuleType("polyturn.sandbox"); package.sandbox.__path__ = []
+sys.modules["polyturn.sandbox"] = package.sandbox
 for name, source in boot["modules"].items():
-    module = types.ModuleType("turnwise.sandbox." + name)
+    module = types.ModuleType("polyturn.sandbox." + name)
     sys.modules[module.__name__] = module; setattr(package.sandbox, name, module)
     exec(compile(source, name + ".py", "exec"), module.__dict__)
-sys.modules["turnwise.sandbox.supervisor"].main(boot["config"])
+sys.modules["polyturn.sandbox.supervisor"].main(boot["config"])
 """
 # No site folder, no user folder, no current folder on the path. Not -I: that would ignore PYTHONHASHSEED, and the
 # order of sets should be the same in every run. The environment is the sandbox's own and holds nothing else.
@@ -150,7 +150,7 @@ class Server:
 
 
 class ServerSession:
-    """A session on a server; see `turnwise.sandbox.sandbox.Session`."""
+    """A session on a server; see `polyturn.sandbox.sandbox.Session`."""
 
     def __init__(self, server: Server, number: int, limits: Limits, ended: Callable[[], None]) -> None:
         self._server, self._number, self.limits, self._ended = server, number, limits, ended

@@ -18,11 +18,11 @@ import time
 from collections import deque
 from typing import Any
 
-from turnwise.sandbox import episode, walls, zygote
-from turnwise.sandbox.interpreters import FORGERY, Interpreter
-from turnwise.sandbox.loop import Peer
-from turnwise.sandbox.sessions import Call, Session
-from turnwise.sandbox.watch import FIRST, Watch
+from polyturn.sandbox import episode, walls, zygote
+from polyturn.sandbox.interpreters import FORGERY, Interpreter
+from polyturn.sandbox.loop import Peer
+from polyturn.sandbox.sessions import Call, Session
+from polyturn.sandbox.watch import FIRST, Watch
 
 GRACE_S = 0.5  # between the interrupt and the kill
 FORK_S = 10.0  # what an interpreter may take to fork and its copy to copy the files, before both are ended

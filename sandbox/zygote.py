@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from turnwise.sandbox import episode, forks, walls
+from polyturn.sandbox import episode, forks, walls
 
 WARM_UP = """
 import sympy
@@ -61,7 +61,7 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         __import__("numpy.random")  # which numpy would otherwise import when an episode is seeded
     if "sympy" in config["preload"]:
         exec(WARM_UP, {})
-    for name in [name for name in sys.modules if name == "turnwise" or name.startswith("turnwise.")]:
+    for name in [name for name in sys.modules if name == "polyturn" or name.startswith("polyturn.")]:
         del sys.modules[name]
     room = Prepared(config)
     for _ in range(REHEARSALS):

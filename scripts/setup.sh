@@ -62,7 +62,7 @@ PROBE
     fi
 fi
 
-say "installing turnwise and its development tools (versions: constraints.txt); the first time takes minutes"
+say "installing polyturn and its development tools (versions: constraints.txt); the first time takes minutes"
 pip install --quiet --progress-bar off --constraint constraints.txt "$@" --editable '.[dev]'
 printf '%s' "$state" > "$stamp"
 say "$venv is ready"

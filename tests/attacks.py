@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import Limits, Result, Sandbox, Session, Status
+from polyturn.sandbox import Limits, Result, Sandbox, Session, Status
 
 OK, ERROR, TIMEOUT, MEMORY = Status.OK, Status.ERROR, Status.TIMEOUT, Status.MEMORY
 OUTPUT, PROCESS, CRASH = Status.OUTPUT_LIMIT, Status.PROCESS_LIMIT, Status.CRASH
@@ -265,15 +265,15 @@ ESCAPES = [
     denied("raw socket", "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)"),
     denied("Unix socket", "import socket; socket.socket(socket.AF_UNIX)"),
     denied("abstract Unix socket", "import socket; s = socket.socket(socket.AF_UNIX); s.bind('\\0x')"),
-    denied("supervisor's socket", "import socket; socket.socket(socket.AF_UNIX).connect('/run/turnwise/socket')"),
-    denied("supervisor's folder", "os.listdir('/run/turnwise')"),
+    denied("supervisor's socket", "import socket; socket.socket(socket.AF_UNIX).connect('/run/polyturn/socket')"),
+    denied("supervisor's folder", "os.listdir('/run/polyturn')"),
     denied("Docker's socket", "os.stat('/var/run/docker.sock'); open('/var/run/docker.sock')"),
     denied("netlink", "import socket; socket.socket(16, 3, 0)"),
     denied("kernel crypto", "import socket; socket.socket(38, 5, 0)"),
     denied("packet socket", "import socket; socket.socket(17, 3, 3)"),
     denied("virtual machine socket", "import socket; socket.socket(40, 1, 0)"),
     denied("internet socket pair", "import socket; socket.socketpair(socket.AF_INET)"),
-    denied("connects a pair elsewhere", "import socket; a, b = socket.socketpair(); a.connect('/run/turnwise/socket')"),
+    denied("connects a pair elsewhere", "import socket; a, b = socket.socketpair(); a.connect('/run/polyturn/socket')"),
     denied("kills the supervisor", "os.kill(1, 9)"),
     denied("kills its parent", "os.kill(os.getppid(), 9)"),
     ends("kills everybody it can", "import os\ntry: os.kill(-1, 9)\nexcept OSError: pass\nprint('alone')", OK, says="alone"),

@@ -27,9 +27,9 @@ DOCKER_SKIPS = pytest.StashKey[int]()
 @lru_cache
 def docker_problem() -> str:
     """Why Docker tests cannot run here, or ""."""
-    from turnwise.sandbox.docker import connect
-    from turnwise.sandbox.image import require
-    from turnwise.sandbox.sandbox import SandboxError
+    from polyturn.sandbox.docker import connect
+    from polyturn.sandbox.image import require
+    from polyturn.sandbox.sandbox import SandboxError
 
     try:
         client = connect()
@@ -44,7 +44,7 @@ def docker_problem() -> str:
 
 def docker_required() -> bool:
     """Whether a skipped Docker test is a failure, as in continuous integration."""
-    return os.environ.get("TURNWISE_REQUIRE_DOCKER", "0") == "1"
+    return os.environ.get("POLYTURN_REQUIRE_DOCKER", "0") == "1"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -58,7 +58,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     xfailed = hasattr(report, "wasxfail")
     if report.skipped and not xfailed and docker_required() and _about_docker(report, item):
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid}: skipped although TURNWISE_REQUIRE_DOCKER=1: {_reason(report)}"
+        report.longrepr = f"{item.nodeid}: skipped although POLYTURN_REQUIRE_DOCKER=1: {_reason(report)}"
     return report
 
 
@@ -67,7 +67,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Any:
     report = yield
     if report.skipped and docker_required() and _about_docker(report):
         report.outcome = "failed"
-        report.longrepr = f"{collector.nodeid}: skipped although TURNWISE_REQUIRE_DOCKER=1: {_reason(report)}"
+        report.longrepr = f"{collector.nodeid}: skipped although POLYTURN_REQUIRE_DOCKER=1: {_reason(report)}"
     return report
 
 
@@ -99,4 +99,4 @@ def one_copy_of_every_module() -> Iterator[None]:
     import sys
 
     bare = [name for name in ("sandbox", "envs", "agents", "algorithms", "benchmarks") if name in sys.modules]
-    assert not bare, f"imported without 'turnwise.': {bare}"
+    assert not bare, f"imported without 'polyturn.': {bare}"

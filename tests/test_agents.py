@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.agent import Action, Agent, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.agents.agent import Action, Agent, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.trajectory import Trajectory, Turn
 
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms.annotators import annotator
-from turnwise.algorithms.reward_models import PreferenceModel, RewardModel
-from turnwise.envs.education_oracle import EducationOracle
-from turnwise.envs.preference import Preference, by_return
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms.annotators import annotator
+from polyturn.algorithms.reward_models import PreferenceModel, RewardModel
+from polyturn.envs.education_oracle import EducationOracle
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 def talk(text: str, reward: float) -> Trajectory:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import AgentFailed, ContextFull, Episode, ScriptedAgent
-from turnwise.agents.api import (
+from polyturn.agents.agent import AgentFailed, ContextFull, Episode, ScriptedAgent
+from polyturn.agents.api import (
     BadAnswer,
     ServerAgent,
     ServerChooser,
@@ -26,14 +26,14 @@ from turnwise.agents.api import (
     ServerRefused,
     ServerUnreachable,
 )
-from turnwise.agents.collecting import CollectError, collect
-from turnwise.agents.judging import PromptedJudge, agent_judge
-from turnwise.agents.roles import AgentPartner, other_side
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.collecting import CollectError, collect
+from polyturn.agents.judging import PromptedJudge, agent_judge
+from polyturn.agents.roles import AgentPartner, other_side
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 KEY = "sk-very-secret-0123456789"
-EDUCATION = "turnwise/EducationDialogue-v0"
+EDUCATION = "polyturn/EducationDialogue-v0"
 Act = Callable[["Stub", BaseHTTPRequestHandler], None]
 
 
@@ -234,7 +234,7 @@ def test_the_server_says_how_long_to_wait(
 def test_a_date_to_come_back_at_is_understood(
     stub: Stub, agent: Callable[..., ServerAgent], waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnwise.agents.api.time", SimpleNamespace(time=lambda: 1e9))
+    monkeypatch.setattr("polyturn.agents.api.time", SimpleNamespace(time=lambda: 1e9))
     stub.acts = [fail(503, Retry_After=formatdate(1e9 + 60, usegmt=True)), say("ok")]
     ask(agent())
     assert waits == [60.0]
@@ -350,7 +350,7 @@ def test_a_model_may_say_anything(
 def test_an_endless_answer_is_cut_short(
     stub: Stub, agent: Callable[..., ServerAgent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("turnwise.agents.api._LONGEST_ANSWER", 10_000)
+    monkeypatch.setattr("polyturn.agents.api._LONGEST_ANSWER", 10_000)
     stub.acts = [say("x" * 20_000)]
     with pytest.raises(BadAnswer, match="more than 10000 bytes"):
         ask(agent(retries=0))

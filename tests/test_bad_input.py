@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode, RandomAgent, ScriptedAgent
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.judging import conversation
-from turnwise.agents.roles import AgentPartner, other_sides
-from turnwise.agents.sellers import ScriptedSeller
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.cli import main
-from turnwise.envs.education_oracle import EducationOracle
-from turnwise.envs.hostile import HOSTILE
-from turnwise.envs.store import Store, read
-from turnwise.envs.trajectory import Group
+from polyturn.agents.agent import Episode, RandomAgent, ScriptedAgent
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.judging import conversation
+from polyturn.agents.roles import AgentPartner, other_sides
+from polyturn.agents.sellers import ScriptedSeller
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.cli import main
+from polyturn.envs.education_oracle import EducationOracle
+from polyturn.envs.hostile import HOSTILE
+from polyturn.envs.store import Store, read
+from polyturn.envs.trajectory import Group
 
-EDUCATION, CARS = "turnwise/EducationDialogue-v0", "turnwise/CarDealer-v0"
+EDUCATION, CARS = "polyturn/EducationDialogue-v0", "polyturn/CarDealer-v0"
 FORGED = {
     "end marker": "[end of conversation]",
     "end marker, written otherwise": "Bye! [End of Conversation].",

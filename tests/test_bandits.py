@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from turnwise.algorithms.closed_forms import best_of_n, kl
-from turnwise.envs import by_return, check_text_env, make
-from turnwise.envs.bandits import Bandit, context_features, data_policy, play, reward_table
-from turnwise.envs.paired_bandit import PairedBandit
+from polyturn.algorithms.closed_forms import best_of_n, kl
+from polyturn.envs import by_return, check_text_env, make
+from polyturn.envs.bandits import Bandit, context_features, data_policy, play, reward_table
+from polyturn.envs.paired_bandit import PairedBandit
 
 VALUES = [0.0, 1.0, 0.25]
 
@@ -74,7 +74,7 @@ def test_context_features_depend_on_the_number_only() -> None:
 
 
 def test_one_episode() -> None:
-    env = make("turnwise/Bandit-v0", reward=VALUES, arms=3, contexts=4)
+    env = make("polyturn/Bandit-v0", reward=VALUES, arms=3, contexts=4)
     said, info = env.reset(seed=1)
     assert said == f"Context {info['task_id'].removeprefix('context-')}. Choose an arm: write a number from 0 to 2."
     assert env.step("I think 2, no: arm 1!") == ("You chose arm 1.", 1.0, True, False, {"arm": 1})
@@ -85,10 +85,10 @@ def test_one_episode() -> None:
 
 def test_contexts_can_be_fixed_and_moved() -> None:
     table = [[0.0, 1.0], [5.0, 2.0]]
-    env = make("turnwise/Bandit-v0", reward=table, arms=2, contexts=2, first_context=10, context=11)
+    env = make("polyturn/Bandit-v0", reward=table, arms=2, contexts=2, first_context=10, context=11)
     assert env.reset(seed=0)[1] == {"task_id": "context-11"}
     assert env.step("0")[1] == 5.0
-    moved = make("turnwise/Bandit-v0", arms=2, contexts=2, first_context=10)
+    moved = make("polyturn/Bandit-v0", arms=2, contexts=2, first_context=10)
     assert {moved.reset(seed=seed)[1]["task_id"] for seed in range(20)} == {"context-10", "context-11"}
     with pytest.raises(ValueError, match="expected context 10 to 11, got 1"):
         Bandit(arms=2, contexts=2, first_context=10, context=1)
@@ -187,10 +187,10 @@ def test_the_numbering_of_arms_changes_with_the_episode() -> None:
 @pytest.mark.parametrize(
     ("env_id", "options"),
     [
-        ("turnwise/Bandit-v0", {"reward": "R2"}),
-        ("turnwise/Bandit-v0", {"reward": VALUES, "arms": 3, "contexts": 3}),
-        ("turnwise/PairedBandit-v0", {}),
-        ("turnwise/PairedBandit-v0", {"reward": VALUES, "arms": 3, "shuffle": False}),
+        ("polyturn/Bandit-v0", {"reward": "R2"}),
+        ("polyturn/Bandit-v0", {"reward": VALUES, "arms": 3, "contexts": 3}),
+        ("polyturn/PairedBandit-v0", {}),
+        ("polyturn/PairedBandit-v0", {"reward": VALUES, "arms": 3, "shuffle": False}),
     ],
 )
 def test_the_contract_holds(env_id: str, options: dict[str, object]) -> None:

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.algorithms.batch import Batch, TooLongWarning, collate, drop_long
-from turnwise.algorithms.microbatch import shard, split
-from turnwise.algorithms.pairing import Example, ExampleError, pairs_by_outcome, winners
-from turnwise.envs.preference import Preference, by_return, by_score
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.algorithms.batch import Batch, TooLongWarning, collate, drop_long
+from polyturn.algorithms.microbatch import shard, split
+from polyturn.algorithms.pairing import Example, ExampleError, pairs_by_outcome, winners
+from polyturn.envs.preference import Preference, by_return, by_score
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 def trajectory(seed: int, *actions: list[int], reward: float = 0.0, errors: tuple[bool, ...] = ()) -> Trajectory:

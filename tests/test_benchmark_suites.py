@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.benchmarks.ipo_vs_dpo import DATA, train
-from turnwise.benchmarks.nash import BETAS, MEASURES, TAUS
-from turnwise.benchmarks.reporting import compare, plus_minus
-from turnwise.benchmarks.suite import load, run_suite
+from polyturn.benchmarks.ipo_vs_dpo import DATA, train
+from polyturn.benchmarks.nash import BETAS, MEASURES, TAUS
+from polyturn.benchmarks.reporting import compare, plus_minus
+from polyturn.benchmarks.suite import load, run_suite
 
 PLOTS = {"gpo_frontier": "frontier", "ipo_vs_dpo": "curves", "nash": "nash"}
 

@@ -14,22 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.agent import ContextFull, Episode, RandomAgent, ScriptedAgent
-from turnwise.agents.collecting import CollectError, collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.playing import trunk_rng
-from turnwise.agents.roles import AgentPartner, other_sides
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.envs.education import EducationDialogue
-from turnwise.envs.education_teacher import WAYS, lesson
-from turnwise.envs.education_topics import BY_ID
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.store import Store, read, read_groups
-from turnwise.envs.trajectory import Group, Trajectory, group_by_start
+from polyturn.agents.agent import ContextFull, Episode, RandomAgent, ScriptedAgent
+from polyturn.agents.collecting import CollectError, collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.playing import trunk_rng
+from polyturn.agents.roles import AgentPartner, other_sides
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.envs.education import EducationDialogue
+from polyturn.envs.education_teacher import WAYS, lesson
+from polyturn.envs.education_topics import BY_ID
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.store import Store, read, read_groups
+from polyturn.envs.trajectory import Group, Trajectory, group_by_start
 
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
-EDUCATION = "turnwise/EducationDialogue-v0"
+EDUCATION = "polyturn/EducationDialogue-v0"
 
 
 class Diary(gymnasium.Env[str, str]):
@@ -330,7 +330,7 @@ def test_programs_of_the_trunk_are_there_in_every_member_and_no_others() -> None
 
     (group,) = collect(
         ScriptedAgent(act),
-        "turnwise/ToolMath-v0",
+        "polyturn/ToolMath-v0",
         group_size=3,
         branch_at=1,
         env_options={"problems": "generated:1:4", "sandbox": "local"},

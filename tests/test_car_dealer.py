@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.envs import check_text_env
-from turnwise.envs.car_buyers import PERSONALITIES
-from turnwise.envs.car_dealer import SCALE, CarDealer
-from turnwise.envs.car_talk import BRANDS, FEATURES, TYPES, hear
-from turnwise.envs.conversation import Scene, Spoken
-from turnwise.envs.hostile import HOSTILE
+from polyturn.envs import check_text_env
+from polyturn.envs.car_buyers import PERSONALITIES
+from polyturn.envs.car_dealer import SCALE, CarDealer
+from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from polyturn.envs.conversation import Scene, Spoken
+from polyturn.envs.hostile import HOSTILE
 
-ID = "turnwise/CarDealer-v0"
+ID = "polyturn/CarDealer-v0"
 BUYER = {"brand": "Volvo", "type": "SUV", "feature": "sunroof", "personality": "friendly", "budget": 40_000}
 Dealer = Callable[[int, str], str]
 

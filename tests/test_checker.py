@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from turnwise.envs import ContractViolation, UnicodeText, check_text_env, make, registered
-from turnwise.envs.contract import RULES
-from turnwise.envs.guess import Guess
-from turnwise.envs.hostile import HOSTILE
+from polyturn.envs import ContractViolation, UnicodeText, check_text_env, make, registered
+from polyturn.envs.contract import RULES
+from polyturn.envs.guess import Guess
+from polyturn.envs.hostile import HOSTILE
 
 
 def tool_calls(rng: np.random.Generator, observation: str) -> str:
@@ -35,10 +35,10 @@ def tool_calls(rng: np.random.Generator, observation: str) -> str:
 
 
 # Options that keep an environment cheap here, and actions that reach its deep states.
-OPTIONS: dict[str, dict[str, Any]] = {"turnwise/ToolMath-v0": {"sandbox": "local", "problems": "generated:2:64"}}
+OPTIONS: dict[str, dict[str, Any]] = {"polyturn/ToolMath-v0": {"sandbox": "local", "problems": "generated:2:64"}}
 ACTIONS: dict[str, Callable[[np.random.Generator, str], str]] = {
-    "turnwise/Guess-v0": lambda rng, observation: f"I say {rng.integers(1, 101)}",
-    "turnwise/ToolMath-v0": tool_calls,
+    "polyturn/Guess-v0": lambda rng, observation: f"I say {rng.integers(1, 101)}",
+    "polyturn/ToolMath-v0": tool_calls,
 }
 
 
@@ -61,7 +61,7 @@ def test_every_registered_environment_passes_gymnasiums_check_without_a_warning(
 def test_a_short_registration_is_made_with_a_limit_that_keeps_the_contract() -> None:
     gymnasium.register("contract/Short-v0", Guess, max_episode_steps=2, kwargs={"turns": 9})
     try:
-        assert check_text_env("contract/Short-v0", actions=ACTIONS["turnwise/Guess-v0"], high=30).episodes > 0
+        assert check_text_env("contract/Short-v0", actions=ACTIONS["polyturn/Guess-v0"], high=30).episodes > 0
     finally:
         del gymnasium.registry["contract/Short-v0"]
 
@@ -518,7 +518,7 @@ def test_each_broken_rule_is_named(rule: str, broken: type) -> None:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with pytest.raises(ContractViolation, match=f"^{rule}: expected .*, got .*; ") as caught:
-            check_text_env(broken, actions=ACTIONS["turnwise/Guess-v0"])
+            check_text_env(broken, actions=ACTIONS["polyturn/Guess-v0"])
         assert caught.value.rule == rule
     finally:
         random.setstate(python)
@@ -531,14 +531,14 @@ def test_every_rule_is_broken_by_some_environment_above() -> None:
 
 def test_the_parent_of_the_broken_environments_is_whole() -> None:
     """So each of them is caught for what it changes."""
-    check_text_env(Declared, actions=ACTIONS["turnwise/Guess-v0"])
+    check_text_env(Declared, actions=ACTIONS["polyturn/Guess-v0"])
 
 
 def test_a_deterministic_environment_may_say_so() -> None:
     class Always50(IgnoresSeed):
         metadata = Guess.metadata | {"deterministic": True}
 
-    check_text_env(Always50, actions=ACTIONS["turnwise/Guess-v0"])
+    check_text_env(Always50, actions=ACTIONS["polyturn/Guess-v0"])
 
 
 def test_the_message_shows_where_transcripts_part() -> None:
@@ -552,7 +552,7 @@ def test_what_an_action_broke_is_shown_and_chained() -> None:
     with pytest.raises(
         ContractViolation, match=r"ValueError: .*empty action.* after the hostile text 'nothing'"
     ) as caught:
-        check_text_env(RefusesEmpty, actions=ACTIONS["turnwise/Guess-v0"])
+        check_text_env(RefusesEmpty, actions=ACTIONS["polyturn/Guess-v0"])
     assert isinstance(caught.value.__cause__, ValueError)
 
 
@@ -571,8 +571,8 @@ def test_instances_are_closed_even_if_a_rule_is_broken() -> None:
 def test_wrong_use_is_no_violation() -> None:
     with pytest.raises(ValueError, match="at least two different seeds"):
         check_text_env(Guess, seeds=[3, 3])
-    with pytest.raises(ValueError, match="Did you mean 'turnwise/Guess-v0'"):
-        check_text_env("turnwise/Gues-v0")
+    with pytest.raises(ValueError, match="Did you mean 'polyturn/Guess-v0'"):
+        check_text_env("polyturn/Gues-v0")
 
 
 def test_hostile_texts_are_what_they_are_called() -> None:
@@ -587,10 +587,10 @@ def test_hostile_texts_are_what_they_are_called() -> None:
 
 
 def test_the_arguments_of_the_check_are_those_the_command_keeps_apart() -> None:
-    """`turnwise check-env` refuses options that would pass for arguments of the check."""
+    """`polyturn check-env` refuses options that would pass for arguments of the check."""
     names = [p.name for p in inspect.signature(check_text_env).parameters.values() if p.kind is not p.VAR_KEYWORD]
     assert set(names) == {"env", "actions", "seeds", "max_turns"}
 
 
 def test_a_made_environment_can_be_checked_as_a_factory() -> None:
-    assert check_text_env(lambda: make("turnwise/Guess-v0", high=5), max_turns=7).turns > 0
+    assert check_text_env(lambda: make("polyturn/Guess-v0", high=5), max_turns=7).turns > 0

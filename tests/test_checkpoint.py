@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import (
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import (
     MDPO,
     MKTO,
     CheckpointError,
@@ -33,8 +33,8 @@ from turnwise.algorithms import (
     minibatches,
     train,
 )
-from turnwise.envs.preference import by_return
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.envs.preference import by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 STEPS, EVERY = 10, 2
@@ -152,7 +152,7 @@ def _die_at(moment: str) -> None:
             shutil, "rmtree", lambda path, **_: explode(path) if (Path(path) / "state.json").exists() else None
         )
     elif text == "while logging":
-        from turnwise.algorithms.metrics import MetricsFile
+        from polyturn.algorithms.metrics import MetricsFile
 
         def half_a_line(log: Any, _: Any) -> None:
             with log._path.open("a") as file:

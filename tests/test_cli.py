@@ -1,4 +1,4 @@
-"""The command `turnwise`: what a mistyped, failing or interrupted command says and which exit code it leaves."""
+"""The command `polyturn`: what a mistyped, failing or interrupted command says and which exit code it leaves."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from turnwise import __version__, cli
-from turnwise.envs.suggest import did_you_mean
-from turnwise.sandbox.sandbox import SandboxLost
+from polyturn import __version__, cli
+from polyturn.envs.suggest import did_you_mean
+from polyturn.sandbox.sandbox import SandboxLost
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -48,9 +48,9 @@ def raises(error: BaseException) -> Run:
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """Standard error, which must be a single line from turnwise."""
+    """Standard error, which must be a single line from polyturn."""
     text = capsys.readouterr().err
-    assert text.startswith("turnwise: ")
+    assert text.startswith("polyturn: ")
     assert text.count("\n") == 1
     assert text.endswith("\n")
     return text
@@ -103,7 +103,7 @@ def test_an_expected_error_is_one_line(
 ) -> None:
     command(raises(error))
     assert cli.main(["train"]) == code
-    assert one_line(capsys) == f"turnwise: error: {said}\n"
+    assert one_line(capsys) == f"polyturn: error: {said}\n"
 
 
 def test_an_unknown_environment_is_wrong_use(
@@ -142,18 +142,18 @@ def test_debug_shows_the_traceback(
 ) -> None:
     command(raises(ValueError("bad")))
     if how == "variable":
-        monkeypatch.setenv("TURNWISE_DEBUG", "1")
+        monkeypatch.setenv("POLYTURN_DEBUG", "1")
     assert cli.main(["--debug", "train"] if how == "option" else ["train"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("said", ["", "resume with turnwise train --resume runs/1"])
+@pytest.mark.parametrize("said", ["", "resume with polyturn train --resume runs/1"])
 def test_ctrl_c_leaves_130_and_says_how_to_resume(
     said: str, command: Callable[[Run], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command(raises(KeyboardInterrupt(*[said] if said else [])))
     assert cli.main(["train"]) == 130
-    assert one_line(capsys) == ("turnwise: interrupted" + (f": {said}" if said else "") + "\n")
+    assert one_line(capsys) == ("polyturn: interrupted" + (f": {said}" if said else "") + "\n")
 
 
 def test_no_command_prints_help_as_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +163,7 @@ def test_no_command_prints_help_as_wrong_use(capsys: pytest.CaptureFixture[str])
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"turnwise {__version__}\n"
+    assert capsys.readouterr().out == f"polyturn {__version__}\n"
 
 
 def test_sigterm_unwinds_what_is_open(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_sigterm_unwinds_what_is_open(tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from types import SimpleNamespace
-from turnwise import cli
+from polyturn import cli
 def run(args):
     try:
         print("open", flush=True)
@@ -192,10 +192,10 @@ sys.exit(cli.main(["train"]))
 
 
 def test_a_closed_pipe_is_not_an_error() -> None:
-    """`turnwise --help | head -1` must not end in a traceback."""
+    """`polyturn --help | head -1` must not end in a traceback."""
     read, write = os.pipe()
     os.close(read)
-    program = "import sys; from turnwise.cli import main; sys.exit(main(['--help']))"
+    program = "import sys; from polyturn.cli import main; sys.exit(main(['--help']))"
     with os.fdopen(write, "w") as out:
         buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         done = subprocess.run(
@@ -209,22 +209,22 @@ def test_a_closed_pipe_is_not_an_error() -> None:
 def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: turnwise {name}")
-    assert f"  turnwise {name}" in text.partition("xample")[2]
+    assert text.startswith(f"usage: polyturn {name}")
+    assert f"  polyturn {name}" in text.partition("xample")[2]
 
 
 def test_the_table_of_commands_is_what_the_floors_offer() -> None:
     for floor in {owner for owner, _ in cli.COMMANDS.values()}:
         parser = argparse.ArgumentParser()
         subparsers = parser.add_subparsers()
-        cli.import_module(f"turnwise.{floor}.cli").add_commands(subparsers)
+        cli.import_module(f"polyturn.{floor}.cli").add_commands(subparsers)
         assert set(subparsers.choices) == {name for name, (owner, _) in cli.COMMANDS.items() if owner == floor}
 
 
 def test_help_is_quick_and_loads_nothing() -> None:
     """Best of three under a second; a shell completion or a typo must not wait for torch."""
     program = (
-        "import sys; from turnwise.cli import main; code = main(['--help']); "
+        "import sys; from polyturn.cli import main; code = main(['--help']); "
         "print(sorted({'torch', 'numpy', 'gymnasium', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
     seconds = []
@@ -239,14 +239,14 @@ def test_help_is_quick_and_loads_nothing() -> None:
 @pytest.mark.parametrize("name", [name for name, (floor, _) in cli.COMMANDS.items() if floor in ("sandbox", "envs")])
 def test_the_lower_floors_commands_load_no_torch(name: str) -> None:
     program = (
-        f"import sys; from turnwise.cli import main; main([{name!r}, '--help']); "
+        f"import sys; from polyturn.cli import main; main([{name!r}, '--help']); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
 
 
 def test_did_you_mean() -> None:
-    known = ["turnwise/ToolMath-v0", "turnwise/Education-v0"]
-    assert did_you_mean("turnwise/ToolMaths-v0", known) == " Did you mean 'turnwise/ToolMath-v0'?"
-    assert did_you_mean("toolmath-v0", known) == " Did you mean 'turnwise/ToolMath-v0'?"
+    known = ["polyturn/ToolMath-v0", "polyturn/Education-v0"]
+    assert did_you_mean("polyturn/ToolMaths-v0", known) == " Did you mean 'polyturn/ToolMath-v0'?"
+    assert did_you_mean("toolmath-v0", known) == " Did you mean 'polyturn/ToolMath-v0'?"
     assert did_you_mean("CartPole", known) == ""

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turnwise.agents.token_logps import full_kl
-from turnwise.algorithms import closed_forms, losses
-from turnwise.algorithms.closed_forms import Matrix, Vector
+from polyturn.agents.token_logps import full_kl
+from polyturn.algorithms import closed_forms, losses
+from polyturn.algorithms.closed_forms import Matrix, Vector
 
 PROPERTY = settings(deadline=None, derandomize=True)
 A = 5

@@ -19,16 +19,16 @@ import gymnasium
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode, HumanAgent, RandomAgent, ScriptedAgent
-from turnwise.agents.collecting import CollectError, collect, group_seed
-from turnwise.agents.generation import Sampling
-from turnwise.agents.playing import episode_rng
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.store import Store, read
-from turnwise.envs.trajectory import Trajectory
-from turnwise.sandbox.sandbox import ImageMissing, SandboxLost, SandboxUnavailable
+from polyturn.agents.agent import Episode, HumanAgent, RandomAgent, ScriptedAgent
+from polyturn.agents.collecting import CollectError, collect, group_seed
+from polyturn.agents.generation import Sampling
+from polyturn.agents.playing import episode_rng
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.store import Store, read
+from polyturn.envs.trajectory import Trajectory
+from polyturn.sandbox.sandbox import ImageMissing, SandboxLost, SandboxUnavailable
 
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
 
@@ -118,7 +118,7 @@ def test_environments_that_wait_step_in_threads_and_others_do_not() -> None:
     collect(ScriptedAgent(["x"]), factory(True), groups=6, concurrency=3, progress=False)
     waiting, made[:] = list(made), []
     collect(ScriptedAgent(["x"]), factory(False), groups=6, concurrency=3, progress=False)
-    assert all(name.startswith("turnwise-env") for env in waiting for name in env.threads)
+    assert all(name.startswith("polyturn-env") for env in waiting for name in env.threads)
     assert {name for env in made for name in env.threads} == {"MainThread"}
     assert 1 <= len(waiting) <= 3
     assert all(env.closed for env in waiting + made)
@@ -165,9 +165,9 @@ def test_tasks_are_named_to_the_environment() -> None:
 def test_what_cannot_act_or_is_one_environment_is_named_before_any_work() -> None:
     """A policy acts through an agent, a class is not yet one, and an environment holds one episode at a time."""
     with pytest.raises(ValueError, match=r"expected agents, .*of a Policy TransformerAgent\(policy\) makes one"):
-        collect(tiny_policy(["a"], seed=0), "turnwise/Guess-v0")  # type: ignore[arg-type]
+        collect(tiny_policy(["a"], seed=0), "polyturn/Guess-v0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected agents, .*got <class .*RandomAgent"):
-        collect([RandomAgent(), RandomAgent], "turnwise/Guess-v0", group_size=2)  # type: ignore[list-item]
+        collect([RandomAgent(), RandomAgent], "polyturn/Guess-v0", group_size=2)  # type: ignore[list-item]
     with pytest.raises(ValueError, match=r"a function that makes one, got .*lambda: gymnasium\.make"):
         collect(RandomAgent(), Chatter())  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""`turnwise rollout`, `train` and `eval` as a person types them: results, resumption, one line for every mistake."""
+"""`polyturn rollout`, `train` and `eval` as a person types them: results, resumption, one line for every mistake."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.cli import main
-from turnwise.envs.store import Store, read
-from turnwise.envs.trajectory import Trajectory, Turn
-from turnwise.envs.word_problems import word_problems
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.cli import main
+from polyturn.envs.store import Store, read
+from polyturn.envs.trajectory import Trajectory, Turn
+from polyturn.envs.word_problems import word_problems
 
 LOCAL = ("-o", "sandbox=local")
 SMALL = ("--max-new-tokens", "8", "--max-tokens", "400", "--slots", "8", "--quiet")
@@ -41,7 +41,7 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]
 
 def test_gold_rollouts_solve_generated_problems_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gold.jsonl"
-    command = ("rollout", "turnwise/ToolMath-v0", "--agent", "gold", "--problems", "generated:1:6", *LOCAL, "--quiet")
+    command = ("rollout", "polyturn/ToolMath-v0", "--agent", "gold", "--problems", "generated:1:6", *LOCAL, "--quiet")
     code, shown, _ = said(capsys, *command, "--out", str(out))
     assert code == 0
     assert f"episodes     6 in {out}" in shown
@@ -53,7 +53,7 @@ def test_gold_rollouts_solve_generated_problems_and_resume(tmp_path: Path, capsy
 
 def test_misses_are_shown_safely(capsys: pytest.CaptureFixture[str]) -> None:
     code, shown, _ = said(
-        capsys, "rollout", "turnwise/ToolMath-v0", "--agent", "random", "--problems", "generated:1:3", *LOCAL,
+        capsys, "rollout", "polyturn/ToolMath-v0", "--agent", "random", "--problems", "generated:1:3", *LOCAL,
         "--quiet", "--misses", "2",
     )  # fmt: skip
     assert code == 0
@@ -64,7 +64,7 @@ def test_misses_are_shown_safely(capsys: pytest.CaptureFixture[str]) -> None:
 def test_sft_then_preferences_then_evaluation(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The main job by hand: demonstrations, sft, an iteration of raft on easy rewards, eval; then again, resumed."""
     demos, sft = tmp_path / "demos.jsonl", tmp_path / "sft"
-    rollout = ("rollout", "turnwise/ToolMath-v0", "--agent", "demonstrator", "--problems", "generated:1:12", *LOCAL)
+    rollout = ("rollout", "polyturn/ToolMath-v0", "--agent", "demonstrator", "--problems", "generated:1:12", *LOCAL)
     assert said(capsys, *rollout, "--out", str(demos), "--quiet")[0] == 0
     command = ("train", "sft", "--model", model, "--data", str(demos), "--out", str(sft), "--lr", "1e-3", "--quiet")
     code, shown, _ = said(capsys, *command, "--epochs", "2", "--batch-size", "4")
@@ -116,7 +116,7 @@ def test_adapters_are_trained_the_same_each_time(
 ) -> None:
     pytest.importorskip("peft")
     demos = tmp_path / "demos.jsonl"
-    rollout = ("rollout", "turnwise/ToolMath-v0", "--agent", "gold", "--problems", "generated:1:4", *LOCAL, "--quiet")
+    rollout = ("rollout", "polyturn/ToolMath-v0", "--agent", "gold", "--problems", "generated:1:4", *LOCAL, "--quiet")
     assert said(capsys, *rollout, "--out", str(demos))[0] == 0
     weights = []
     for name in ("a", "b"):
@@ -133,12 +133,12 @@ def test_adapters_are_trained_the_same_each_time(
 MISTAKES: dict[str, tuple[str, int, str]] = {
     "method": ("train mdop --model {model} --out {out}", 2, "got 'mdop'. Did you mean 'mdpo'?"),
     "method option": ("train mdpo --model {model} --out {out} -m bta=1", 2, "got 'bta'. Did you mean 'beta'?"),
-    "environment": ("rollout turnwise/ToolMat-v0 --agent gold", 2, "Did you mean 'turnwise/ToolMath-v0'?"),
-    "environment option": ("rollout turnwise/ToolMath-v0 --agent gold -o sandbx=local", 2, "sandbox"),
-    "sandbox": ("rollout turnwise/ToolMath-v0 --agent gold -o sandbox=dokcer", 2, "Did you mean 'docker'?"),
+    "environment": ("rollout polyturn/ToolMat-v0 --agent gold", 2, "Did you mean 'polyturn/ToolMath-v0'?"),
+    "environment option": ("rollout polyturn/ToolMath-v0 --agent gold -o sandbx=local", 2, "sandbox"),
+    "sandbox": ("rollout polyturn/ToolMath-v0 --agent gold -o sandbox=dokcer", 2, "Did you mean 'docker'?"),
     "option": ("eval --model {model} --sample 3", 2, "Did you mean '--samples'?"),
     "model": ("eval --model ./nosuch", 2, "expected a model folder, got './nosuch', which is not a folder"),
-    "agent": ("rollout turnwise/ToolMath-v0 --agent ./nosuch", 2, "which is not a folder"),
+    "agent": ("rollout polyturn/ToolMath-v0 --agent ./nosuch", 2, "which is not a folder"),
     "no template": ("eval --model {untemplated}", 2, "expected a tokenizer with a chat template, got one without"),
     "problems": ("eval --model {model} --problems {broken}", 2, "broken.jsonl"),
     "no problems file": ("eval --model {model} --problems nosuch.jsonl", 2, "nosuch.jsonl: no such file"),
@@ -157,15 +157,15 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "missing data": ("train sft --model {model} --out {out} --data {out}/nosuch", 1, "nosuch"),
     "not a store": ("train sft --model {model} --out {out} --data {broken}", 2, "expected a store of trajectories"),
     "unwritable folder": ("train mdpo --model {model} --out /proc/nosuch/run", 1, "/proc/nosuch"),
-    "unwritable store": ("rollout turnwise/ToolMath-v0 --agent gold --out /proc/nosuch.jsonl", 1, "/proc/nosuch.jsonl"),
+    "unwritable store": ("rollout polyturn/ToolMath-v0 --agent gold --out /proc/nosuch.jsonl", 1, "/proc/nosuch.jsonl"),
     "unwritable figures": (
         "eval --model {model} --limit 1 -o sandbox=local --json /proc/nosuch.json",
         1,
         "/proc/nosuch",
     ),
-    "gold without problems": ("rollout turnwise/Bandit-v0 --agent gold", 2, "expected an environment with problems"),
+    "gold without problems": ("rollout polyturn/Bandit-v0 --agent gold", 2, "expected an environment with problems"),
     "temperature": ("eval --model {model} --temperature -1", 2, "temperature: expected 0 or more"),
-    "groups": ("rollout turnwise/ToolMath-v0 --agent gold --group-size 0 -o sandbox=local", 2, "positive group_size"),
+    "groups": ("rollout polyturn/ToolMath-v0 --agent gold --group-size 0 -o sandbox=local", 2, "positive group_size"),
 }
 
 
@@ -185,7 +185,7 @@ def test_every_mistake_is_one_line_with_a_remedy(
         code, _, err = said(capsys, *words.split())
     except SystemExit as stop:  # argparse
         code, err = int(str(stop.code)), capsys.readouterr().err
-    complaint = [line for line in err.splitlines() if line.startswith("turnwise: ")]
+    complaint = [line for line in err.splitlines() if line.startswith("polyturn: ")]
     assert (code, len(complaint)) == (expected, 1), err
     assert text in complaint[0]
     assert "Traceback" not in err
@@ -197,12 +197,12 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     """A rollout of slow programs, interrupted: exit code 130, one line, and what was finished is kept."""
     out = tmp_path / "runs.jsonl"
     script = (
-        "import sys; from turnwise.agents import demonstrator as d; import turnwise.cli as c;"
+        "import sys; from polyturn.agents import demonstrator as d; import polyturn.cli as c;"
         "act = d.Demonstrator.act;"
         "slow = lambda self, e: '```python\\nimport time; time.sleep(0.2)\\n```' if len(e.turns) < 2 else act(self, e);"
         "d.Demonstrator.act = slow; sys.exit(c.main(sys.argv[1:]))"
     )
-    command = ["rollout", "turnwise/ToolMath-v0", "--agent", "demonstrator", "--problems", "generated:1:200", *LOCAL]
+    command = ["rollout", "polyturn/ToolMath-v0", "--agent", "demonstrator", "--problems", "generated:1:200", *LOCAL]
     child = subprocess.Popen(
         [sys.executable, "-c", script, *command, "--out", str(out), "--concurrency", "2"],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -220,7 +220,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert 2 <= len(list(read(out))) < 200
 
 
-TALK = ("--env", "turnwise/EducationDialogue-v0", "-o", "turns=2", "--preference", "education", "--quiet",
+TALK = ("--env", "polyturn/EducationDialogue-v0", "-o", "turns=2", "--preference", "education", "--quiet",
         "--max-new-tokens", "8", "--max-tokens", "400", "--slots", "4", "--groups", "3")  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def test_a_fitted_reward_model_pays_a_policy_and_mtpo_needs_none(
 def test_mistakes_about_who_compares_and_who_acts(
     arguments: list[str], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ("--env", "turnwise/EducationDialogue-v0", "--out", str(tmp_path), "--quiet")
+    common = ("--env", "polyturn/EducationDialogue-v0", "--out", str(tmp_path), "--quiet")
     code, _, err = said(capsys, "train", "ipo", "--model", model, *common, *arguments)
     assert code != 0
     assert message in err

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from turnwise.agents import Sampling, ScriptedAgent, collect
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy, tiny_tokenizer
-from turnwise.algorithms import SFT, Distillation, minibatches, online, train
-from turnwise.algorithms.batch import Batch, collate
-from turnwise.algorithms.warmup import demonstrations
-from turnwise.cli import main
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Trajectory
+from polyturn.agents import Sampling, ScriptedAgent, collect
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy, tiny_tokenizer
+from polyturn.algorithms import SFT, Distillation, minibatches, online, train
+from polyturn.algorithms.batch import Batch, collate
+from polyturn.algorithms.warmup import demonstrations
+from polyturn.cli import main
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Trajectory
 
 TEXTS = ["guess a number from 1 to 9", "higher lower yes", "the number is 3"]
 
@@ -44,7 +44,7 @@ def gemma(hidden: int, seed: int) -> Policy:
 def shown() -> list[Trajectory]:
     """Conversations of several turns, so that observations stand between what the agent wrote."""
     agent = ScriptedAgent(["5", "3", "7"])
-    groups = collect(agent, "turnwise/Guess-v0", groups=2, seed=0, progress=False)
+    groups = collect(agent, "polyturn/Guess-v0", groups=2, seed=0, progress=False)
     return [group[0] for group in groups]
 
 
@@ -130,7 +130,7 @@ def test_likelihood_is_added_and_alone_is_imitation(shown: list[Trajectory]) -> 
 def test_a_student_learns_on_its_own_conversations(shown: list[Trajectory]) -> None:
     student, teacher = gemma(16, 0), gemma(16, 1)
     source = online(
-        student, "turnwise/Guess-v0", groups=2, group_size=1, sampling=Sampling(max_new_tokens=6), max_tokens=1024,
+        student, "polyturn/Guess-v0", groups=2, group_size=1, sampling=Sampling(max_new_tokens=6), max_tokens=1024,
         seed=0,
     )  # fmt: skip
     result = train(Distillation(first="student"), student, teacher, source, steps=12, lr=2e-2, progress=False, cpu=True)

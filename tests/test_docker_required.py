@@ -36,7 +36,7 @@ def outcome(folder: Path, tests: str, required: str, *options: str) -> str:
     (folder / "test_them.py").write_text(tests)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = docker: needs Docker\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-    environment = {**os.environ, "TURNWISE_REQUIRE_DOCKER": required}
+    environment = {**os.environ, "POLYTURN_REQUIRE_DOCKER": required}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment).stdout
 
 
@@ -46,7 +46,7 @@ def test_a_skipped_docker_test_fails_where_docker_is_required(tmp_path: Path, op
     # Where no engine answers the marked test is stopped in its set-up, which pytest counts as an error.
     assert re.search("(2 failed|1 failed), 1 skipped, 1 xfailed(, 1 error)? in", said)
     for name in ("test_in_a_container", "test_says_docker"):
-        assert f"{name}: skipped although TURNWISE_REQUIRE_DOCKER=1" in said
+        assert f"{name}: skipped although POLYTURN_REQUIRE_DOCKER=1" in said
 
 
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "workers"])

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents import ScriptedAgent
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import PPO, ActorCritic, RewardModel, Rivals, duel, online, train, turn_feedback, upto
-from turnwise.algorithms.dueling import duels_of
-from turnwise.envs.preference import Preference, by_return
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents import ScriptedAgent
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import PPO, ActorCritic, RewardModel, Rivals, duel, online, train, turn_feedback, upto
+from polyturn.algorithms.dueling import duels_of
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
-GUESS = "turnwise/Guess-v0"
+GUESS = "polyturn/Guess-v0"
 
 
 def played(agent: str, reward: float, *, error: str | None = None, turns: int = 1) -> Trajectory:

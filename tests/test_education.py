@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.envs import check_text_env, make
-from turnwise.envs.conversation import END, Scene, Spoken, defused, ends, own_words, transcript
-from turnwise.envs.education import EducationDialogue
-from turnwise.envs.education_oracle import CRITERIA, EducationOracle
-from turnwise.envs.education_phrases import VOICED
-from turnwise.envs.education_teacher import ASKING, WAYS, lesson
-from turnwise.envs.education_topics import (
+from polyturn.envs import check_text_env, make
+from polyturn.envs.conversation import END, Scene, Spoken, defused, ends, own_words, transcript
+from polyturn.envs.education import EducationDialogue
+from polyturn.envs.education_oracle import CRITERIA, EducationOracle
+from polyturn.envs.education_phrases import VOICED
+from polyturn.envs.education_teacher import ASKING, WAYS, lesson
+from polyturn.envs.education_topics import (
     BY_ID,
     STUDENT_PREFERENCES,
     STUDENT_REACTIONS,
@@ -27,9 +27,9 @@ from turnwise.envs.education_topics import (
     TOPICS,
     Topic,
 )
-from turnwise.envs.speech import APPROACHES, listen
+from polyturn.envs.speech import APPROACHES, listen
 
-ID = "turnwise/EducationDialogue-v0"
+ID = "polyturn/EducationDialogue-v0"
 Teacher = Callable[[Topic, int, np.random.Generator], str]
 
 

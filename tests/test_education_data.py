@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.envs import make
-from turnwise.envs.education_data import (
+from polyturn.agents.collecting import collect
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.envs import make
+from polyturn.envs.education_data import (
     BACKGROUND,
     Dialogue,
     DialogueFormatError,
@@ -49,7 +49,7 @@ def test_the_shipped_dialogues_are_in_the_released_layout() -> None:
 
 def test_a_teachers_trajectory_begins_as_the_environment_does() -> None:
     """What is imitated is what will be asked for: the first observation is the environment's own for that topic."""
-    env = make("turnwise/EducationDialogue-v0", topics=["the water cycle"])
+    env = make("polyturn/EducationDialogue-v0", topics=["the water cycle"])
     opening, info = env.reset(seed=0)
     trajectory = Dialogue.from_json(RECORD).trajectory("teacher")
     assert trajectory.task_id == info["task_id"]
@@ -71,7 +71,7 @@ def test_a_students_trajectory_knows_its_brief_and_acts_as_the_student() -> None
 
 def test_played_conversations_go_to_the_layout_and_back(tmp_path: Path) -> None:
     """Teacher's turns and the student's answers are all there; only the opening, which is the task, is not a turn."""
-    groups = collect(ScriptedTeacher(), "turnwise/EducationDialogue-v0", groups=3, group_size=2, progress=False)
+    groups = collect(ScriptedTeacher(), "polyturn/EducationDialogue-v0", groups=3, group_size=2, progress=False)
     played = [member for group in groups for member in group]
     path = tmp_path / "played.json"
     write_dialogues(path, map(dialogue_of, played))

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.envs.education_oracle import EducationOracle, outcome, turn_scores
-from turnwise.envs.judging import Judged, Pair
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.collecting import collect
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.envs.education_oracle import EducationOracle, outcome, turn_scores
+from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 unit = st.floats(0, 1)
 outcomes = st.tuples(unit, unit, unit).map(np.array)
@@ -60,7 +60,7 @@ def test_the_cycle_of_the_docstring(h: float, steepness: float) -> None:
 def test_no_bradley_terry_reward_explains_real_play() -> None:
     """Among conversations from identical starts, played and not made up, there are triples that beat each other."""
     groups = collect(
-        ScriptedTeacher(), "turnwise/EducationDialogue-v0", groups=40, group_size=8, seed=0, progress=False
+        ScriptedTeacher(), "polyturn/EducationDialogue-v0", groups=40, group_size=8, seed=0, progress=False
     )
     oracle, cycles = EducationOracle(), []
     for number, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""`turnwise envs`, `check-env`, `show` and `export`, as a person types them."""
+"""`polyturn envs`, `check-env`, `show` and `export`, as a person types them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import gymnasium
 import pytest
 
-from turnwise.cli import main
-from turnwise.envs import Store, Trajectory, Turn
-from turnwise.envs.cli import printable
-from turnwise.envs.guess import Guess
+from polyturn.cli import main
+from polyturn.envs import Store, Trajectory, Turn
+from polyturn.envs.cli import printable
+from polyturn.envs.guess import Guess
 
 
 @pytest.fixture
@@ -39,21 +39,21 @@ def test_envs_lists_ids_and_what_they_are(capsys: pytest.CaptureFixture[str]) ->
     code, out, _ = run(capsys, "envs")
     assert code == 0
     assert re.search(
-        r'^turnwise/Guess-v0 +Find a hidden whole number; every guess is answered with "higher"', out, re.M
+        r'^polyturn/Guess-v0 +Find a hidden whole number; every guess is answered with "higher"', out, re.M
     )
 
 
 def test_check_env_lists_the_rules_it_held(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "check-env", "turnwise/Guess-v0", "-o", "high=10", "-o", "turns=3")
+    code, out, _ = run(capsys, "check-env", "polyturn/Guess-v0", "-o", "high=10", "-o", "turns=3")
     assert code == 0
     assert "ok  restore " in out
-    assert "turnwise/Guess-v0 holds all " in out
+    assert "polyturn/Guess-v0 holds all " in out
     assert "the longest episode 3)" in out
     assert "note:" not in out
 
 
 def test_check_env_takes_plausible_actions_and_says_if_they_got_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = run(capsys, "check-env", "turnwise/Guess-v0", "-o", "turns=1", "-o", "high=9", "-a", "5", "-a", "no")
+    _, out, _ = run(capsys, "check-env", "polyturn/Guess-v0", "-o", "turns=1", "-o", "high=9", "-a", "5", "-a", "no")
     assert "note: every episode ended after one turn" in out
 
 
@@ -74,12 +74,12 @@ def test_check_env_says_which_rule_is_broken(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["turnwise/Gess-v0"], "Did you mean 'turnwise/Guess-v0'?"),
-        (["turnwise/Guess-v0", "-o", "hihg=3"], "Did you mean 'high'?"),
-        (["turnwise/Guess-v0", "-o", "high"], "expected NAME=VALUE, got 'high'"),
-        (["turnwise/Guess-v0", "-o", "high=1"], "expected high >= 2"),
-        (["turnwise/Guess-v0", "-o", "seeds=1"], "cannot pass the option 'seeds'"),
-        (["turnwise/Guess-v0", "--max-turns", "x"], "invalid int value"),
+        (["polyturn/Gess-v0"], "Did you mean 'polyturn/Guess-v0'?"),
+        (["polyturn/Guess-v0", "-o", "hihg=3"], "Did you mean 'high'?"),
+        (["polyturn/Guess-v0", "-o", "high"], "expected NAME=VALUE, got 'high'"),
+        (["polyturn/Guess-v0", "-o", "high=1"], "expected high >= 2"),
+        (["polyturn/Guess-v0", "-o", "seeds=1"], "cannot pass the option 'seeds'"),
+        (["polyturn/Guess-v0", "--max-turns", "x"], "invalid int value"),
     ],
 )
 def test_wrong_use_of_check_env_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
@@ -130,7 +130,7 @@ def test_show_on_a_terminal_that_knows_no_unicode(store: Path) -> None:
     with Store(store) as opened:
         opened.append(Trajectory("e", 1, (Turn("\u6211", "ok"),), terminated=True))
     done = subprocess.run(
-        [sys.executable, "-m", "turnwise", "show", str(store)],
+        [sys.executable, "-m", "polyturn", "show", str(store)],
         capture_output=True, check=True, env={"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert rb"env | \u6211" in done.stdout
@@ -175,4 +175,4 @@ def test_wrong_use_of_export_is_one_line(
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
-    assert "examples:\n  turnwise " + command in out
+    assert "examples:\n  polyturn " + command in out

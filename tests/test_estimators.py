@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turnwise.agents import token_logps
-from turnwise.algorithms import estimators
+from polyturn.agents import token_logps
+from polyturn.algorithms import estimators
 
 # Wall-clock never decides a test, and every run tries the same examples.
 PROPERTY = settings(deadline=None, derandomize=True)

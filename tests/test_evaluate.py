@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode, ScriptedAgent
-from turnwise.algorithms.evaluate import Proportion, clustered, evaluate, pass_at, report, wilson
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.agent import Episode, ScriptedAgent
+from polyturn.algorithms.evaluate import Proportion, clustered, evaluate, pass_at, report, wilson
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 def trajectory(reward: float, *, seed: int = 0, tool_error: bool = False, error: str | None = None) -> Trajectory:
@@ -117,7 +117,7 @@ def test_evaluate_runs_samples_on_every_task() -> None:
 
     result = evaluate(
         ScriptedAgent(act),
-        "turnwise/ToolMath-v0",
+        "polyturn/ToolMath-v0",
         tasks=range(5),
         samples=2,
         env_options={"problems": "generated:1:5", "sandbox": "local"},

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.envs import Group, Preference, Store, Trajectory, Turn, export_dpo, export_parquet, export_sft
-from turnwise.envs.export import ExportError
-from turnwise.envs.store import CorruptRecord
+from polyturn.envs import Group, Preference, Store, Trajectory, Turn, export_dpo, export_parquet, export_sft
+from polyturn.envs.export import ExportError
+from polyturn.envs.store import CorruptRecord
 
 
 def episode(seed: int, member: int, *exchanges: tuple[str, str, float], **fields: Any) -> Trajectory:
@@ -223,10 +223,10 @@ def test_a_missing_extra_is_named(store: Path, tmp_path: Path) -> None:
     write(store)
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        f"from turnwise.envs import export_parquet\nexport_parquet({str(store)!r}, {str(tmp_path / 'out')!r})"
+        f"from polyturn.envs import export_parquet\nexport_parquet({str(store)!r}, {str(tmp_path / 'out')!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert 'pip install "turnwise[data]"' in done.stderr.splitlines()[-1]
+    assert 'pip install "polyturn[data]"' in done.stderr.splitlines()[-1]
 
 
 # Every format

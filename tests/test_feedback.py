@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.agent import Episode, ScriptedAgent
-from turnwise.agents.generation import Sampling
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import GPO, Online, ai_feedback, online, position_bias, train
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.agent import Episode, ScriptedAgent
+from polyturn.agents.generation import Sampling
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import GPO, Online, ai_feedback, online, position_bias, train
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 
@@ -71,7 +71,7 @@ def letters_after(instructions: str, *, steps: int = 15) -> float:
 
     def stream(seed: int) -> Online:
         return online(
-            policy, "turnwise/TokenLength-v0", preference=judge, groups=6, group_size=4, env_options={"prompts": 4},
+            policy, "polyturn/TokenLength-v0", preference=judge, groups=6, group_size=4, env_options={"prompts": 4},
             sampling=Sampling(max_new_tokens=4), max_tokens=60, slots=24, seed=seed,
         )  # fmt: skip
 

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.roles import AgentPartner, other_sides
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.algorithms.warmup import warm_start
-from turnwise.envs.conversation import END
-from turnwise.envs.education_data import dialogue_of, load_dialogues, write_dialogues
-from turnwise.envs.trajectory import Group, Trajectory
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.roles import AgentPartner, other_sides
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.algorithms.warmup import warm_start
+from polyturn.envs.conversation import END
+from polyturn.envs.education_data import dialogue_of, load_dialogues, write_dialogues
+from polyturn.envs.trajectory import Group, Trajectory
 
-ID = "turnwise/EducationDialogue-v0"
+ID = "polyturn/EducationDialogue-v0"
 
 
 def blank(data: list[Trajectory], vocab_size: int = 700) -> Policy:

@@ -26,8 +26,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from turnwise.agents.generation import Engine, GenerationError, Sampling, _draw
-from turnwise.agents.policy import Scorer
+from polyturn.agents.generation import Engine, GenerationError, Sampling, _draw
+from polyturn.agents.policy import Scorer
 
 STOP = frozenset([5])
 Spoken = list[tuple[list[int], bytes]]

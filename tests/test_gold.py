@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode
-from turnwise.agents.collecting import collect
-from turnwise.agents.demonstrator import Demonstrator, Habits
-from turnwise.agents.gold import GoldAgent
-from turnwise.envs.problems import Problem, Problems, load_problems
-from turnwise.envs.trajectory import Trajectory
+from polyturn.agents.agent import Episode
+from polyturn.agents.collecting import collect
+from polyturn.agents.demonstrator import Demonstrator, Habits
+from polyturn.agents.gold import GoldAgent
+from polyturn.envs.problems import Problem, Problems, load_problems
+from polyturn.envs.trajectory import Trajectory
 
 DATA = next((p / "shared" / "data" for p in Path(__file__).resolve().parents if (p / "shared" / "data").is_dir()), None)
 NEVER = {"in_the_head": 0.0, "slip": 0.0, "no_print": 0.0, "wrong_name": 0.0, "misread": 0.0, "repair": 1.0}
@@ -22,7 +22,7 @@ NEVER = {"in_the_head": 0.0, "slip": 0.0, "no_print": 0.0, "wrong_name": 0.0, "m
 def run(agent: Any, problems: Problems, *, sandbox: str = "local", seed: int = 0) -> list[Trajectory]:
     groups = collect(
         agent,
-        "turnwise/ToolMath-v0",
+        "polyturn/ToolMath-v0",
         tasks=range(len(problems)),
         seed=seed,
         env_options={"problems": problems, "sandbox": sandbox},
@@ -42,7 +42,7 @@ def test_generated_problems_are_solved_by_their_programs(sandbox: str, level: in
 @pytest.mark.skipif(DATA is None, reason="GSM8K and MATH are not here")
 @pytest.mark.parametrize("name", ["gsm8k_test_a", "gsm8k_train", "math_test_a"])
 def test_gold_solutions_of_published_data_grade_right(name: str) -> None:
-    """A sample spread over the file; the whole files: turnwise rollout turnwise/ToolMath-v0 --agent gold --problems."""
+    """A sample spread over the file; the whole files: polyturn rollout polyturn/ToolMath-v0 --agent gold --problems."""
     assert DATA is not None
     problems = load_problems(DATA / f"{name}.jsonl")
     sample = problems[:: len(problems) // 60]

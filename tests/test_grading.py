@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.envs.grading import extract_answer, grade
+from polyturn.envs.grading import extract_answer, grade
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

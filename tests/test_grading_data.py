@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from turnwise.envs.grading import extract_answer, grade
-from turnwise.envs.problems import Problem, load_problems
+from polyturn.envs.grading import extract_answer, grade
+from polyturn.envs.problems import Problem, load_problems
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [Path(os.environ[name]) for name in ("TURNWISE_DATA",) if os.environ.get(name)]
+FOLDERS = [Path(os.environ[name]) for name in ("POLYTURN_DATA",) if os.environ.get(name)]
 FOLDERS += [ROOT / "shared" / "data", ROOT.parent / "shared" / "data"]
 DATA = next((folder for folder in FOLDERS if folder.is_dir()), None)
 pytestmark = pytest.mark.skipif(
-    DATA is None, reason="no data: set TURNWISE_DATA to a folder with gsm8k_*, math_*.jsonl"
+    DATA is None, reason="no data: set POLYTURN_DATA to a folder with gsm8k_*, math_*.jsonl"
 )
 
 INTEGER = re.compile(r"-?\d+")

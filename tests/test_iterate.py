@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.generation import Sampling
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms.checkpoint import CheckpointError
-from turnwise.algorithms.feed import steps_of
-from turnwise.algorithms.iterate import Iteration, NothingToLearn, iterate, tasks_of
-from turnwise.algorithms.methods import MDPO, RAFT, SFT
-from turnwise.algorithms.warmup import demonstrations, warm_start
-from turnwise.envs.preference import Preference, by_return
-from turnwise.envs.spaces import UnicodeText
-from turnwise.envs.store import read
-from turnwise.envs.trajectory import Group, Trajectory, Turn
-from turnwise.sandbox.sandbox import SandboxLost
+from polyturn.agents.generation import Sampling
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms.checkpoint import CheckpointError
+from polyturn.algorithms.feed import steps_of
+from polyturn.algorithms.iterate import Iteration, NothingToLearn, iterate, tasks_of
+from polyturn.algorithms.methods import MDPO, RAFT, SFT
+from polyturn.algorithms.warmup import demonstrations, warm_start
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.spaces import UnicodeText
+from polyturn.envs.store import read
+from polyturn.envs.trajectory import Group, Trajectory, Turn
+from polyturn.sandbox.sandbox import SandboxLost
 
 torch.set_num_threads(1)
-ENV = "turnwise-tests/Vowels-v0"
+ENV = "polyturn-tests/Vowels-v0"
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
 
 
@@ -269,8 +269,8 @@ def _evaluate(learner: Policy) -> dict[str, Any]:
 
 def _kill_at(moment: str, out: Path) -> None:
     """Ends this process the hard way as soon as a file shows that the moment has come."""
-    import turnwise.algorithms.training as training
-    import turnwise.envs.store as store
+    import polyturn.algorithms.training as training
+    import polyturn.envs.store as store
 
     name, _, what = moment.partition("/")
     if what == "trajectories":

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turnwise.algorithms import losses
-from turnwise.algorithms.losses import MarginFunction
+from polyturn.algorithms import losses
+from polyturn.algorithms.losses import MarginFunction
 
 FAMILY: list[MarginFunction] = [
     losses.logistic,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.agents.token_logps import full_kl
-from turnwise.algorithms import losses
-from turnwise.algorithms.closed_forms import dro_optimum
-from turnwise.algorithms.estimators import gae, log_ratio_to_go, sequence_logratio, turn_sums
-from turnwise.algorithms.nash import regularised_nash
+from polyturn.agents.token_logps import full_kl
+from polyturn.algorithms import losses
+from polyturn.algorithms.closed_forms import dro_optimum
+from polyturn.algorithms.estimators import gae, log_ratio_to_go, sequence_logratio, turn_sums
+from polyturn.algorithms.nash import regularised_nash
 
 VOCABULARY, LENGTH = 3, 3
 ANSWERS = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))

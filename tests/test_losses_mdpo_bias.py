@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.algorithms import losses
-from turnwise.algorithms.closed_forms import log_of, logsumexp, softmax
-from turnwise.algorithms.estimators import sequence_logratio
-from turnwise.envs.tabular_games import TabularGame, random_game
+from polyturn.algorithms import losses
+from polyturn.algorithms.closed_forms import log_of, logsumexp, softmax
+from polyturn.algorithms.estimators import sequence_logratio
+from polyturn.envs.tabular_games import TabularGame, random_game
 
 BETA = 0.5
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents import ScriptedAgent, collect
-from turnwise.algorithms import tabular_games as exact
-from turnwise.envs import Group, Trajectory, Turn, check_text_env, make
-from turnwise.envs.matrix_games import GAMES, MatrixGame, by_payoff, duels, payoff_matrix
-from turnwise.envs.tabular_env import TabularGameEnv, by_final_state, play_games, tabular_games
-from turnwise.envs.tabular_games import TabularGame
+from polyturn.agents import ScriptedAgent, collect
+from polyturn.algorithms import tabular_games as exact
+from polyturn.envs import Group, Trajectory, Turn, check_text_env, make
+from polyturn.envs.matrix_games import GAMES, MatrixGame, by_payoff, duels, payoff_matrix
+from polyturn.envs.tabular_env import TabularGameEnv, by_final_state, play_games, tabular_games
+from polyturn.envs.tabular_games import TabularGame
 
 
 def played(env_id: str, task_id: str, info: dict[str, Any] | None) -> Trajectory:
@@ -63,7 +63,7 @@ def test_built_in_games_are_cycles(name: str) -> None:
 def test_the_oracle_reads_the_matrix() -> None:
     """rock, scissors, a failed episode, an episode without an answer, rock."""
     infos: list[dict[str, Any] | None] = [{"answer": 0}, {"answer": 2}, None, {}, {"answer": 0}]
-    group = Group(tuple(played("turnwise/MatrixGame-v0", "", info) for info in infos))
+    group = Group(tuple(played("polyturn/MatrixGame-v0", "", info) for info in infos))
     matrix = by_payoff("rock-paper-scissors")(group).matrix
     np.testing.assert_array_equal(matrix[[0, 1, 4]][:, [0, 1, 4]], [[0.5, 1.0, 0.5], [0.0, 0.5, 0.0], [0.5, 1.0, 0.5]])
     assert np.isnan(matrix[2:4]).all()
@@ -137,7 +137,7 @@ def test_text_and_arrays_follow_the_same_chances() -> None:
 def test_the_oracle_compares_final_states_of_the_groups_own_game() -> None:
     games = tabular_games("random", count=3)
     infos: list[dict[str, Any] | None] = [{"final_state": 2}, {"final_state": 0}, None, {}]
-    group = Group(tuple(played("turnwise/TabularGame-v0", "game-1", info) for info in infos))
+    group = Group(tuple(played("polyturn/TabularGame-v0", "game-1", info) for info in infos))
     matrix = by_final_state(games)(group).matrix
     assert matrix[0, 1] == games[1].preference[2, 0]
     assert matrix[0, 1] + matrix[1, 0] == 1.0
@@ -159,9 +159,9 @@ def test_a_family_is_made_from_its_seed() -> None:
 @pytest.mark.parametrize(
     ("env_id", "options"),
     [
-        ("turnwise/MatrixGame-v0", {"payoff": "near-cycle", "rounds": 3}),
-        ("turnwise/TabularGame-v0", {"games": "detour"}),
-        ("turnwise/TabularGame-v0", {"states": [2, 3, 4], "answers": 2}),
+        ("polyturn/MatrixGame-v0", {"payoff": "near-cycle", "rounds": 3}),
+        ("polyturn/TabularGame-v0", {"games": "detour"}),
+        ("polyturn/TabularGame-v0", {"states": [2, 3, 4], "answers": 2}),
     ],
 )
 def test_the_contract_holds(env_id: str, options: dict[str, Any]) -> None:
@@ -170,7 +170,7 @@ def test_the_contract_holds(env_id: str, options: dict[str, Any]) -> None:
 
 def test_options_survive_json() -> None:
     """A trajectory records its options as JSON; made from them, the environment is the same."""
-    env = make("turnwise/MatrixGame-v0", payoff=[[0.5, 0.8], [0.2, 0.5]], opponent=[0.0, 1.0])
+    env = make("polyturn/MatrixGame-v0", payoff=[[0.5, 0.8], [0.2, 0.5]], opponent=[0.0, 1.0])
     env.reset(seed=0)
     assert env.step("0")[1] == 0.8
 
@@ -182,7 +182,7 @@ def test_members_of_a_group_have_luck_of_their_own_after_the_same_start() -> Non
 
     def same(groups: int, *, same_luck: bool) -> float:
         found = collect(
-            ScriptedAgent(["0"] * 2), "turnwise/TabularGame-v0", groups=groups, group_size=2,
+            ScriptedAgent(["0"] * 2), "polyturn/TabularGame-v0", groups=groups, group_size=2,
             env_options={"games": game}, same_luck=same_luck, progress=False,
         )  # fmt: skip
         return float(np.mean([one.info["final_state"] == other.info["final_state"] for one, other in found]))

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import turnwise.algorithms
-from turnwise.algorithms import GPO, GRPO, IPO, MTPO, PPO, methods
-from turnwise.algorithms.batch import Batch, collate
-from turnwise.algorithms.losses import hinge, squared
-from turnwise.algorithms.method_table import METHODS, make
-from turnwise.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss
-from turnwise.algorithms.pairing import Example
-from turnwise.envs.preference import Preference, by_return
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+import polyturn.algorithms
+from polyturn.algorithms import GPO, GRPO, IPO, MTPO, PPO, methods
+from polyturn.algorithms.batch import Batch, collate
+from polyturn.algorithms.losses import hinge, squared
+from polyturn.algorithms.method_table import METHODS, make
+from polyturn.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss
+from polyturn.algorithms.pairing import Example
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 def trajectory(seed: int, *actions: list[int], reward: float = 0.0) -> Trajectory:
@@ -244,11 +244,11 @@ def test_names_and_options_are_checked() -> None:
 
 
 def test_the_package_gives_the_function_whatever_was_imported_before() -> None:
-    from turnwise.algorithms.training import train
+    from polyturn.algorithms.training import train
 
-    assert turnwise.algorithms.train is train
+    assert polyturn.algorithms.train is train
     with pytest.raises(AttributeError, match="trian"):
-        _ = turnwise.algorithms.trian
+        _ = polyturn.algorithms.trian
 
 
 def _for(method: methods.Method, seed: int) -> Example:

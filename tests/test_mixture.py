@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Engine, Sampling
-from turnwise.agents.mixture import MixtureAgent
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.envs.trajectory import Group
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Engine, Sampling
+from polyturn.agents.mixture import MixtureAgent
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.envs.trajectory import Group
 
 torch.set_num_threads(1)
 
@@ -33,7 +33,7 @@ def policy(seed: int) -> Policy:
 
 
 def episodes(agent: Any, *, concurrency: int = 8, groups: int = 3) -> list[Group]:
-    return collect(agent, "turnwise/TokenLength-v0", groups=groups, group_size=2, seed=3, concurrency=concurrency,
+    return collect(agent, "polyturn/TokenLength-v0", groups=groups, group_size=2, seed=3, concurrency=concurrency,
                    progress=False)  # fmt: skip
 
 

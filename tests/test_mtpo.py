@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.algorithms import MTPO, PPO, Batch, Example, collate
-from turnwise.algorithms.closed_forms import kl
-from turnwise.algorithms.tabular_games import occupancy, q_values, regularised_nash
-from turnwise.envs.preference import Preference
-from turnwise.envs.tabular_games import TabularGame, random_game
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.algorithms import MTPO, PPO, Batch, Example, collate
+from polyturn.algorithms.closed_forms import kl
+from polyturn.algorithms.tabular_games import occupancy, q_values, regularised_nash
+from polyturn.envs.preference import Preference
+from polyturn.envs.tabular_games import TabularGame, random_game
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 ALPHA = 0.2
 GAME = random_game(np.random.default_rng(4), states=(3, 4), actions=2)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import (
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import (
     DROV,
     GPO,
     IPO,
@@ -32,10 +32,10 @@ from turnwise.algorithms import (
     standardised,
     train,
 )
-from turnwise.algorithms import closed_forms as exact
-from turnwise.algorithms.offline_methods import MARGIN_FUNCTIONS
-from turnwise.envs.preference import Preference, by_return, by_score
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.algorithms import closed_forms as exact
+from polyturn.algorithms.offline_methods import MARGIN_FUNCTIONS
+from polyturn.envs.preference import Preference, by_return, by_score
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 ANSWERS = list(itertools.product(range(3), repeat=2))

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.generation import Sampling
-from turnwise.agents.mixture import MixtureAgent
-from turnwise.agents.policy import Policy
-from turnwise.agents.tabular import table_policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import (
+from polyturn.agents.generation import Sampling
+from polyturn.agents.mixture import MixtureAgent
+from polyturn.agents.policy import Policy
+from polyturn.agents.tabular import table_policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import (
     GPO,
     GRPO,
     IPO,
@@ -34,12 +34,12 @@ from turnwise.algorithms import (
     online,
     train,
 )
-from turnwise.envs.preference import Preference, by_score
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.envs.preference import Preference, by_score
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 ENV: dict[str, Any] = {
-    "env": "turnwise/TokenLength-v0",
+    "env": "polyturn/TokenLength-v0",
     "env_options": {"prompts": 4},
     "sampling": Sampling(max_new_tokens=2),
     "max_tokens": 60,
@@ -100,7 +100,7 @@ def test_who_draws_what() -> None:
 def test_an_opponent_that_nobody_could_tell_from_the_policy_is_refused() -> None:
     """A copy has the policy's name and version: its answers would be learned from as if the policy had said them."""
     policy = table_policy(["rock", "paper", "scissors"], version="now")
-    how: dict[str, Any] = {"env": "turnwise/MatrixGame-v0", "groups": 1, "group_size": 1}
+    how: dict[str, Any] = {"env": "polyturn/MatrixGame-v0", "groups": 1, "group_size": 1}
     with pytest.raises(ValueError, match=r"another name or version than the policy.*policy\.copy\(version="):
         online(policy, opponent=policy.copy(), **how)
     (item,) = next(online(policy, opponent=policy.copy(version="then"), **how))
@@ -390,11 +390,11 @@ def test_mistakes_are_named() -> None:
 def test_the_command_line_trains_online(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from turnwise import cli
+    from polyturn import cli
 
     tiny().save_pretrained(tmp_path / "base")
     command = [
-        "train", *arguments, "--model", str(tmp_path / "base"), "--env", "turnwise/TokenLength-v0", "--online", "2",
+        "train", *arguments, "--model", str(tmp_path / "base"), "--env", "polyturn/TokenLength-v0", "--online", "2",
         "--groups", "4", "--group-size", "4", "--max-new-tokens", "1", "--max-tokens", "60", "--slots", "16", "--lr",
         "1e-3", "--out", str(tmp_path / "run"), "--quiet",
     ]  # fmt: skip

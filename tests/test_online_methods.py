@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.algorithms import GRPO, IPO, PPO, REINFORCE, RLOO, Batch, Example, Loss, NashPG, collate
-from turnwise.algorithms.nash import regularised_nash
-from turnwise.envs.preference import Preference, by_return
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.algorithms import GRPO, IPO, PPO, REINFORCE, RLOO, Batch, Example, Loss, NashPG, collate
+from polyturn.algorithms.nash import regularised_nash
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 ANSWERS = list(itertools.product(range(3), repeat=2))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import turnwise
+import polyturn
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("sandbox", "envs", "agents", "algorithms", "benchmarks")
@@ -22,8 +22,8 @@ FLOORS = ("sandbox", "envs", "agents", "algorithms", "benchmarks")
 
 def sources() -> Iterator[tuple[Path, str]]:
     """Every file of the package in this checkout with the name it must have once installed."""
-    for folder in ("turnwise", *FLOORS):
-        prefix = "turnwise" if folder == "turnwise" else f"turnwise/{folder}"
+    for folder in ("polyturn", *FLOORS):
+        prefix = "polyturn" if folder == "polyturn" else f"polyturn/{folder}"
         for path in sorted((ROOT / folder).rglob("*")):
             inside = path.relative_to(ROOT / folder)
             if path.is_file() and "__pycache__" not in inside.parts and inside.parts[0] != "results":
@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source distribution as an installer without a checkout would."""
     # Built from a copy: a build folder in the checkout would put modules deleted long ago into the wheel.
     copy = tmp_path_factory.mktemp("source")
-    for name in ("turnwise", *FLOORS, "tests", "scripts"):
+    for name in ("polyturn", *FLOORS, "tests", "scripts"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
     for path in ROOT.iterdir():
         if path.is_file():
@@ -74,58 +74,58 @@ def test_the_wheel_holds_every_file_of_every_floor_and_nothing_else(wheel: Path)
 
 
 def test_the_wheel_says_what_it_is(installed: Path) -> None:
-    """One version, in turnwise/__init__.py; one command; the licence text is inside."""
+    """One version, in polyturn/__init__.py; one command; the licence text is inside."""
     (info,) = installed.glob("*.dist-info")
     metadata = Parser().parsestr((info / "METADATA").read_text())
-    assert metadata["Version"] == turnwise.__version__
+    assert metadata["Version"] == polyturn.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
-    assert "turnwise = turnwise.cli:main" in (info / "entry_points.txt").read_text()
-    assert f"## {turnwise.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert "polyturn = polyturn.cli:main" in (info / "entry_points.txt").read_text()
+    assert f"## {polyturn.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_installed_package_imports(installed: Path) -> None:
-    program = "import turnwise, turnwise.cli, turnwise.envs.trajectory as t; print(turnwise.__file__, t.__file__)"
+    program = "import polyturn, polyturn.cli, polyturn.envs.trajectory as t; print(polyturn.__file__, t.__file__)"
     assert run(program, installed).split() == [
-        str(installed / "turnwise" / "__init__.py"),
-        str(installed / "turnwise" / "envs" / "trajectory.py"),
+        str(installed / "polyturn" / "__init__.py"),
+        str(installed / "polyturn" / "envs" / "trajectory.py"),
     ]
 
 
-def test_importing_turnwise_loads_only_the_standard_library() -> None:
+def test_importing_polyturn_loads_only_the_standard_library() -> None:
     """Best of three under half a second, and no module from outside the standard library."""
     program = """
 import sys, time
 before = set(sys.modules)  # what an editable install's .pth files load is not ours
 start = time.perf_counter()
-import turnwise
+import polyturn
 print(time.perf_counter() - start)
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(new - sys.stdlib_module_names))
 """
     answers = [run(program).splitlines() for _ in range(3)]
-    assert {modules for _, modules in answers} == {"['turnwise']"}
+    assert {modules for _, modules in answers} == {"['polyturn']"}
     assert min(float(seconds) for seconds, _ in answers) < 0.5
 
 
 def test_environments_load_no_torch() -> None:
-    modules = [f"turnwise.envs.{path.stem}" for path in (ROOT / "envs").glob("*.py") if path.stem != "__init__"]
+    modules = [f"polyturn.envs.{path.stem}" for path in (ROOT / "envs").glob("*.py") if path.stem != "__init__"]
     assert run(f"import sys, {', '.join(modules)}; print('torch' in sys.modules)") == "False"
 
 
 def test_every_public_name_resolves() -> None:
-    for name in turnwise.__all__:
-        assert getattr(turnwise, name) is not None
-        assert name in dir(turnwise)
+    for name in polyturn.__all__:
+        assert getattr(polyturn, name) is not None
+        assert name in dir(polyturn)
     for floor in FLOORS:
-        assert getattr(turnwise, floor) is import_module(f"turnwise.{floor}")
+        assert getattr(polyturn, floor) is import_module(f"polyturn.{floor}")
     with pytest.raises(AttributeError, match="Trajektory"):
-        turnwise.Trajektory  # noqa: B018
+        polyturn.Trajektory  # noqa: B018
 
 
 def test_checkers_see_the_same_public_names() -> None:
     """The lazy table and the imports that only type checkers read must not drift apart."""
-    tree = ast.parse((ROOT / "turnwise" / "__init__.py").read_text())
+    tree = ast.parse((ROOT / "polyturn" / "__init__.py").read_text())
     seen = {
         alias.name: node.module
         for block in tree.body
@@ -134,8 +134,8 @@ def test_checkers_see_the_same_public_names() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen == turnwise._HOME
-    assert {*seen, "__version__"} == set(turnwise.__all__)
+    assert seen == polyturn._HOME
+    assert {*seen, "__version__"} == set(polyturn.__all__)
 
 
 def layout(folder: Path) -> Path:
@@ -162,8 +162,8 @@ def test_floors_import_only_downwards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("floor", "line"),
     [
-        ("sandbox", "import turnwise.envs.trajectory"),
-        ("agents", "import turnwise.algorithms"),
+        ("sandbox", "import polyturn.envs.trajectory"),
+        ("agents", "import polyturn.algorithms"),
         ("envs", "import torch"),
         ("sandbox", "import numpy"),
     ],
@@ -171,14 +171,14 @@ def test_floors_import_only_downwards(tmp_path: Path) -> None:
 def test_an_import_upwards_is_found(floor: str, line: str, tmp_path: Path) -> None:
     """The check above can fail."""
     folder = layout(tmp_path / "layout")
-    (folder / "turnwise" / floor / "upwards.py").write_text(line + "\n")
-    assert f"turnwise.{floor}.upwards -> {line.split()[1]}" in lint_imports(folder).stdout
+    (folder / "polyturn" / floor / "upwards.py").write_text(line + "\n")
+    assert f"polyturn.{floor}.upwards -> {line.split()[1]}" in lint_imports(folder).stdout
 
 
 def test_no_floor_is_imported_by_its_bare_name() -> None:
     """`import envs` works from the repository's root and makes a second copy of every class."""
     wrong = []
-    for folder in ("turnwise", *FLOORS, "tests", "examples"):
+    for folder in ("polyturn", *FLOORS, "tests", "examples"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

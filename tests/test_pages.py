@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from turnwise import cli
+from polyturn import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,14 +35,14 @@ def commands(page: str) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_commands_in_the_pages_exist(page: str) -> None:
-    """Every `make` target is in the Makefile and every `turnwise` line parses."""
+    """Every `make` target is in the Makefile and every `polyturn` line parses."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     found = list(commands(page))
     assert found
     for words in found:
         if words[0] == "make":
             assert {word for word in words[1:] if "=" not in word} <= targets, words
-        elif words[0].endswith("turnwise"):
+        elif words[0].endswith("polyturn"):
             with suppress(SystemExit) if {"--help", "--version"} & {*words} else nullcontext():
                 cli.parse(words[1:])
 
@@ -51,7 +51,7 @@ def test_commands_in_the_pages_exist(page: str) -> None:
 def test_names_imported_in_the_pages_exist(page: str) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "turnwise":
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "polyturn":
                 module = import_module(node.module or "")
                 missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
                 assert not missing, f"{page}: {node.module} has no {missing}"

@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from turnwise.agents.policy import Policy, PolicyLoadError, Scorer, acting
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.tokens import ChatTemplateError, HistoryRewrittenWarning
+from polyturn.agents.policy import Policy, PolicyLoadError, Scorer, acting
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.tokens import ChatTemplateError, HistoryRewrittenWarning
 
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
 SIZES: dict[str, Any] = {
@@ -186,7 +186,7 @@ def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     assert not loaded.model.training
     named = Policy.from_pretrained(tmp_path / "a", version="mine", system="be long")
     assert (named.version, named.chat.system) == ("mine", "be long")
-    (tmp_path / "a" / "turnwise.json").unlink()
+    (tmp_path / "a" / "polyturn.json").unlink()
     assert Policy.from_pretrained(tmp_path / "a").version == str(tmp_path / "a")
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.envs.preference import Preference, by_return, by_score
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.envs.preference import Preference, by_return, by_score
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 NAN = float("nan")
 

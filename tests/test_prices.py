@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.envs.prices import LARGEST, offered_price, prices
+from polyturn.envs.prices import LARGEST, offered_price, prices
 
 READINGS: list[tuple[str, int | None]] = [
     ("I can do $9,500 today.", 9_500),

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.envs.problems import LEVELS, Problem, ProblemFileError, Problems, load_problems, word_problems
-from turnwise.envs.word_problems import OPERATIONS, run_steps, signature_split
+from polyturn.envs.problems import LEVELS, Problem, ProblemFileError, Problems, load_problems, word_problems
+from polyturn.envs.word_problems import OPERATIONS, run_steps, signature_split
 
 GSM8K = {"question": "Ann has 48 clips, half as many in May?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 24"}
 MATH = {
@@ -169,7 +169,7 @@ def test_a_missing_datasets_package_names_the_extra(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     for source in (tmp_path, "openai/gsm8k"):
-        with pytest.raises(ImportError, match=r'pip install "turnwise\[data\]"'):
+        with pytest.raises(ImportError, match=r'pip install "polyturn\[data\]"'):
             load_problems(source)
 
 

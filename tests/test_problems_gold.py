@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from turnwise.envs.gold_programs import arithmetic_value, gold_program, gsm8k_calculation
-from turnwise.envs.grading import grade
-from turnwise.envs.problems import LEVELS, Problem, load_problems, word_problems
+from polyturn.envs.gold_programs import arithmetic_value, gold_program, gsm8k_calculation
+from polyturn.envs.grading import grade
+from polyturn.envs.problems import LEVELS, Problem, load_problems, word_problems
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [Path(os.environ[name]) for name in ("TURNWISE_DATA",) if os.environ.get(name)]
+FOLDERS = [Path(os.environ[name]) for name in ("POLYTURN_DATA",) if os.environ.get(name)]
 FOLDERS += [ROOT / "shared" / "data", ROOT.parent / "shared" / "data"]
 DATA = next((folder for folder in FOLDERS if folder.is_dir()), None)
 
@@ -126,7 +126,7 @@ def test_generated_problems_have_programs(level: int) -> None:
         assert printed(gold_program(generated)) == generated.answer
 
 
-@pytest.mark.skipif(DATA is None, reason="GSM8K is not here: set TURNWISE_DATA to a folder with gsm8k_*.jsonl")
+@pytest.mark.skipif(DATA is None, reason="GSM8K is not here: set POLYTURN_DATA to a folder with gsm8k_*.jsonl")
 def test_programs_reproduce_gsm8k() -> None:
     """At least 99% of the rows; no program prints anything but the gold answer."""
     assert DATA is not None

@@ -14,9 +14,9 @@ import pytest
 from gymnasium.envs.registration import registry
 from gymnasium.error import ResetNeeded
 
-from turnwise.envs import EnvOptionError, TextEnv, TurnLimit, UnknownEnv, make, registered
-from turnwise.envs import registration as under_test
-from turnwise.envs.guess import Guess
+from polyturn.envs import EnvOptionError, TextEnv, TurnLimit, UnknownEnv, make, registered
+from polyturn.envs import registration as under_test
+from polyturn.envs.guess import Guess
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def install(name: str, value: str, code: str) -> None:
         (tmp_path / f"{value.partition(':')[0]}.py").write_text(code)
         point = EntryPoint(name, value, under_test.ENTRY_POINT_GROUP)
-        monkeypatch.setattr(under_test, "entry_points", lambda group: [point] if group == "turnwise.envs" else [])
+        monkeypatch.setattr(under_test, "entry_points", lambda group: [point] if group == "polyturn.envs" else [])
         under_test.register_built_in()
 
     yield install
@@ -42,40 +42,40 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_importing_registers_without_importing_environments() -> None:
     code = (
-        "import sys, gymnasium, turnwise.envs\n"
-        "print('turnwise.envs.guess' in sys.modules, 'torch' in sys.modules, 'pyarrow' in sys.modules)\n"
-        "print(gymnasium.make('turnwise/Guess-v0', high=3).reset(seed=0)[0][:40])\n"
+        "import sys, gymnasium, polyturn.envs\n"
+        "print('polyturn.envs.guess' in sys.modules, 'torch' in sys.modules, 'pyarrow' in sys.modules)\n"
+        "print(gymnasium.make('polyturn/Guess-v0', high=3).reset(seed=0)[0][:40])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False False False", "I am thinking of a whole number from 1 t"]
 
 
 def test_registered_lists_built_ins_and_not_gymnasiums_own() -> None:
-    assert {"turnwise/Guess-v0", "turnwise/ToolMath-v0"} <= set(registered())
+    assert {"polyturn/Guess-v0", "polyturn/ToolMath-v0"} <= set(registered())
     assert registered() == sorted(registered())
     assert "CartPole-v1" not in registered()
 
 
 def test_made_environments_are_text_environments_with_their_options() -> None:
-    env = make("turnwise/Guess-v0", high=3, turns=1)
+    env = make("polyturn/Guess-v0", high=3, turns=1)
     assert isinstance(env, TextEnv)
     assert "from 1 to 3" in env.reset(seed=0)[0]
     assert type(env) is Guess  # no wrapper costs time at every step
 
 
 def test_the_same_seed_is_the_same_start_in_plain_gymnasium() -> None:
-    assert make("turnwise/Guess-v0").reset(seed=5) == gymnasium.make("turnwise/Guess-v0").reset(seed=5)
+    assert make("polyturn/Guess-v0").reset(seed=5) == gymnasium.make("polyturn/Guess-v0").reset(seed=5)
 
 
-@pytest.mark.parametrize("wrong", ["turnwise/Gess-v0", "Guess-v0", "guess", "turnwise/guess-v0", "turnwise/Guess-v7"])
+@pytest.mark.parametrize("wrong", ["polyturn/Gess-v0", "Guess-v0", "guess", "polyturn/guess-v0", "polyturn/Guess-v7"])
 def test_unknown_ids_suggest_what_was_meant(wrong: str) -> None:
-    with pytest.raises(UnknownEnv, match=rf"got '{wrong}'. Did you mean 'turnwise/Guess-v0'"):
+    with pytest.raises(UnknownEnv, match=rf"got '{wrong}'. Did you mean 'polyturn/Guess-v0'"):
         make(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["", "zzzzzzzz", "turnwise/", "a b/c d"])
+@pytest.mark.parametrize("wrong", ["", "zzzzzzzz", "polyturn/", "a b/c d"])
 def test_ids_far_from_everything_list_what_there_is(wrong: str) -> None:
-    with pytest.raises(UnknownEnv, match="turnwise/Guess-v0"):
+    with pytest.raises(UnknownEnv, match="polyturn/Guess-v0"):
         make(wrong)
 
 
@@ -93,14 +93,14 @@ def test_module_and_id(plugins: Any, tmp_path: Path) -> None:
 
 def test_unknown_options_suggest_what_was_meant() -> None:
     with pytest.raises(EnvOptionError, match=r"'turn'. Did you mean 'turns'\? Its options: high, turns"):
-        make("turnwise/Guess-v0", turn=3)
+        make("polyturn/Guess-v0", turn=3)
     with pytest.raises(ValueError, match="high >= 2"):
-        make("turnwise/Guess-v0", high=1)
+        make("polyturn/Guess-v0", high=1)
 
 
 PLUGIN = """
 import gymnasium
-from turnwise.envs.guess import Guess
+from polyturn.envs.guess import Guess
 
 def register():
     gymnasium.register("acme/Haggle-v0", entry_point=Guess, kwargs={"turns": 20}, max_episode_steps=3)
@@ -124,7 +124,7 @@ def test_a_plugin_registers_by_being_imported(plugins: Any) -> None:
 def test_a_broken_plugin_is_named_and_takes_nothing_away(plugins: Any) -> None:
     with pytest.warns(RuntimeWarning, match=r"plug-in broken = 'broken_plugin'.*ZeroDivisionError"):
         plugins("broken", "broken_plugin", "1 / 0\n")
-    assert "turnwise/Guess-v0" in registered()
+    assert "polyturn/Guess-v0" in registered()
 
 
 def test_registering_again_changes_nothing() -> None:

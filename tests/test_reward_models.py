@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import PreferenceModel, RewardModel, calibration, fit
-from turnwise.envs.preference import Preference, by_score
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import PreferenceModel, RewardModel, calibration, fit
+from polyturn.envs.preference import Preference, by_score
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 MODELS: list[Any] = [RewardModel, PreferenceModel]

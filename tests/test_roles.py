@@ -13,22 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Action, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
-from turnwise.agents.choosing import PolicyChooser
-from turnwise.agents.collecting import collect
-from turnwise.agents.generation import Sampling
-from turnwise.agents.judging import PromptedJudge, agent_judge, conversation, human_judge, verdict
-from turnwise.agents.roles import AgentPartner, other_side, other_sides
-from turnwise.agents.teachers import ScriptedTeacher
-from turnwise.agents.tiny import tiny_policy
-from turnwise.agents.transformer import TransformerAgent
-from turnwise.envs import check_text_env
-from turnwise.envs.car_dealer import CarDealer
-from turnwise.envs.education import EducationDialogue
-from turnwise.envs.store import Store, read, read_groups
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.agent import Action, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
+from polyturn.agents.choosing import PolicyChooser
+from polyturn.agents.collecting import collect
+from polyturn.agents.generation import Sampling
+from polyturn.agents.judging import PromptedJudge, agent_judge, conversation, human_judge, verdict
+from polyturn.agents.roles import AgentPartner, other_side, other_sides
+from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer import TransformerAgent
+from polyturn.envs import check_text_env
+from polyturn.envs.car_dealer import CarDealer
+from polyturn.envs.education import EducationDialogue
+from polyturn.envs.store import Store, read, read_groups
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
-ID = "turnwise/EducationDialogue-v0"
+ID = "polyturn/EducationDialogue-v0"
 
 
 def talk(*actions: str, seed: int = 0) -> Trajectory:
@@ -148,7 +148,7 @@ def test_the_partners_side_is_trained_on_like_any_other() -> None:
 
     Four conversations of at most 3 x 6 tokens of it; the mean of minus their recorded log-probabilities.
     """
-    from turnwise.algorithms.warmup import demonstrations, warm_start
+    from polyturn.algorithms.warmup import demonstrations, warm_start
 
     policy = tiny_policy(["Hello student. Hello teacher."], seed=0, hidden=32, layers=1, heads=2, context=4096)
     sampling = Sampling(max_new_tokens=6)
@@ -261,7 +261,7 @@ def test_a_buyer_that_is_an_agent_has_a_reward_of_its_own() -> None:
     buyer = AgentPartner(ScriptedAgent(["Too much.", "Fine. [accept]"]))
     env_options = {"buyer": buyer}
     dealer = ScriptedAgent(["It costs $40,000.", "Then $30,000."])
-    (group,) = collect(dealer, "turnwise/CarDealer-v0", env_options=env_options, progress=False)
+    (group,) = collect(dealer, "polyturn/CarDealer-v0", env_options=env_options, progress=False)
     theirs = other_side(group[0])
     assert group[0].total_reward == 0.5
     budget = group[0].info["buyer"]["budget"]

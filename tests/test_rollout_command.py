@@ -1,4 +1,4 @@
-"""`turnwise rollout` and `show` for conversations: both sides, branches, a server, and what a mistake is told."""
+"""`polyturn rollout` and `show` for conversations: both sides, branches, a server, and what a mistake is told."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from turnwise.cli import main
-from turnwise.envs.store import read, read_groups
+from polyturn.cli import main
+from polyturn.envs.store import read, read_groups
 
-EDUCATION, CARS = "turnwise/EducationDialogue-v0", "turnwise/CarDealer-v0"
+EDUCATION, CARS = "polyturn/EducationDialogue-v0", "polyturn/CarDealer-v0"
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str, str]:
@@ -109,8 +109,8 @@ def test_a_server_may_speak_for_either_side(
         (f"{EDUCATION} --agent random --partner random --partner-out {{tmp}}/b", 2, "--out to go with --partner-out"),
         (f"{EDUCATION} --agent random --partner demonstrator", 2, "leave --partner out for the scripted student"),
         (f"{EDUCATION} --agent random --partner random -o student=scripted", 2, "no -o student="),
-        ("turnwise/Guess-v0 --agent random --partner random", 2, "an environment with another side"),
-        ("turnwise/Guess-v0 --agent demonstrator", 2, "an environment with problems"),
+        ("polyturn/Guess-v0 --agent random --partner random", 2, "an environment with another side"),
+        ("polyturn/Guess-v0 --agent demonstrator", 2, "an environment with problems"),
         (f"{EDUCATION} --agent random --branch-at -1", 2, "0 or more, got -1"),
         (f"{EDUCATION} --agent server:m --base-url localhost:8000", 2, "expected http(s)://host"),
         (f"{EDUCATION} --agent server:m --base-url http://127.0.0.1:9/v1", 1, "ServerUnreachable: m at http"),
@@ -120,6 +120,6 @@ def test_every_mistake_is_one_line_with_a_remedy(
     command: str, code: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, _, err = said(capsys, "rollout", *command.format(tmp=tmp_path).split(), "--quiet")
-    complaint = [line for line in err.splitlines() if line.startswith("turnwise: ")]
+    complaint = [line for line in err.splitlines() if line.startswith("polyturn: ")]
     assert (found, len(complaint)) == (code, 1), err
     assert text in complaint[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS, Attack, Campaign, judge
 
-from turnwise.sandbox import open_sandbox
+from polyturn.sandbox import open_sandbox
 
 
 @pytest.fixture(scope="module")

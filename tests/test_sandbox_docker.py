@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import (
+from polyturn.sandbox import (
     ImageMissing,
     Limits,
     SandboxLost,
@@ -27,13 +27,13 @@ from turnwise.sandbox import (
     image,
     open_sandbox,
 )
-from turnwise.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect, own_labels, remove_orphans
+from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect, own_labels, remove_orphans
 
 pytestmark = pytest.mark.docker
 
 PROGRAM = """
 import sys, threading
-from turnwise.sandbox.docker import DockerSandbox
+from polyturn.sandbox.docker import DockerSandbox
 sandbox = DockerSandbox(spares=0, transport=sys.argv[1])
 session = sandbox.open()
 print(sandbox.servers[0].name, flush=True)
@@ -89,7 +89,7 @@ def test_the_container_is_locked_down(client: Any) -> None:
     assert host["AutoRemove"] is True
     assert not host["Devices"]
     assert "noexec" in host["Tmpfs"]["/work"]
-    assert [mount["Target"] for mount in host["Mounts"]] == ["/run/turnwise"]
+    assert [mount["Target"] for mount in host["Mounts"]] == ["/run/polyturn"]
     assert not any("docker.sock" in mount["Source"] for mount in host["Mounts"])
     assert config["NetworkDisabled"] is True
     assert not any(name in str(config["Env"]) for name in ("HOME", "USER", "TOKEN"))
@@ -113,7 +113,7 @@ def test_a_run_that_works_long_goes_behind_and_the_next_one_starts_even() -> Non
 
 
 def test_nothing_of_the_hosts_environment_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TURNWISE_TEST_SECRET", "hunter2")
+    monkeypatch.setenv("POLYTURN_TEST_SECRET", "hunter2")
     with DockerSandbox(spares=0) as sandbox:
         session = sandbox.open()
         assert "hunter2" not in (session.run("import os; dict(os.environ)").value or "")
@@ -175,7 +175,7 @@ def test_orphans_are_found_by_label_and_living_programs_are_left_alone(client: A
     made = {}
     try:
         for case, own in cases.items():
-            made[case] = f"turnwise-test-{os.getpid()}-{case}"
+            made[case] = f"polyturn-test-{os.getpid()}-{case}"
             client.api.create_container(image.require(client), command=["sleep", "60"], name=made[case], labels=own)
         remove_orphans(client)  # or another test worker's, which may be faster
         assert gone(client, made["orphan"])
@@ -374,7 +374,7 @@ def test_the_containers_memory_limit_ends_the_biggest_and_spares_the_rest() -> N
 
 def test_a_forked_copy_of_the_program_gets_a_sandbox_of_its_own() -> None:
     code = (
-        "import os\nfrom turnwise.sandbox import open_sandbox\n"
+        "import os\nfrom polyturn.sandbox import open_sandbox\n"
         "box = open_sandbox('docker'); s = box.open(); s.run('x = 1')\n"
         "pid = os.fork()\n"
         "if pid == 0:\n    t = open_sandbox('docker').open(); ok = t.run('6*7').value == '42'; os._exit(0 if ok else 1)\n"
@@ -386,7 +386,7 @@ def test_a_forked_copy_of_the_program_gets_a_sandbox_of_its_own() -> None:
 
 def test_an_image_of_this_machines_python_runs_programs(client: Any, tmp_path: Path) -> None:
     """The small form, without packages: the interpreter, its standard library and the libraries they need."""
-    name = f"turnwise-test-host:{os.getpid()}"
+    name = f"polyturn-test-host:{os.getpid()}"
     archive = tmp_path / "root.tar"
     host_image.write_archive(archive, [])
     repository, tag = name.split(":")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from turnwise.benchmarks.sandbox_engine import OwnEngine, under_load
-from turnwise.sandbox import SandboxUnavailable, host_image
-from turnwise.sandbox.docker import LABEL, DockerSandbox, connect
+from polyturn.benchmarks.sandbox_engine import OwnEngine, under_load
+from polyturn.sandbox import SandboxUnavailable, host_image
+from polyturn.sandbox.docker import LABEL, DockerSandbox, connect
 
 CAN = os.geteuid() == 0 and shutil.which("dockerd") is not None
 
@@ -23,7 +23,7 @@ def test_an_engine_restarted_under_load_loses_the_calls_in_flight_and_no_more(tm
         archive = tmp_path / "root.tar"
         host_image.write_archive(archive, [])
         client = connect(engine.address)
-        client.api.import_image_from_file(str(archive), repository="turnwise-test-host", tag="1")
+        client.api.import_image_from_file(str(archive), repository="polyturn-test-host", tag="1")
 
         def restart() -> None:
             engine.stop()
@@ -31,7 +31,7 @@ def test_an_engine_restarted_under_load_loses_the_calls_in_flight_and_no_more(tm
             engine.start()
 
         with DockerSandbox(
-            engines=[engine.address], image="turnwise-test-host:1", preload=(), spares=0, sessions=16
+            engines=[engine.address], image="polyturn-test-host:1", preload=(), spares=0, sessions=16
         ) as sandbox:
             counts = under_load(sandbox, restart, callers=4, seconds=1)
         assert counts["wrong"] == 0

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
-from turnwise.sandbox.docker import DockerEngine, DockerSandbox, connect
-from turnwise.sandbox.interpreters import Interpreters
-from turnwise.sandbox.link import SocketLink, encode
-from turnwise.sandbox.loop import Loop
-from turnwise.sandbox.processes import ProcessTable
+from polyturn.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
+from polyturn.sandbox.docker import DockerEngine, DockerSandbox, connect
+from polyturn.sandbox.interpreters import Interpreters
+from polyturn.sandbox.link import SocketLink, encode
+from polyturn.sandbox.loop import Loop
+from polyturn.sandbox.processes import ProcessTable
 
 pytestmark = pytest.mark.docker
 

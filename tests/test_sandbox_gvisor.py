@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from attacks import ATTACKS, Attack, Campaign, judge
 
-from turnwise.cli import main
-from turnwise.sandbox import SandboxError, Status
-from turnwise.sandbox.docker import DockerSandbox, connect
+from polyturn.cli import main
+from polyturn.sandbox import SandboxError, Status
+from polyturn.sandbox.docker import DockerSandbox, connect
 
 pytestmark = pytest.mark.docker
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox import (
+from polyturn.sandbox import (
     ImageMissing,
     SandboxLost,
     SandboxUnavailable,
@@ -32,9 +32,9 @@ from turnwise.sandbox import (
     walls,
     zygote,
 )
-from turnwise.sandbox.capture import Capture
-from turnwise.sandbox.link import FrameReader, StreamLink, encode
-from turnwise.sandbox.server import BOOT, boot_frame, safe_text
+from polyturn.sandbox.capture import Capture
+from polyturn.sandbox.link import FrameReader, StreamLink, encode
+from polyturn.sandbox.server import BOOT, boot_frame, safe_text
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_an_image_must_be_there_and_made_from_this_recipe() -> None:
     good: Any = Images(image.default_name(), image.content())
     assert image.require(good) == "sha256:1"
     missing: Any = Images("another", None)
-    with pytest.raises(ImageMissing, match="turnwise sandbox build"):
+    with pytest.raises(ImageMissing, match="polyturn sandbox build"):
         image.require(missing)
     stale: Any = Images(image.default_name(), "0123456789ab")
     with pytest.raises(ImageMissing, match=f"recipe 0123456789ab, expected {image.content()}"):
@@ -387,7 +387,7 @@ def test_an_image_must_be_there_and_made_from_this_recipe() -> None:
     own: Any = Images(image.host_name(), image.host_content())
     assert image.require(own) == "sha256:1"  # made from this machine's Python, in place of the project's
     other: Any = Images(image.host_name(), "0123456789ab")
-    with pytest.raises(ImageMissing, match="turnwise sandbox build"):
+    with pytest.raises(ImageMissing, match="polyturn sandbox build"):
         image.require(other)
     assert image.default_name(["python3-scipy"]) != image.default_name()
 
@@ -421,7 +421,7 @@ def test_commands_fail_in_one_line(
     for arguments in (["run", str(tmp_path / "none.py")], ["clean"], ["build"]):
         assert command(*arguments) == 1
         error = capsys.readouterr().err
-        assert error.startswith("turnwise sandbox: ")
+        assert error.startswith("polyturn sandbox: ")
         assert error.count("\n") == 1
     assert command("check", "--sandbox", "docker") == 1
     assert "docker: does not work here" in capsys.readouterr().out

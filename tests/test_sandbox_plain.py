@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-import turnwise.sandbox
-from turnwise.sandbox import SandboxUnavailable
-from turnwise.sandbox.local import LocalSandbox, bubblewrap_works
+import polyturn.sandbox
+from polyturn.sandbox import SandboxUnavailable
+from polyturn.sandbox.local import LocalSandbox, bubblewrap_works
 
 NOBODY = 65534
 PROGRAM = """
 import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
-from turnwise.sandbox import Limits, open_sandbox
+from polyturn.sandbox import Limits, open_sandbox
 said = {"uid": os.getuid()}
 with open_sandbox("local", level=sys.argv[1], preload=(), spares=1) as sandbox:
     said["name"], said["users"] = sandbox.capabilities.name, sandbox.capabilities.users_separate
@@ -54,12 +54,12 @@ print(json.dumps(said))
 @pytest.fixture(scope="module")
 def package() -> Iterator[Path]:
     """A copy of the sandbox that every user may read, with nothing beside it."""
-    with tempfile.TemporaryDirectory(prefix="turnwise-plain-") as name:
+    with tempfile.TemporaryDirectory(prefix="polyturn-plain-") as name:
         root = Path(name)
-        (root / "turnwise").mkdir()
-        (root / "turnwise" / "__init__.py").write_text("")
+        (root / "polyturn").mkdir()
+        (root / "polyturn" / "__init__.py").write_text("")
         shutil.copytree(
-            Path(turnwise.sandbox.__file__).parent, root / "turnwise" / "sandbox",
+            Path(polyturn.sandbox.__file__).parent, root / "polyturn" / "sandbox",
             ignore=shutil.ignore_patterns("__pycache__"),
         )  # fmt: skip
         (root / "own").write_text("the user's own file")
@@ -127,7 +127,7 @@ def test_a_level_that_does_not_exist_is_named() -> None:
 
 
 def test_plain_as_root_needs_an_interpreter_that_episodes_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("turnwise.sandbox.local._others_may_read", lambda path: False)
+    monkeypatch.setattr("polyturn.sandbox.local._others_may_read", lambda path: False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(SandboxUnavailable, match="an interpreter that every user may read"):
         LocalSandbox("plain", preload=())

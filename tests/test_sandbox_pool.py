@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from turnwise.sandbox.pool import Pool
-from turnwise.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
-from turnwise.sandbox.server import Server
+from polyturn.sandbox.pool import Pool
+from polyturn.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
+from polyturn.sandbox.server import Server
 
 CAPABILITIES = Capabilities("stand-in", True, True, True, True, True, True, True, True)
 

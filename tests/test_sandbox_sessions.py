@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from turnwise.sandbox import Limits, Sandbox, SandboxError, Session, Status, open_sandbox
+from polyturn.sandbox import Limits, Sandbox, SandboxError, Session, Status, open_sandbox
 
 SMALL = Limits(wall_s=20.0, memory_mb=256)
 

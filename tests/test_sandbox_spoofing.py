@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from turnwise.sandbox import Limits, Sandbox, Session, Status, open_sandbox
+from polyturn.sandbox import Limits, Sandbox, Session, Status, open_sandbox
 
 
 @pytest.fixture(scope="module", params=[pytest.param("docker", marks=pytest.mark.docker), "local"])

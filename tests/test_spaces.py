@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.vector.utils import batch_space
 
-import turnwise.envs
-from turnwise.envs.hostile import HOSTILE
-from turnwise.envs.spaces import UnicodeText
+import polyturn.envs
+from polyturn.envs.hostile import HOSTILE
+from polyturn.envs.spaces import UnicodeText
 
 
 def test_any_text_within_the_length_is_in_it() -> None:
@@ -105,9 +105,9 @@ def test_it_nests_in_gymnasiums_spaces() -> None:
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_vector_environments(mode: str) -> None:
     """Two games of Guess step together; asynchronous ones run in processes of their own."""
-    assert "turnwise/Guess-v0" in turnwise.envs.registered()
+    assert "polyturn/Guess-v0" in polyturn.envs.registered()
     arguments = {} if mode == "sync" else {"shared_memory": False}
-    env = gymnasium.make_vec("turnwise/Guess-v0", 2, vectorization_mode=mode, vector_kwargs=arguments)
+    env = gymnasium.make_vec("polyturn/Guess-v0", 2, vectorization_mode=mode, vector_kwargs=arguments)
     try:
         observations, infos = env.reset(seed=[1, 2])
         assert len(observations) == 2

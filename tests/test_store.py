@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.envs.store import (
+from polyturn.envs.store import (
     HEADER,
     CorruptRecord,
     NotAStore,
@@ -34,12 +34,12 @@ from turnwise.envs.store import (
     read,
     read_groups,
 )
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.envs.trajectory import Trajectory, Turn
 
 
 def trajectory(seed: int = 0, member: int = 0, text: str = "hello", **fields: Any) -> Trajectory:
     turn = Turn(text, f"answer {member}", 0.5, np.array([1, 2]), np.array([3, 4, 5]), np.array([-0.1, -2.5, 0.0]))
-    return Trajectory("turnwise/Guess-v0", seed, (turn, turn), member=member, terminated=True, **fields)
+    return Trajectory("polyturn/Guess-v0", seed, (turn, turn), member=member, terminated=True, **fields)
 
 
 def write(path: Path, *trajectories: Trajectory) -> Path:
@@ -56,7 +56,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_written_comes_back(path: Path) -> None:
     full = Trajectory(
-        env_id="turnwise/ToolMath-v0",
+        env_id="polyturn/ToolMath-v0",
         seed=2**63,
         turns=(Turn("q", "a", -1.5, info={"tool": [1, None, True, {"x": 0.1}]}), Turn("r", "b", 1e-300)),
         task_id="gsm8k-7",
@@ -126,10 +126,10 @@ def test_numbers_that_are_not_finite_come_back(path: Path) -> None:
 
 
 def test_the_layout_is_the_documented_one(path: Path) -> None:
-    """A reader without turnwise: JSON lines, a CRC-32 of what follows it, base64 of little-endian arrays."""
+    """A reader without polyturn: JSON lines, a CRC-32 of what follows it, base64 of little-endian arrays."""
     write(path, trajectory(text="\u6211"))
     header, line, end = path.read_bytes().split(b"\n")
-    assert json.loads(header) == {"turnwise": "trajectories", "schema": 1}
+    assert json.loads(header) == {"polyturn": "trajectories", "schema": 1}
     assert end == b""
     record = json.loads(line)
     assert list(record) == ["crc32", "head", "turns", "final_observation", "info"]
@@ -185,8 +185,8 @@ def test_a_lost_tail_of_zeros_after_a_power_cut_is_removed(path: Path) -> None:
 
 WRITER = """
 import sys
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Trajectory, Turn
 store = Store(sys.argv[1])
 for seed in range(10**6):
     store.append(Trajectory("e", seed, (Turn("x" * (3_000_000 if seed % 3 else 9), "y"),), terminated=True))
@@ -269,7 +269,7 @@ def test_another_file_is_refused_and_untouched(path: Path, content: bytes) -> No
 
 
 def test_a_newer_schema_is_named(path: Path) -> None:
-    content = b'{"turnwise":"trajectories","schema":7,"more":1}\n'
+    content = b'{"polyturn":"trajectories","schema":7,"more":1}\n'
     path.write_bytes(content)
     with pytest.raises(UnknownSchema, match="schema 1, got schema 7"):
         next(read(path))
@@ -290,7 +290,7 @@ def test_two_writers_are_kept_apart(path: Path) -> None:
     with Store(path) as store:
         with pytest.raises(StoreLocked, match="has a writer already"):
             Store(path)
-        code = f"from turnwise.envs.store import Store; Store({str(path)!r})"
+        code = f"from polyturn.envs.store import Store; Store({str(path)!r})"
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "StoreLocked" in other.stderr
         store.append(trajectory(1))  # the refused writers have harmed nothing
@@ -316,8 +316,8 @@ def test_close_gives_up_the_lock_even_if_a_forked_child_lives_on(path: Path) -> 
 def test_a_forked_child_cannot_append(path: Path) -> None:
     code = f"""
 import os
-from turnwise.envs.store import Store
-from turnwise.envs.trajectory import Trajectory
+from polyturn.envs.store import Store
+from polyturn.envs.trajectory import Trajectory
 store = Store({str(path)!r})
 if os.fork() == 0:
     try:
@@ -412,7 +412,7 @@ def test_a_folder_without_write_permission(tmp_path: Path) -> None:
     folder.mkdir()
     code = f"""
 import os
-from turnwise.envs.store import Store
+from polyturn.envs.store import Store
 if os.getuid() == 0:
     os.chmod({str(folder)!r}, 0o755)
     os.setuid(65534)
@@ -431,8 +431,8 @@ except OSError as error:
 
 FULL = """
 import resource, signal, sys
-from turnwise.envs.store import Store, StoreWriteError
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.envs.store import Store, StoreWriteError
+from polyturn.envs.trajectory import Trajectory, Turn
 path = sys.argv[1]
 small = lambda seed: Trajectory("e", seed, (Turn("x", "y"),), terminated=True)
 with Store(path) as store:
@@ -551,7 +551,7 @@ def test_reading_holds_one_record_at_a_time(path: Path) -> None:
             store.append(Trajectory("e", seed, (Turn("x" * 1_000_000, "y"),), terminated=True))
     code = f"""
 import resource
-from turnwise.envs.store import index, read, read_groups
+from polyturn.envs.store import index, read, read_groups
 def used():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmData"))
 resource.setrlimit(resource.RLIMIT_DATA, (used() + 24 * 2**20,) * 2)

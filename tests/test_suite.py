@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from turnwise.benchmarks.pages import comparison_page
-from turnwise.benchmarks.suite import Cell, Outcome, Suite, SuiteError, load, mean_interval, names, run_suite, table
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.benchmarks.pages import comparison_page
+from polyturn.benchmarks.suite import Cell, Outcome, Suite, SuiteError, load, mean_interval, names, run_suite, table
+from polyturn.envs.trajectory import Trajectory, Turn
 
 
 class Counting:
@@ -63,7 +63,7 @@ def test_the_quick_form_runs_one_seed_and_says_so(tmp_path: Path) -> None:
     record = run_suite(Counting().suite(), tmp_path, quick=True, progress=False)
     assert record["seeds"] == 1
     assert record["quick"] is True
-    assert record["command"] == "turnwise bench counting --quick --seeds 1"
+    assert record["command"] == "polyturn bench counting --quick --seeds 1"
 
 
 def test_no_seeds_are_refused(tmp_path: Path) -> None:
@@ -87,9 +87,9 @@ def test_an_unknown_suite_is_named_with_what_was_meant() -> None:
 
 
 def test_a_suite_of_ones_own_is_found_by_module_and_attribute() -> None:
-    assert load("turnwise.benchmarks.tool_math:SUITE").name == "tool_math"
-    with pytest.raises(SuiteError, match="expected a turnwise"):
-        load("turnwise.benchmarks.tool_math:ENV")
+    assert load("polyturn.benchmarks.tool_math:SUITE").name == "tool_math"
+    with pytest.raises(SuiteError, match="expected a polyturn"):
+        load("polyturn.benchmarks.tool_math:ENV")
 
 
 def test_the_interval_over_seeds_is_students() -> None:

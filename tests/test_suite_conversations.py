@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.agents import ScriptedAgent, collect
-from turnwise.agents.policy import Policy
-from turnwise.agents.sellers import ScriptedSeller, SellingHabits
-from turnwise.agents.tiny import tiny_policy
-from turnwise.benchmarks import car_dealer, conversation_pages, conversations, education
-from turnwise.benchmarks.conversations import QUICK, Setting, with_model
-from turnwise.benchmarks.suite import Cell, run_suite
-from turnwise.envs.trajectory import Group
+from polyturn.agents import ScriptedAgent, collect
+from polyturn.agents.policy import Policy
+from polyturn.agents.sellers import ScriptedSeller, SellingHabits
+from polyturn.agents.tiny import tiny_policy
+from polyturn.benchmarks import car_dealer, conversation_pages, conversations, education
+from polyturn.benchmarks.conversations import QUICK, Setting, with_model
+from polyturn.benchmarks.suite import Cell, run_suite
+from polyturn.envs.trajectory import Group
 
 TINY: dict[str, Any] = {
     **QUICK, "demonstrations": 24, "sft_steps": 2, "hidden": 16, "layers": 1, "vocabulary": 300, "comparisons": 6,

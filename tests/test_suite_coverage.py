@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from turnwise.agents.policy import Scorer
-from turnwise.agents.tabular import mlp_policy
-from turnwise.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
-from turnwise.benchmarks import coverage_training as training
-from turnwise.benchmarks.coverage import SUITE
-from turnwise.benchmarks.coverage_policies import GPT, OneToken, draw, gpt2, stacked
-from turnwise.benchmarks.coverage_report import one_round
-from turnwise.benchmarks.suite import run_suite
-from turnwise.envs.bandits import context_features, data_policy, reward_table
-from turnwise.envs.preference import by_score
-from turnwise.envs.token_tasks import token_rewards
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.policy import Scorer
+from polyturn.agents.tabular import mlp_policy
+from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
+from polyturn.benchmarks import coverage_training as training
+from polyturn.benchmarks.coverage import SUITE
+from polyturn.benchmarks.coverage_policies import GPT, OneToken, draw, gpt2, stacked
+from polyturn.benchmarks.coverage_report import one_round
+from polyturn.benchmarks.suite import run_suite
+from polyturn.envs.bandits import context_features, data_policy, reward_table
+from polyturn.envs.preference import by_score
+from polyturn.envs.token_tasks import token_rewards
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 THRESHOLD = 0.02

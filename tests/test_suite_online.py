@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turnwise.agents.agent import Episode
-from turnwise.agents.judging import PromptedJudge
-from turnwise.algorithms.feedback import ai_feedback
-from turnwise.benchmarks.online_vs_offline import (
+from polyturn.agents.agent import Episode
+from polyturn.agents.judging import PromptedJudge
+from polyturn.algorithms.feedback import ai_feedback
+from polyturn.benchmarks.online_vs_offline import (
     BIAS,
     INSTRUCTIONS,
     PULL,
@@ -24,16 +24,16 @@ from turnwise.benchmarks.online_vs_offline import (
     skewed,
     usual,
 )
-from turnwise.benchmarks.suite import Cell, load, run_suite
-from turnwise.benchmarks.token_policies import one_thread, win_rate
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.benchmarks.suite import Cell, load, run_suite
+from polyturn.benchmarks.token_policies import one_thread, win_rate
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 def said(*answers: str) -> Group:
     return Group(
         tuple(
             Trajectory(
-                env_id="turnwise/TokenLength-v0",
+                env_id="polyturn/TokenLength-v0",
                 seed=0,
                 task_id="prompt-1",
                 turns=(Turn(observation="Prompt 1.", action=text),),

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.algorithms import GPO, IPO, MTPO, PPO
-from turnwise.algorithms.tabular_games import occupancy, uniform_policy, win_probability
-from turnwise.benchmarks.lucky_games import (
+from polyturn.algorithms import GPO, IPO, MTPO, PPO
+from polyturn.algorithms.tabular_games import occupancy, uniform_policy, win_probability
+from polyturn.benchmarks.lucky_games import (
     GambleEnv,
     Plays,
     blurred,
@@ -23,8 +23,8 @@ from turnwise.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
-from turnwise.benchmarks.stochastic_bias import INVALID, SUITE
-from turnwise.benchmarks.suite import load, run_suite
+from polyturn.benchmarks.stochastic_bias import INVALID, SUITE
+from polyturn.benchmarks.suite import load, run_suite
 
 torch.set_num_threads(1)
 
@@ -130,8 +130,8 @@ def test_the_gamble_reverses_for_mdpo() -> None:
 
 def test_members_have_luck_of_their_own() -> None:
     """Ten groups of eight that all gamble: with shared luck no group would end in both rooms."""
-    from turnwise.agents.agent import ScriptedAgent
-    from turnwise.agents.collecting import collect
+    from polyturn.agents.agent import ScriptedAgent
+    from polyturn.agents.collecting import collect
 
     env = GambleEnv(games=gamble(1.0).game)
     assert env.question(1, 2) == "unlucky"

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turnwise.algorithms.closed_forms import pmpo_optimum
-from turnwise.benchmarks.suite import Cell, load, run_suite
-from turnwise.benchmarks.token_policies import one_thread
-from turnwise.benchmarks.unpaired import TAUS, dro_table, fit_pmpo, halves, pmpo_table
+from polyturn.algorithms.closed_forms import pmpo_optimum
+from polyturn.benchmarks.suite import Cell, load, run_suite
+from polyturn.benchmarks.token_policies import one_thread
+from polyturn.benchmarks.unpaired import TAUS, dro_table, fit_pmpo, halves, pmpo_table
 
 
 def test_halves_are_the_best_two_and_the_other_two_of_four() -> None:

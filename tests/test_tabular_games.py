@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.algorithms import mirror_descent, nash
-from turnwise.algorithms import tabular_games as exact
-from turnwise.algorithms.closed_forms import kl
-from turnwise.envs.tabular_games import Array, TabularGame, detour_game, random_game, random_preference
+from polyturn.algorithms import mirror_descent, nash
+from polyturn.algorithms import tabular_games as exact
+from polyturn.algorithms.closed_forms import kl
+from polyturn.envs.tabular_games import Array, TabularGame, detour_game, random_game, random_preference
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=30)
 games = st.builds(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.algorithms import mirror_descent, nash
-from turnwise.algorithms.closed_forms import kl, softmax
-from turnwise.envs.tabular_games import random_preference
+from polyturn.algorithms import mirror_descent, nash
+from polyturn.algorithms.closed_forms import kl, softmax
+from polyturn.envs.tabular_games import random_preference
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 UNIFORM = np.full(3, 1 / 3)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from turnwise.agents import CollectError, MixtureAgent, TabularPolicy, collect, mlp_policy, table_policy
-from turnwise.agents.policy import PolicyLoadError
-from turnwise.algorithms import (
+from polyturn.agents import CollectError, MixtureAgent, TabularPolicy, collect, mlp_policy, table_policy
+from polyturn.agents.policy import PolicyLoadError
+from polyturn.algorithms import (
     DROV,
     GPO,
     GRPO,
@@ -30,15 +30,15 @@ from turnwise.algorithms import (
     online,
     train,
 )
-from turnwise.algorithms.closed_forms import rlhf_optimum
-from turnwise.algorithms.nash import regularised_nash
-from turnwise.envs.bandits import Bandit, context_features, data_policy, play, reward_table
-from turnwise.envs.matrix_games import by_payoff, payoff_matrix
-from turnwise.envs.preference import by_return
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.algorithms.closed_forms import rlhf_optimum
+from polyturn.algorithms.nash import regularised_nash
+from polyturn.envs.bandits import Bandit, context_features, data_policy, play, reward_table
+from polyturn.envs.matrix_games import by_payoff, payoff_matrix
+from polyturn.envs.preference import by_return
+from polyturn.envs.trajectory import Trajectory, Turn
 
 torch.set_num_threads(1)
-BANDIT = "turnwise/Bandit-v0"
+BANDIT = "polyturn/Bandit-v0"
 BEST = ((0.0, 0.2, 1.0), (1.0, 0.2, 0.0))
 """Rewards of three arms in two contexts, whose best arms differ."""
 OPTIONS: dict[str, Any] = {"reward": BEST, "arms": 3, "contexts": 2}
@@ -202,7 +202,7 @@ def test_self_play_finds_the_regularised_equilibrium(method: Any, lr: float, gam
     reference = np.array([0.6, 0.3, 0.1])
     policy = table_policy(names, probabilities=reference)
     stream = online(
-        policy, "turnwise/MatrixGame-v0", env_options={"payoff": game}, preference=by_payoff(game),
+        policy, "polyturn/MatrixGame-v0", env_options={"payoff": game}, preference=by_payoff(game),
         groups=2, group_size=24, seed=5,
     )  # fmt: skip
     descent: dict[str, Any] = {"optimizer": torch.optim.SGD, "schedule": "linear", "clip": None}
@@ -217,7 +217,7 @@ def test_a_moving_average_is_an_opponent() -> None:
     policy = table_policy(("rock", "paper", "scissors"), probabilities=[0.8, 0.1, 0.1], version="v")
     tracked = MovingAverage(policy, decay=0.5)
     stream = online(
-        policy, "turnwise/MatrixGame-v0", preference=by_payoff("rock-paper-scissors"), opponent=tracked,
+        policy, "polyturn/MatrixGame-v0", preference=by_payoff("rock-paper-scissors"), opponent=tracked,
         groups=8, group_size=4,
     )  # fmt: skip
     train(NashPG(), tracked, policy.copy(), stream, steps=5, lr=0.1, **QUIET)
@@ -326,4 +326,4 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_the_mixture_agent_is_exported() -> None:
     """Beside the other agents, without importing its module by name."""
-    assert MixtureAgent.__module__ == "turnwise.agents.mixture"
+    assert MixtureAgent.__module__ == "polyturn.agents.mixture"

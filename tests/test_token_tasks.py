@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from turnwise.envs import check_text_env, make
-from turnwise.envs.token_tasks import MODE, TokenBandit, TokenLength, length_rewards, skewed_lengths, token_rewards
+from polyturn.envs import check_text_env, make
+from polyturn.envs.token_tasks import MODE, TokenBandit, TokenLength, length_rewards, skewed_lengths, token_rewards
 
 
 def reward(env: Any, action: str) -> float:
@@ -70,7 +70,7 @@ def test_punctuation_is_part_of_its_word() -> None:
 
 
 def test_prompts_differ_and_do_not_matter() -> None:
-    env = make("turnwise/TokenLength-v0", prompts=4)
+    env = make("polyturn/TokenLength-v0", prompts=4)
     prompts = {env.reset(seed=seed)[0] for seed in range(40)}
     assert prompts == {f"Prompt {index}." for index in range(4)}
 
@@ -100,9 +100,9 @@ def test_wrong_options_are_named(make_wrong: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("env_id", "options"),
     [
-        ("turnwise/TokenBandit-v0", {"vocabulary": 10, "length": 3}),
-        ("turnwise/TokenLength-v0", {"task": "mode"}),
-        ("turnwise/TokenLength-v0", {"task": "skew", "limit": 64}),
+        ("polyturn/TokenBandit-v0", {"vocabulary": 10, "length": 3}),
+        ("polyturn/TokenLength-v0", {"task": "mode"}),
+        ("polyturn/TokenLength-v0", {"task": "skew", "limit": 64}),
     ],
 )
 def test_the_contract_holds(env_id: str, options: dict[str, Any]) -> None:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from turnwise.agents.tiny import CHAT_TEMPLATE, END, PAD, TURN, tiny_tokenizer
-from turnwise.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.agents.tiny import CHAT_TEMPLATE, END, PAD, TURN, tiny_tokenizer
+from polyturn.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
+from polyturn.envs.trajectory import Trajectory, Turn
 
 WORDS = ["the user said hello to the assistant and the model thought about system 1 2 3\n"] * 20
 

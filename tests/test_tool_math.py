@@ -9,10 +9,10 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from turnwise.envs.problems import Problem, Problems
-from turnwise.envs.registration import make
-from turnwise.envs.tool_math import PROMPTS, ToolMath, code_blocks
-from turnwise.sandbox.sandbox import Capabilities, Limits, Result, SandboxLost, Session, Status
+from polyturn.envs.problems import Problem, Problems
+from polyturn.envs.registration import make
+from polyturn.envs.tool_math import PROMPTS, ToolMath, code_blocks
+from polyturn.sandbox.sandbox import Capabilities, Limits, Result, SandboxLost, Session, Status
 
 PROBLEMS = Problems(
     [
@@ -278,7 +278,7 @@ def test_options_that_do_not_fit_are_refused_when_the_environment_is_made(
 
 
 def test_it_is_a_plain_gymnasium_environment() -> None:
-    env = gymnasium.make("turnwise/ToolMath-v0", problems=PROBLEMS, sandbox=FakeSandbox(), render_mode="ansi")
+    env = gymnasium.make("polyturn/ToolMath-v0", problems=PROBLEMS, sandbox=FakeSandbox(), render_mode="ansi")
     check_env(env.unwrapped, skip_render_check=True)
     env.reset(seed=0, options={"task": 0})
     env.step(fenced("x = 1"))
@@ -292,7 +292,7 @@ HOSTILE = ("\ud800", "print('\ud800')", "\x00", "```", "import os; os._exit(0)",
 @pytest.mark.parametrize("sandbox", ["local", pytest.param("docker", marks=pytest.mark.docker)])
 def test_hostile_programs_are_answered_in_the_real_sandbox(sandbox: str) -> None:
     """Every one gives printable text and no error; the next honest program is right."""
-    env = make("turnwise/ToolMath-v0", problems=PROBLEMS, sandbox=sandbox, max_turns=2 * len(HOSTILE) + 2)
+    env = make("polyturn/ToolMath-v0", problems=PROBLEMS, sandbox=sandbox, max_turns=2 * len(HOSTILE) + 2)
     env.reset(seed=0, options={"task": 0})
     for program in HOSTILE:
         observation, reward, terminated, truncated, _ = env.step(fenced(program))
@@ -308,7 +308,7 @@ def test_hostile_programs_are_answered_in_the_real_sandbox(sandbox: str) -> None
 @pytest.mark.parametrize("sandbox", ["local", pytest.param("docker", marks=pytest.mark.docker)])
 def test_snapshots_replay_in_the_real_sandbox(sandbox: str) -> None:
     """Random numbers included: the interpreter's seed belongs to the problem."""
-    env, other = (make("turnwise/ToolMath-v0", problems=PROBLEMS, sandbox=sandbox) for _ in range(2))
+    env, other = (make("polyturn/ToolMath-v0", problems=PROBLEMS, sandbox=sandbox) for _ in range(2))
     env.reset(seed=0, options={"task": 1})
     env.step(fenced("import random\nx = [random.random() for _ in range(3)]\nprint(x)"))
     other.restore(env.snapshot())

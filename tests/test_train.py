@@ -20,15 +20,15 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from torch import Tensor
 
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
-from turnwise.algorithms.feed import AnnotatedGroup
-from turnwise.algorithms.methods import Method
-from turnwise.algorithms.pairing import Example
-from turnwise.algorithms.schedule import factor
-from turnwise.envs.preference import by_return
-from turnwise.envs.trajectory import Group, Trajectory, Turn
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
+from polyturn.algorithms.feed import AnnotatedGroup
+from polyturn.algorithms.methods import Method
+from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.schedule import factor
+from polyturn.envs.preference import by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
 SGD = functools.partial(torch.optim.SGD, momentum=0.0)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.envs.trajectory import Group, GroupError, Trajectory, Turn, group_by_start
+from polyturn.envs.trajectory import Group, GroupError, Trajectory, Turn, group_by_start
 
 
 def turn(name: str = "a", **fields: Any) -> Turn:
@@ -19,7 +19,7 @@ def turn(name: str = "a", **fields: Any) -> Turn:
 
 
 def trajectory(seed: int = 0, turns: tuple[Turn, ...] = (), **fields: Any) -> Trajectory:
-    return Trajectory(**{"env_id": "turnwise/Guess-v0", "seed": seed, "turns": turns, "terminated": True} | fields)
+    return Trajectory(**{"env_id": "polyturn/Guess-v0", "seed": seed, "turns": turns, "terminated": True} | fields)
 
 
 # Turn
@@ -202,7 +202,7 @@ def test_start_does_not_depend_on_the_order_of_options() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"env_id": "other"}, "environment 'turnwise/Guess-v0' and 'other'"),
+        ({"env_id": "other"}, "environment 'polyturn/Guess-v0' and 'other'"),
         ({"seed": 1}, "seed 0 and 1"),
         ({"task_id": "t"}, "task '' and 't'"),
         ({"env_options": {"turns": 3}}, "environment options"),

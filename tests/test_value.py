@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.agents.policy import Policy
-from turnwise.agents.tiny import tiny_policy
-from turnwise.algorithms import PPO, ActorCritic, Example, collate, train
-from turnwise.algorithms.value import token_slots, turn_slots
-from turnwise.envs.trajectory import Trajectory, Turn
+from polyturn.agents.policy import Policy
+from polyturn.agents.tiny import tiny_policy
+from polyturn.algorithms import PPO, ActorCritic, Example, collate, train
+from polyturn.algorithms.value import token_slots, turn_slots
+from polyturn.envs.trajectory import Trajectory, Turn
 
 torch.set_num_threads(1)
 

@@ -1,11 +1,11 @@
-"""The command `turnwise`: finds the floor that owns a command, runs it, and turns what goes wrong into one line.
+"""The command `polyturn`: finds the floor that owns a command, runs it, and turns what goes wrong into one line.
 
 Exit codes:
     0    done.
     1    failed: files, network, sandbox, a bug.
     2    wrong use: an unknown command or option, a bad value.
     130  Ctrl-C. A command that can go on later raises `KeyboardInterrupt("how to resume")`; the text is printed.
-    141  whoever read standard output went away (`turnwise envs | head`).
+    141  whoever read standard output went away (`polyturn envs | head`).
     143  SIGTERM, after everything that was open has been closed.
 """
 
@@ -24,9 +24,9 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
-from turnwise import __version__
+from polyturn import __version__
 
-# One line a command, here and not in the floors, so that `turnwise --help` and `turnwise sandbox` load no torch.
+# One line a command, here and not in the floors, so that `polyturn --help` and `polyturn sandbox` load no torch.
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("benchmarks", "the main job in five minutes: SFT, then three preference iterations, then a table"),
     "train": ("algorithms", "train a policy with a preference method"),
@@ -43,11 +43,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 _EXAMPLES = """\
 examples:
-  turnwise quickstart
-  turnwise envs
-  turnwise train --help
+  polyturn quickstart
+  polyturn envs
+  polyturn train --help
 
-TURNWISE_DEBUG=1 (or --debug before the command) shows whole tracebacks."""
+POLYTURN_DEBUG=1 (or --debug before the command) shows whole tracebacks."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
         self.set_defaults(_parser=self)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"turnwise: error: {_one_line(message)} (see '{self.prog} --help')\n")
+        self.exit(2, f"polyturn: error: {_one_line(message)} (see '{self.prog} --help')\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -87,17 +87,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         SystemExit: Wrong use (2), or `--help` and `--version` were answered (0).
     """
     parser = _Parser(
-        prog="turnwise",
+        prog="polyturn",
         description="Multi-turn agents trained from preferences over whole trajectories.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("--version", action="version", version=f"turnwise {__version__}")
+    parser.add_argument("--version", action="version", version=f"polyturn {__version__}")
     parser.add_argument("--debug", action="store_true", help="show whole tracebacks")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     command = next((word for word in argv if not word.startswith("-")), None)
     floor = COMMANDS[command][0] if command in COMMANDS else None
     if floor is not None:
-        import_module(f"turnwise.{floor}.cli").add_commands(subparsers)
+        import_module(f"polyturn.{floor}.cli").add_commands(subparsers)
     for name, (owner, summary) in COMMANDS.items():
         if owner != floor:
             subparsers.add_parser(name, help=summary)
@@ -115,7 +115,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    debug = os.environ.get("TURNWISE_DEBUG", "0") not in ("", "0")
+    debug = os.environ.get("POLYTURN_DEBUG", "0") not in ("", "0")
     try:
         try:
             with _sigterm_unwinds():
@@ -145,7 +145,7 @@ def _report(error: Exception, debug: bool) -> int:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) or type(error).__module__ == "gymnasium.error":
         return _say(f"error: {text}", 2)
-    ours = type(error).__module__.partition(".")[0] == "turnwise"
+    ours = type(error).__module__.partition(".")[0] == "polyturn"
     if ours or isinstance(error, OSError | ImportError):
         return _say(f"error: {text}", 1)
     # Nobody foresaw this one. One line would throw away what a report needs after hours of training.
@@ -155,7 +155,7 @@ def _report(error: Exception, debug: bool) -> int:
 
 def _keep_traceback() -> str:
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="turnwise-", suffix=".txt", delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", prefix="polyturn-", suffix=".txt", delete=False) as file:
             traceback.print_exc(file=file)
         return file.name
     except OSError:
@@ -181,7 +181,7 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"turnwise: {_one_line(text)}", file=sys.stderr)
+    print(f"polyturn: {_one_line(text)}", file=sys.stderr)
     return code
 
 
@@ -191,6 +191,6 @@ def _one_line(text: str) -> str:
 
 def _near(word: str, choices: Iterable[str]) -> str:
     # Only an error pays for importing the floor below.
-    from turnwise.envs.suggest import did_you_mean
+    from polyturn.envs.suggest import did_you_mean
 
     return did_you_mean(word, choices)

@@ -1,0 +1,1 @@
+../../polyturn/__main__.py

@@ -1,0 +1,1 @@
+../../polyturn/cli.py

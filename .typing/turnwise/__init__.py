@@ -1,1 +1,0 @@
-../../turnwise/__init__.py

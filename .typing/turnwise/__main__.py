@@ -1,1 +1,0 @@
-../../turnwise/__main__.py

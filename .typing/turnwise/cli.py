@@ -1,1 +1,0 @@
-../../turnwise/cli.py

@@ -1,0 +1,5 @@
+"""`python -m polyturn` is the command `polyturn`."""
+
+from polyturn.cli import main
+
+raise SystemExit(main())
