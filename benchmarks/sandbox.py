@@ -27,8 +27,7 @@ from polyturn.benchmarks.sandbox_episodes import episodes
 from polyturn.benchmarks.sandbox_peers import WAYS, Call, timed
 from polyturn.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
 from polyturn.benchmarks.suite import Cell, Suite
-from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
-from polyturn.sandbox import image as images
+from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status, image as images
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
 
 PRINT = "print(1+1)"

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyturn.sandbox import Limits, Sandbox, SandboxError, open_sandbox
-from polyturn.sandbox import image as images
+from polyturn.sandbox import Limits, Sandbox, SandboxError, image as images, open_sandbox
 
 Call = Callable[[str], str]
 """Runs a program and returns what it printed."""

@@ -1,7 +1,8 @@
 """Which environments there are, and making one by its id.
 
-Built-in environments are registered with Gymnasium under `polyturn/...` when `polyturn.envs` is imported; their code is
-imported when one is made. An installed package adds its own through an entry point in its pyproject.toml:
+Built-in environments are registered with Gymnasium under `polyturn/...` when `polyturn` is imported; their code is
+imported when one is made. An installed package adds its own through an entry point in its pyproject.toml, which is
+loaded when the functions below are first asked for an id:
 
     [project.entry-points."polyturn.envs"]
     acme = "acme.environments"          # importing it calls gymnasium.register("acme/Haggle-v0", ...)
@@ -40,6 +41,7 @@ _BUILT_IN = {
     "polyturn/ToolMath-v0": "polyturn.envs.tool_math:ToolMath",
 }
 _namespaces = {"polyturn"}
+_tried: set[tuple[str, str]] = set()
 
 
 class UnknownEnv(ValueError):
@@ -51,20 +53,25 @@ class EnvOptionError(ValueError):
 
 
 def register_built_in() -> None:
-    """Registers the built-in environments and the plug-ins of installed packages; may be called again."""
+    """Registers the built-in environments with Gymnasium; may be called again."""
     for env_id, entry_point in _BUILT_IN.items():
         if env_id not in registry:
             # Wrappers that check every step and enforce its order cost more than a scripted environment itself, and
             # lose their state at `restore`; `check_text_env` demands both once and for all.
             gymnasium.register(env_id, entry_point, order_enforce=False, disable_env_checker=True)
+
+
+def register_plugins() -> None:
+    """Loads the plug-ins of installed packages, which register their environments; may be called again."""
     for plugin in entry_points(group=ENTRY_POINT_GROUP):
-        if plugin.name in _namespaces:
+        if (plugin.name, plugin.value) in _tried:
             continue
+        _tried.add((plugin.name, plugin.value))
         try:
             loaded = plugin.load()
             if callable(loaded):
                 loaded()
-        except Exception as error:  # somebody else's broken package must not take every environment away
+        except Exception as error:  # a broken package of others must not take every environment away
             warnings.warn(
                 f"environments of the plug-in {plugin.name} = {plugin.value!r} cannot be used: "
                 f"{type(error).__name__}: {error}",
@@ -77,6 +84,8 @@ def register_built_in() -> None:
 
 def registered() -> list[str]:
     """Ids of the built-in environments and of the plug-ins', sorted."""
+    register_built_in()
+    register_plugins()
     return sorted(env_id for env_id, spec in registry.items() if spec.namespace in _namespaces)
 
 
@@ -95,6 +104,9 @@ def env_spec(env_id: str) -> EnvSpec:
                 f"expected module:id with a module that can be imported, got {env_id!r}: {error}. Install the package, "
                 "or run from the folder that holds it."
             ) from error
+    if name not in registry:
+        register_built_in()
+        register_plugins()
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:

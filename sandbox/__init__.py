@@ -1,31 +1,8 @@
-"""Floor 0: where model-written code runs."""
+"""Floor 0: where model-written code runs.
 
-from polyturn.sandbox.opening import open_sandbox
-from polyturn.sandbox.sandbox import (
-    Capabilities,
-    ImageMissing,
-    Limits,
-    Result,
-    Sandbox,
-    SandboxError,
-    SandboxLost,
-    SandboxUnavailable,
-    Session,
-    Status,
-    Timings,
-)
+The public names stand in `__init__.pyi` and are loaded when first used.
+"""
 
-__all__ = [
-    "Capabilities",
-    "ImageMissing",
-    "Limits",
-    "Result",
-    "Sandbox",
-    "SandboxError",
-    "SandboxLost",
-    "SandboxUnavailable",
-    "Session",
-    "Status",
-    "Timings",
-    "open_sandbox",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from polyturn.algorithms.batch import Batch, TooLongWarning, collate, drop_long
 from polyturn.algorithms.microbatch import shard, split

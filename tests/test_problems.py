@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from polyturn.envs.problems import LEVELS, Problem, ProblemFileError, Problems, load_problems, word_problems
 from polyturn.envs.word_problems import OPERATIONS, run_steps, signature_split

@@ -14,8 +14,7 @@ import pytest
 from gymnasium.envs.registration import registry
 from gymnasium.error import ResetNeeded
 
-from polyturn.envs import EnvOptionError, TextEnv, TurnLimit, UnknownEnv, make, registered
-from polyturn.envs import registration as under_test
+from polyturn.envs import EnvOptionError, TextEnv, TurnLimit, UnknownEnv, make, registered, registration as under_test
 from polyturn.envs.guess import Guess
 
 
@@ -29,25 +28,27 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         (tmp_path / f"{value.partition(':')[0]}.py").write_text(code)
         point = EntryPoint(name, value, under_test.ENTRY_POINT_GROUP)
         monkeypatch.setattr(under_test, "entry_points", lambda group: [point] if group == "polyturn.envs" else [])
-        under_test.register_built_in()
+        under_test.register_plugins()
 
     yield install
     registry.clear()
     registry.update(before)
     under_test._namespaces.clear()
     under_test._namespaces.update(namespaces)
+    under_test._tried.clear()
     for module in set(sys.modules) - modules:
         del sys.modules[module]
 
 
 def test_importing_registers_without_importing_environments() -> None:
     code = (
-        "import sys, gymnasium, polyturn.envs\n"
+        "import sys, gymnasium, polyturn\n"
         "print('polyturn.envs.guess' in sys.modules, 'torch' in sys.modules, 'pyarrow' in sys.modules)\n"
-        "print(gymnasium.make('polyturn/Guess-v0', high=3).reset(seed=0)[0][:40])\n"
+        "for name in ('polyturn/Guess-v0', 'polyturn:polyturn/Guess-v0'):\n"
+        "    print(gymnasium.make(name, high=3).reset(seed=0)[0][:40])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False False False", "I am thinking of a whole number from 1 t"]
+    assert done.stdout.splitlines() == ["False False False", *["I am thinking of a whole number from 1 t"] * 2]
 
 
 def test_registered_lists_built_ins_and_not_gymnasiums_own() -> None:
@@ -131,7 +132,7 @@ def test_registering_again_changes_nothing() -> None:
     before = dict(registry)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        under_test.register_built_in()
+        under_test.register_plugins()
     assert dict(registry) == before
 
 

@@ -8,11 +8,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from polyturn.algorithms import mirror_descent, nash
-from polyturn.algorithms import tabular_games as exact
+from polyturn.algorithms import mirror_descent, nash, tabular_games as exact
 from polyturn.algorithms.closed_forms import kl
 from polyturn.envs.tabular_games import Array, TabularGame, detour_game, random_game, random_preference
 

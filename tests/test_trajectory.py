@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from polyturn.envs.trajectory import Group, GroupError, Trajectory, Turn, group_by_start
 

@@ -1,0 +1,1 @@
+../../polyturn/__init__.pyi

@@ -1,0 +1,50 @@
+"""The public names of this floor, each with the module it is loaded from when first used."""
+
+from .car_buyers import ScriptedBuyer as ScriptedBuyer
+from .car_dealer import CarDealer as CarDealer
+from .checker import CheckReport as CheckReport, check_text_env as check_text_env
+from .contract import ContractViolation as ContractViolation
+from .conversation import Partner as Partner, PartnerFull as PartnerFull, Scene as Scene, Spoken as Spoken
+from .education import EducationDialogue as EducationDialogue
+from .education_data import (
+    Dialogue as Dialogue,
+    DialogueFormatError as DialogueFormatError,
+    dialogue_of as dialogue_of,
+    load_dialogues as load_dialogues,
+    read_dialogues as read_dialogues,
+    write_dialogues as write_dialogues,
+)
+from .education_oracle import EducationOracle as EducationOracle
+from .education_student import ScriptedStudent as ScriptedStudent
+from .export import export_dpo as export_dpo, export_parquet as export_parquet, export_sft as export_sft
+from .judging import Judged as Judged, PairJudge as PairJudge
+from .preference import Annotator as Annotator, Preference as Preference, by_return as by_return, by_score as by_score
+from .registration import (
+    EnvOptionError as EnvOptionError,
+    UnknownEnv as UnknownEnv,
+    make as make,
+    registered as registered,
+)
+from .spaces import UnicodeText as UnicodeText
+from .store import (
+    CorruptRecord as CorruptRecord,
+    Entry as Entry,
+    NotAStore as NotAStore,
+    Store as Store,
+    StoreError as StoreError,
+    StoreLocked as StoreLocked,
+    StoreWriteError as StoreWriteError,
+    UnknownSchema as UnknownSchema,
+    index as index,
+    read as read,
+    read_groups as read_groups,
+)
+from .text_env import TextEnv as TextEnv
+from .trajectory import (
+    Group as Group,
+    GroupError as GroupError,
+    Trajectory as Trajectory,
+    Turn as Turn,
+    group_by_start as group_by_start,
+)
+from .wrappers import TurnLimit as TurnLimit
