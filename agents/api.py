@@ -26,6 +26,7 @@ import numpy as np
 
 from polyturn.agents.agent import Action, AgentFailed, ContextFull, Episode
 from polyturn.agents.blocking import LoopThread
+from polyturn.envs.extras import how_to_install
 
 _AGAIN = frozenset({408, 409, 425, 429})  # and 500 to 599
 _LONGEST_ANSWER = 32 * 2**20
@@ -362,5 +363,5 @@ def _client_library() -> ModuleType:
     try:
         import httpx2
     except ImportError as error:
-        raise ImportError('ServerAgent needs the extra "api": pip install "polyturn[api]"') from error
+        raise ImportError(f'ServerAgent needs the extra "api": {how_to_install("api")}') from error
     return httpx2

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from polyturn.agents.prediction import Prediction, divergence
 from polyturn.agents.token_logps import soft_cap
 from polyturn.agents.tokens import ChatFormat
+from polyturn.envs.extras import how_to_install
 
 _BASE = "base"
 """Folder, inside an adapter's, of a base model that stands nowhere else."""
@@ -281,7 +282,9 @@ def _load_adapted(folder: Path, **options: Any) -> PreTrainedModel:
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise ImportError(f'{folder} holds an adapter, which needs: pip install "polyturn[peft]"') from error
+        raise ImportError(
+            f'{folder} holds an adapter, which needs the extra "peft": {how_to_install("peft")}'
+        ) from error
     described = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     base = str(folder / _BASE) if (folder / _BASE).is_dir() else described.get("base_model_name_or_path")
     if not base:

@@ -475,7 +475,9 @@ def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError('--lora needs the extra "peft": pip install "polyturn[peft]"') from error
+        from polyturn.envs.extras import how_to_install
+
+        raise ImportError(f'--lora needs the extra "peft": {how_to_install("peft")}') from error
     from typing import cast
 
     from transformers import PreTrainedModel

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from polyturn.envs.extras import how_to_install
+
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
@@ -20,7 +22,7 @@ def figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('plots need the extra "plots": pip install "polyturn[plots]"') from error
+        raise ImportError(f'plots need the extra "plots": {how_to_install("plots")}') from error
     with rc_context({"svg.hashsalt": "polyturn", "svg.fonttype": "path"}):
         drawing = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawing)

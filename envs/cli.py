@@ -39,7 +39,7 @@ examples:
   polyturn export runs.jsonl --to sft winners.jsonl --min-return 1
   polyturn export runs.jsonl --to dpo pairs.jsonl --pairs-per-group 4
 
-parquet needs the extra "data":  pip install "polyturn[data]"
+parquet needs the extra "data":  pip install -e ".[data]" in the checkout, or "WHEEL[data]"
 """
 
 

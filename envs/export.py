@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from polyturn.envs.extras import how_to_install
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.store import Corrupt, read, read_groups
 from polyturn.envs.trajectory import Trajectory
@@ -54,7 +55,7 @@ def export_parquet(
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise ImportError('Parquet needs pyarrow; install it with: pip install "polyturn[data]"') from error
+        raise ImportError(f"Parquet needs pyarrow; install it with: {how_to_install('data')}") from error
     turn = pa.struct(
         {
             "observation": pa.large_string(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.envs.boxed import extract_answer
+from polyturn.envs.extras import how_to_install
 from polyturn.envs.problem_set import Problem, ProblemFileError, Problems
 
 _FIELDS = ("id", "question", "answer", "solution", "level", "topic")
@@ -76,7 +77,7 @@ def read_dataset(
         import datasets
     except ImportError as error:
         raise ImportError(
-            f'{source}: reading a data set needs the package `datasets`; install it with pip install "polyturn[data]"'
+            f"{source}: reading a data set needs the package `datasets`; install it with: {how_to_install('data')}"
         ) from error
     name, _, configuration = (source, "", "") if local else source.partition(":")
     try:
