@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyturn.envs.boxed import extract_answer
 from polyturn.envs.extras import how_to_install
+from polyturn.envs.grading.boxed import extract_answer
 from polyturn.envs.problem_set import Problem, ProblemFileError, Problems
 
 _FIELDS = ("id", "question", "answer", "solution", "level", "topic")

@@ -20,7 +20,7 @@ class Problem:
     Attributes:
         id: Stable and unique in its collection, for example "gsm8k_train/17" or "generated/2/0/test/42".
         question: What the agent is asked.
-        answer: Gold final answer, plain or LaTeX; what `polyturn.envs.grading.grade` compares with.
+        answer: Gold final answer, plain or LaTeX; what `polyturn.envs.grading.grade.grade` compares with.
         solution: Worked solution as the data set gives it, or "".
         source: Where it came from: a file's name, a Hub id, or "generated".
         level: Difficulty as the data set names it, or "".

@@ -15,8 +15,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from polyturn.envs.boxed import extract_answer
-from polyturn.envs.grading import grade
+from polyturn.envs.grading.boxed import extract_answer
+from polyturn.envs.grading.grade import grade
 from polyturn.envs.problems import Problem, Problems, load_problems
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean

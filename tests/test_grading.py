@@ -13,7 +13,7 @@ import time
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from polyturn.envs.grading import extract_answer, grade
+from polyturn.envs.grading.grade import extract_answer, grade
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.envs.grading import extract_answer, grade
+from polyturn.envs.grading.grade import extract_answer, grade
 from polyturn.envs.problems import Problem, load_problems
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -110,7 +110,8 @@ print("polyturn/ToolMath-v0" in registry)
 
 
 def test_environments_load_no_torch() -> None:
-    modules = [f"polyturn.envs.{path.stem}" for path in (ROOT / "envs").glob("*.py") if path.stem != "__init__"]
+    files = [name for _, name in sources() if name.startswith("polyturn/envs/") and name.endswith(".py")]
+    modules = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in files]
     assert run(f"import sys, {', '.join(modules)}; print('torch' in sys.modules)") == "False"
 
 

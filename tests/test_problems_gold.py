@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.envs.gold_programs import arithmetic_value, gold_program, gsm8k_calculation
-from polyturn.envs.grading import grade
+from polyturn.envs.grading.grade import grade
 from polyturn.envs.problems import LEVELS, Problem, load_problems, word_problems
 
 ROOT = Path(__file__).resolve().parents[1]

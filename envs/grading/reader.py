@@ -11,10 +11,10 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 
-from polyturn.envs.answer_tree import Node
-from polyturn.envs.latex_arithmetic import Arithmetic
-from polyturn.envs.latex_tokens import NotAnAnswer, tokenize
-from polyturn.envs.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
+from polyturn.envs.grading.arithmetic import Arithmetic
+from polyturn.envs.grading.tokens import NotAnAnswer, tokenize
+from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
 
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=",

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from polyturn.envs.units import LETTER_UNITS, SHORT_UNITS
+from polyturn.envs.grading.units import LETTER_UNITS, SHORT_UNITS
 
 MAX_CHARACTERS = 4000
 MAX_TOKENS = 1200

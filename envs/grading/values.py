@@ -16,7 +16,7 @@ from typing import Any
 
 from mpmath import MPContext  # type: ignore[import-untyped]  # it ships no types
 
-from polyturn.envs.answer_tree import Node
+from polyturn.envs.grading.tree import Node
 
 DIGITS = 80
 AGREE = 50

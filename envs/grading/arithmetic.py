@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from polyturn.envs.answer_tree import INFINITY, Cursor, Node
-from polyturn.envs.latex_tokens import FUNCTIONS, NotAnAnswer, Token
-from polyturn.envs.units import NUMBER_WORDS
+from polyturn.envs.grading.tokens import FUNCTIONS, NotAnAnswer, Token
+from polyturn.envs.grading.tree import INFINITY, Cursor, Node
+from polyturn.envs.grading.units import NUMBER_WORDS
 
 _TIMES = frozenset({"*", "times", "cdot", "ast"})
 _FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac"})

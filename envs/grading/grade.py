@@ -1,8 +1,8 @@
 r"""Whether an answer is right: mathematical equality with the gold answer, decided without running anything.
 
-Both texts are read by a small parser of this project (`latex_answers`) into trees; trees are compared as what they are
-(`math_equal`): tuples in order, sets in any order, intervals by their brackets, numbers as exact fractions, expressions
-by their values at fixed points to fifty digits (`math_values`). No text of a model reaches an evaluating parser, sizes
+Both texts are read by a small parser of this project (`reader`) into trees; trees are compared as what they are
+(`equality`): tuples in order, sets in any order, intervals by their brackets, numbers as exact fractions, expressions
+by their values at fixed points to fifty digits (`values`). No text of a model reaches an evaluating parser, sizes
 and depth are bounded, and so is the work: there is nothing to kill, no signal, no process, no thread, and the verdict
 does not depend on how busy the machine is.
 
@@ -19,10 +19,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from polyturn.envs.boxed import extract_answer
-from polyturn.envs.latex_answers import readings
-from polyturn.envs.math_equal import equal, numbers_agree
-from polyturn.envs.math_values import Evaluator
+from polyturn.envs.grading.boxed import extract_answer
+from polyturn.envs.grading.equality import equal, numbers_agree
+from polyturn.envs.grading.reader import readings
+from polyturn.envs.grading.values import Evaluator
 
 __all__ = ["extract_answer", "grade"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from polyturn.envs.latex_tokens import NotAnAnswer, Token
+from polyturn.envs.grading.tokens import NotAnAnswer, Token
 
 MAX_DEPTH = 24
 MAX_CHAIN = 12

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from polyturn.envs.answer_tree import INFINITY, Node
-from polyturn.envs.math_values import Evaluator, TooHard, close, context, same
-from polyturn.envs.units import units_agree
+from polyturn.envs.grading.tree import INFINITY, Node
+from polyturn.envs.grading.units import units_agree
+from polyturn.envs.grading.values import Evaluator, TooHard, close, context, same
 
 _MAX_ELEMENTS = 64
 _REAL_LINE = Node("tuple", (Node("neg", (INFINITY,)), INFINITY), "()")
@@ -16,7 +16,7 @@ _ALL_REAL = frozenset({"all real numbers", "all reals", "all real", "real number
 
 
 def equal(answer: Node, gold: Node, evaluator: Evaluator) -> bool:
-    """Whether an answer is the gold one; see `polyturn.envs.grading.grade` for what counts as the same."""
+    """Whether an answer is the gold one; see `polyturn.envs.grading.grade.grade` for what counts as the same."""
     try:
         return _equal(answer, gold, evaluator)
     except (TooHard, RecursionError):
