@@ -2,8 +2,8 @@
 
 from .car_buyers import ScriptedBuyer as ScriptedBuyer
 from .car_dealer import CarDealer as CarDealer
-from .checker import CheckReport as CheckReport, check_text_env as check_text_env
-from .contract import ContractViolation as ContractViolation
+from .checking.checker import CheckReport as CheckReport, check_text_env as check_text_env
+from .checking.contract import ContractViolation as ContractViolation
 from .conversation import Partner as Partner, PartnerFull as PartnerFull, Scene as Scene, Spoken as Spoken
 from .education import EducationDialogue as EducationDialogue
 from .education_data import (

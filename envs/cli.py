@@ -119,8 +119,8 @@ def _envs(args: argparse.Namespace) -> int:
 
 
 def _check_env(args: argparse.Namespace) -> int:
-    from polyturn.envs.checker import check_text_env
-    from polyturn.envs.contract import RULES, Agent, ContractViolation
+    from polyturn.envs.checking.checker import check_text_env
+    from polyturn.envs.checking.contract import RULES, Agent, ContractViolation
 
     options = dict(parse_option(text) for text in args.option)
     # Options are bound first, so that none of them can pass for an argument of the check.

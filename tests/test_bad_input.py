@@ -20,8 +20,8 @@ from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.cli import main
+from polyturn.envs.checking.hostile import HOSTILE
 from polyturn.envs.education_oracle import EducationOracle
-from polyturn.envs.hostile import HOSTILE
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group
 

@@ -15,8 +15,8 @@ from polyturn.envs import check_text_env
 from polyturn.envs.car_buyers import PERSONALITIES
 from polyturn.envs.car_dealer import SCALE, CarDealer
 from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from polyturn.envs.checking.hostile import HOSTILE
 from polyturn.envs.conversation import Scene, Spoken
-from polyturn.envs.hostile import HOSTILE
 
 ID = "polyturn/CarDealer-v0"
 BUYER = {"brand": "Volvo", "type": "SUV", "feature": "sunroof", "personality": "friendly", "budget": 40_000}

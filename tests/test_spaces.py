@@ -13,7 +13,7 @@ import pytest
 from gymnasium.vector.utils import batch_space
 
 import polyturn.envs
-from polyturn.envs.hostile import HOSTILE
+from polyturn.envs.checking.hostile import HOSTILE
 from polyturn.envs.spaces import UnicodeText
 
 

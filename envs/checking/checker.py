@@ -2,7 +2,7 @@
 
 `check_text_env` plays many short episodes with three kinds of agents: plausible ones (the caller's `actions`), agents
 that write only garbage, and agents that write hostile text. It compares transcripts: everything that an episode gave
-back, as canonical JSON, byte by byte. `polyturn.envs.contract.RULES` lists what is checked; the first breach is raised.
+back, as canonical JSON, byte by byte. `polyturn.envs.checking.contract.RULES` lists what is checked; the first breach is raised.
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.utils.env_match import check_environments_match
 
-from polyturn.envs.contract import RULES, Agent, ContractViolation, Episode, Player, agent_rng, canonical, shown
-from polyturn.envs.hostile import HOSTILE
+from polyturn.envs.checking.contract import (
+    RULES,
+    Agent,
+    ContractViolation,
+    Episode,
+    Player,
+    agent_rng,
+    canonical,
+    shown,
+)
+from polyturn.envs.checking.hostile import HOSTILE
 from polyturn.envs.registration import make
 
 

@@ -1,0 +1,1 @@
+"""The executable contract of multi-turn text environments."""
