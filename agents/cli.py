@@ -85,8 +85,8 @@ def env_options(args: argparse.Namespace) -> dict[str, Any]:
     Problems are loaded once here and shared by all instances.
     """
     from polyturn.envs.cli import parse_option
-    from polyturn.envs.problems import load_problems
     from polyturn.envs.registration import env_spec
+    from polyturn.envs.tool_math.problems import load_problems
 
     options = dict(parse_option(text) for text in args.option)
     if args.problems is not None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from polyturn.agents.agent import Episode
-from polyturn.envs.problems import Problem, Problems
-from polyturn.envs.word_problems import OPERATIONS
+from polyturn.envs.tool_math.problems import Problem, Problems
+from polyturn.envs.tool_math.word_problems import OPERATIONS
 
 _SWAPPED = {"add": "sub", "sub": "add", "mul": "add", "add_groups": "sub_groups", "sub_groups": "add_groups"}
 _OUTPUT = re.compile(r"```output\n(.*)\n```", re.DOTALL)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from polyturn.agents.agent import Episode
-from polyturn.envs.gold_programs import gold_program
-from polyturn.envs.problems import Problem, Problems
+from polyturn.envs.tool_math.gold_programs import gold_program
+from polyturn.envs.tool_math.problems import Problem, Problems
 
 _OUTPUT = re.compile(r"\A```output\n(.*)\n```\Z", re.DOTALL)
 

@@ -11,8 +11,8 @@ from typing import Any
 from polyturn.agents.collecting import collect
 from polyturn.agents.gold import GoldAgent
 from polyturn.benchmarks.sandbox_peers import WAYS, Call
-from polyturn.envs.problems import Problems, load_problems
-from polyturn.envs.tool_math import ToolMath
+from polyturn.envs.tool_math.env import ToolMath
+from polyturn.envs.tool_math.problems import Problems, load_problems
 from polyturn.sandbox import Capabilities, Limits, Result, Sandbox, Session, Status, open_sandbox
 
 LIVE = {"ours: Docker": "docker", "ours: local, rootless": "local"}

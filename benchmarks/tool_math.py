@@ -29,9 +29,9 @@ from polyturn.algorithms.iterate import Iteration, OfflineMethod, iterate
 from polyturn.algorithms.methods import MDPO, MKTO, RAFT
 from polyturn.algorithms.warmup import warm_start
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table, write_json
-from polyturn.envs.problems import Problems
 from polyturn.envs.store import Store
-from polyturn.envs.word_problems import word_problems
+from polyturn.envs.tool_math.problems import Problems
+from polyturn.envs.tool_math.word_problems import word_problems
 
 ENV = "polyturn/ToolMath-v0"
 

@@ -38,7 +38,7 @@ _BUILT_IN = {
     "polyturn/TabularGame-v0": "polyturn.envs.tabular_env:TabularGameEnv",
     "polyturn/TokenBandit-v0": "polyturn.envs.token_tasks:TokenBandit",
     "polyturn/TokenLength-v0": "polyturn.envs.token_tasks:TokenLength",
-    "polyturn/ToolMath-v0": "polyturn.envs.tool_math:ToolMath",
+    "polyturn/ToolMath-v0": "polyturn.envs.tool_math.env:ToolMath",
 }
 _namespaces = {"polyturn"}
 _tried: set[tuple[str, str]] = set()

@@ -17,8 +17,8 @@ from polyturn.agents.policy import Policy
 from polyturn.agents.tiny import tiny_policy
 from polyturn.cli import main
 from polyturn.envs.store import Store, read
+from polyturn.envs.tool_math.word_problems import word_problems
 from polyturn.envs.trajectory import Trajectory, Turn
-from polyturn.envs.word_problems import word_problems
 
 LOCAL = ("-o", "sandbox=local")
 SMALL = ("--max-new-tokens", "8", "--max-tokens", "400", "--slots", "8", "--quiet")

@@ -12,7 +12,7 @@ from polyturn.agents.agent import Episode
 from polyturn.agents.collecting import collect
 from polyturn.agents.demonstrator import Demonstrator, Habits
 from polyturn.agents.gold import GoldAgent
-from polyturn.envs.problems import Problem, Problems, load_problems
+from polyturn.envs.tool_math.problems import Problem, Problems, load_problems
 from polyturn.envs.trajectory import Trajectory
 
 DATA = next((p / "shared" / "data" for p in Path(__file__).resolve().parents if (p / "shared" / "data").is_dir()), None)

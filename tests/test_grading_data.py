@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.envs.grading.grade import extract_answer, grade
-from polyturn.envs.problems import Problem, load_problems
+from polyturn.envs.tool_math.problems import Problem, load_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [Path(os.environ[name]) for name in ("POLYTURN_DATA",) if os.environ.get(name)]

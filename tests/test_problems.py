@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from polyturn.envs.problems import LEVELS, Problem, ProblemFileError, Problems, load_problems, word_problems
-from polyturn.envs.word_problems import OPERATIONS, run_steps, signature_split
+from polyturn.envs.tool_math.problems import LEVELS, Problem, ProblemFileError, Problems, load_problems, word_problems
+from polyturn.envs.tool_math.word_problems import OPERATIONS, run_steps, signature_split
 
 GSM8K = {"question": "Ann has 48 clips, half as many in May?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 24"}
 MATH = {

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.envs.gold_programs import arithmetic_value, gold_program, gsm8k_calculation
 from polyturn.envs.grading.grade import grade
-from polyturn.envs.problems import LEVELS, Problem, load_problems, word_problems
+from polyturn.envs.tool_math.gold_programs import arithmetic_value, gold_program, gsm8k_calculation
+from polyturn.envs.tool_math.problems import LEVELS, Problem, load_problems, word_problems
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [Path(os.environ[name]) for name in ("POLYTURN_DATA",) if os.environ.get(name)]

@@ -9,9 +9,9 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from polyturn.envs.problems import Problem, Problems
 from polyturn.envs.registration import make
-from polyturn.envs.tool_math import PROMPTS, ToolMath, code_blocks
+from polyturn.envs.tool_math.env import PROMPTS, ToolMath, code_blocks
+from polyturn.envs.tool_math.problems import Problem, Problems
 from polyturn.sandbox.sandbox import Capabilities, Limits, Result, SandboxLost, Session, Status
 
 PROBLEMS = Problems(

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-from polyturn.envs.problem_set import Problem
-from polyturn.envs.word_problems import OPERATIONS
+from polyturn.envs.tool_math.problem_set import Problem
+from polyturn.envs.tool_math.word_problems import OPERATIONS
 
 _MARK = re.compile(r"<<([^<>]{1,200})>>")
 _PLAIN = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "·": "*", "[": "(", "]": ")", "{": "(", "}": ")"})  # noqa: RUF001

@@ -11,7 +11,7 @@ from typing import Any
 
 from polyturn.envs.extras import how_to_install
 from polyturn.envs.grading.boxed import extract_answer
-from polyturn.envs.problem_set import Problem, ProblemFileError, Problems
+from polyturn.envs.tool_math.problem_set import Problem, ProblemFileError, Problems
 
 _FIELDS = ("id", "question", "answer", "solution", "level", "topic")
 _EXAMPLE = 'mapping={"question": "...", "answer": "..."}'

@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from polyturn.envs.problem_set import Problem, Problems
-from polyturn.envs.story import PEOPLE, THINGS, ask, sentence
+from polyturn.envs.tool_math.problem_set import Problem, Problems
+from polyturn.envs.tool_math.story import PEOPLE, THINGS, ask, sentence
 
 Step = list[str | int]
 """An operation's name and its numbers, for example `["add", 5]`; the first step of a chain is `["set", n]`."""

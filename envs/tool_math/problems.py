@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from polyturn.envs.problem_files import read_dataset, read_jsonl
-from polyturn.envs.problem_set import Problem, ProblemFileError, Problems
-from polyturn.envs.word_problems import LEVELS, word_problems
+from polyturn.envs.tool_math.problem_files import read_dataset, read_jsonl
+from polyturn.envs.tool_math.problem_set import Problem, ProblemFileError, Problems
+from polyturn.envs.tool_math.word_problems import LEVELS, word_problems
 
 __all__ = ["LEVELS", "Problem", "ProblemFileError", "Problems", "load_problems", "word_problems"]
 

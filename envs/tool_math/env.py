@@ -17,9 +17,9 @@ import numpy as np
 
 from polyturn.envs.grading.boxed import extract_answer
 from polyturn.envs.grading.grade import grade
-from polyturn.envs.problems import Problem, Problems, load_problems
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
+from polyturn.envs.tool_math.problems import Problem, Problems, load_problems
 from polyturn.sandbox import open_sandbox
 from polyturn.sandbox.opening import KINDS
 from polyturn.sandbox.sandbox import Limits, Result, Sandbox, Session, Status

@@ -1,0 +1,1 @@
+"""Tool-integrated mathematics: the environment, and the problems it asks."""
