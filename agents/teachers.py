@@ -7,8 +7,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from polyturn.agents.agent import Episode
-from polyturn.envs.education_teacher import ASKING, WAYS, lesson, voiced_preference
-from polyturn.envs.education_topics import BY_ID
+from polyturn.envs.education.teacher import ASKING, WAYS, lesson, voiced_preference
+from polyturn.envs.education.topics import BY_ID
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
     if kind == "return" and not rest:
         return by_return
     if kind == "education" and not rest:
-        from polyturn.envs.education_oracle import EducationOracle
+        from polyturn.envs.education.oracle import EducationOracle
 
         return EducationOracle()
     if kind in ("reward_model", "preference_model") and rest:

@@ -29,8 +29,8 @@ from polyturn.benchmarks.conversation_pages import (
 from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
 from polyturn.benchmarks.reporting import plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table
-from polyturn.envs.education_oracle import CRITERIA, EducationOracle, outcome, turn_scores
-from polyturn.envs.education_topics import TOPICS
+from polyturn.envs.education.oracle import CRITERIA, EducationOracle, outcome, turn_scores
+from polyturn.envs.education.topics import TOPICS
 from polyturn.envs.trajectory import Trajectory
 
 NAMES = ("RLHF-reward", "RLHF-value", "RLHF-multi", "MTPO", "MTPO-tau", "M-DPO")

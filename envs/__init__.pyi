@@ -5,8 +5,7 @@ from .car_dealer import CarDealer as CarDealer
 from .checking.checker import CheckReport as CheckReport, check_text_env as check_text_env
 from .checking.contract import ContractViolation as ContractViolation
 from .conversation import Partner as Partner, PartnerFull as PartnerFull, Scene as Scene, Spoken as Spoken
-from .education import EducationDialogue as EducationDialogue
-from .education_data import (
+from .education.data import (
     Dialogue as Dialogue,
     DialogueFormatError as DialogueFormatError,
     dialogue_of as dialogue_of,
@@ -14,8 +13,9 @@ from .education_data import (
     read_dialogues as read_dialogues,
     write_dialogues as write_dialogues,
 )
-from .education_oracle import EducationOracle as EducationOracle
-from .education_student import ScriptedStudent as ScriptedStudent
+from .education.env import EducationDialogue as EducationDialogue
+from .education.oracle import EducationOracle as EducationOracle
+from .education.student import ScriptedStudent as ScriptedStudent
 from .export import export_dpo as export_dpo, export_parquet as export_parquet, export_sft as export_sft
 from .judging import Judged as Judged, PairJudge as PairJudge
 from .preference import Annotator as Annotator, Preference as Preference, by_return as by_return, by_score as by_score

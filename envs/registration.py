@@ -31,7 +31,7 @@ ENTRY_POINT_GROUP = "polyturn.envs"
 _BUILT_IN = {
     "polyturn/Bandit-v0": "polyturn.envs.bandits:Bandit",
     "polyturn/CarDealer-v0": "polyturn.envs.car_dealer:CarDealer",
-    "polyturn/EducationDialogue-v0": "polyturn.envs.education:EducationDialogue",
+    "polyturn/EducationDialogue-v0": "polyturn.envs.education.env:EducationDialogue",
     "polyturn/Guess-v0": "polyturn.envs.guess:Guess",
     "polyturn/MatrixGame-v0": "polyturn.envs.matrix_games:MatrixGame",
     "polyturn/PairedBandit-v0": "polyturn.envs.paired_bandit:PairedBandit",

@@ -11,7 +11,7 @@ import pytest
 from polyturn.agents.tiny import tiny_policy
 from polyturn.algorithms.annotators import annotator
 from polyturn.algorithms.reward_models import PreferenceModel, RewardModel
-from polyturn.envs.education_oracle import EducationOracle
+from polyturn.envs.education.oracle import EducationOracle
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

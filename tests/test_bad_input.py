@@ -21,7 +21,7 @@ from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.cli import main
 from polyturn.envs.checking.hostile import HOSTILE
-from polyturn.envs.education_oracle import EducationOracle
+from polyturn.envs.education.oracle import EducationOracle
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group
 

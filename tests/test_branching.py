@@ -21,9 +21,9 @@ from polyturn.agents.playing import trunk_rng
 from polyturn.agents.roles import AgentPartner, other_sides
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
-from polyturn.envs.education import EducationDialogue
-from polyturn.envs.education_teacher import WAYS, lesson
-from polyturn.envs.education_topics import BY_ID
+from polyturn.envs.education.env import EducationDialogue
+from polyturn.envs.education.teacher import WAYS, lesson
+from polyturn.envs.education.topics import BY_ID
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.store import Store, read, read_groups
 from polyturn.envs.trajectory import Group, Trajectory, group_by_start

@@ -14,11 +14,12 @@ import pytest
 
 from polyturn.envs import check_text_env, make
 from polyturn.envs.conversation import END, Scene, Spoken, defused, ends, own_words, transcript
-from polyturn.envs.education import EducationDialogue
-from polyturn.envs.education_oracle import CRITERIA, EducationOracle
-from polyturn.envs.education_phrases import VOICED
-from polyturn.envs.education_teacher import ASKING, WAYS, lesson
-from polyturn.envs.education_topics import (
+from polyturn.envs.education.env import EducationDialogue
+from polyturn.envs.education.oracle import CRITERIA, EducationOracle
+from polyturn.envs.education.phrases import VOICED
+from polyturn.envs.education.speech import APPROACHES, listen
+from polyturn.envs.education.teacher import ASKING, WAYS, lesson
+from polyturn.envs.education.topics import (
     BY_ID,
     STUDENT_PREFERENCES,
     STUDENT_REACTIONS,
@@ -27,7 +28,6 @@ from polyturn.envs.education_topics import (
     TOPICS,
     Topic,
 )
-from polyturn.envs.speech import APPROACHES, listen
 
 ID = "polyturn/EducationDialogue-v0"
 Teacher = Callable[[Topic, int, np.random.Generator], str]

@@ -10,7 +10,7 @@ import pytest
 from polyturn.agents.collecting import collect
 from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.envs import make
-from polyturn.envs.education_data import (
+from polyturn.envs.education.data import (
     BACKGROUND,
     Dialogue,
     DialogueFormatError,

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from polyturn.agents.collecting import collect
 from polyturn.agents.teachers import ScriptedTeacher
-from polyturn.envs.education_oracle import EducationOracle, outcome, turn_scores
+from polyturn.envs.education.oracle import EducationOracle, outcome, turn_scores
 from polyturn.envs.judging import Judged, Pair
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

@@ -16,7 +16,7 @@ from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.algorithms.warmup import warm_start
 from polyturn.envs.conversation import END
-from polyturn.envs.education_data import dialogue_of, load_dialogues, write_dialogues
+from polyturn.envs.education.data import dialogue_of, load_dialogues, write_dialogues
 from polyturn.envs.trajectory import Group, Trajectory
 
 ID = "polyturn/EducationDialogue-v0"

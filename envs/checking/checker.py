@@ -2,8 +2,8 @@
 
 `check_text_env` plays many short episodes with three kinds of agents: plausible ones (the caller's `actions`), agents
 that write only garbage, and agents that write hostile text. It compares transcripts: everything that an episode gave
-back, as canonical JSON, byte by byte. `polyturn.envs.checking.contract.RULES` lists what is checked; the first breach is
-raised.
+back, as canonical JSON, byte by byte. `polyturn.envs.checking.contract.RULES` lists what is checked; the first breach
+is raised.
 """
 
 from __future__ import annotations

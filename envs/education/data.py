@@ -1,7 +1,7 @@
 """Recorded dialogues in the layout of the released Education Dialogue data, to and from trajectories.
 
 A file is a JSON list (or JSON lines) of objects with `background_info` {topic, student_prefrences, teacher_prefrences,
-student_reactions, teacher_reactions} (spelt so) and `conversation` [{role, text}]. `education_dialogues.json`, shipped
+student_reactions, teacher_reactions} (spelt so) and `conversation` [{role, text}]. `dialogues.json`, shipped
 beside this module, holds four dialogues of our own in that layout. Conversations played here also say
 `student_knowledge`.
 
@@ -25,7 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from polyturn.envs.education_topics import STUDENT_PREFERENCES, STUDENT_REACTIONS, opening, student_brief
+from polyturn.envs.education.topics import STUDENT_PREFERENCES, STUDENT_REACTIONS, opening, student_brief
 from polyturn.envs.trajectory import Trajectory, Turn
 
 ENV_ID = "polyturn/EducationDialogue-v0"
@@ -140,7 +140,7 @@ def read_dialogues(path: str | Path | None = None) -> Iterator[Dialogue]:
         DialogueFormatError: The file or a record is not in the layout.
         OSError: The file cannot be read.
     """
-    source = files("polyturn.envs") / "education_dialogues.json" if path is None else Path(path)
+    source = files("polyturn.envs.education") / "dialogues.json" if path is None else Path(path)
     text = source.read_text("utf-8")
     try:
         if text.lstrip().startswith("["):

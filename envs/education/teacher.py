@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyturn.envs.education_phrases import VOICED
-from polyturn.envs.education_topics import Topic
+from polyturn.envs.education.phrases import VOICED
+from polyturn.envs.education.topics import Topic
 
 ASKING = ("How do you like to learn best?", "What would help you to learn this?", "How would you like me to teach you?")
 

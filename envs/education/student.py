@@ -1,7 +1,8 @@
 """The scripted student: a small simulator of somebody who is being taught, moved by whatever text a teacher writes.
 
 It is a simulator for studying learning from preferences, not a model of people. It knows English cue words
-(`polyturn.envs.speech`), it does not judge whether what it is told is true, and its constants were chosen, not fitted.
+(`polyturn.envs.education.speech`), it does not judge whether what it is told is true, and its constants were chosen,
+not fitted.
 
 Hidden for good: preference (4 approaches), reaction (6), prior knowledge (0 to 2), pace (1 or 2 new concepts a turn).
 State: understanding u_c of each of the topic's four concepts, engagement e and patience p, all in [0, 1]. Every turn
@@ -48,10 +49,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyturn.envs import education_phrases as phrases
 from polyturn.envs.conversation import END, Scene, Spoken
-from polyturn.envs.education_topics import BY_ID, STUDENT_PREFERENCES, Topic
-from polyturn.envs.speech import Speech, listen
+from polyturn.envs.education import phrases
+from polyturn.envs.education.speech import Speech, listen
+from polyturn.envs.education.topics import BY_ID, STUDENT_PREFERENCES, Topic
 
 LUCK_A_TURN = 4
 _APPROACH = {name: index for index, name in enumerate(STUDENT_PREFERENCES)}

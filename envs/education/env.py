@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, defused, ends, own_words
-from polyturn.envs.education_student import LUCK_A_TURN, ScriptedStudent
-from polyturn.envs.education_topics import (
+from polyturn.envs.education.student import LUCK_A_TURN, ScriptedStudent
+from polyturn.envs.education.topics import (
     BY_ID,
     STUDENT_PREFERENCES,
     STUDENT_REACTIONS,
@@ -37,8 +37,8 @@ class EducationDialogue(PartnerEnv):
 
     After Shani et al. 2024 (arXiv 2405.14655, section 6 and appendix): a hidden learning preference, a hidden reaction
     where it is not met, 10 teacher turns, feedback on whole conversations. What differs: by default the student is a
-    documented simulator (`polyturn.envs.education_student`) in place of a language model, topics and wordings are our
-    own, and the student has prior knowledge and a pace. `polyturn.envs.education_oracle` is the exact judge.
+    documented simulator (`polyturn.envs.education.student`) in place of a language model, topics and wordings are our
+    own, and the student has prior knowledge and a pace. `polyturn.envs.education.oracle` is the exact judge.
 
     The student says when it is over: it has understood, has had enough, or time is up. Its turn then ends with
     "[end of conversation]". The same words from the side that may not end the conversation are words like any others,

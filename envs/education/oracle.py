@@ -1,6 +1,6 @@
 """The exact judge of Education Dialogue: a general preference over what really happened to the scripted student.
 
-Three criteria, each in [0, 1] (`polyturn.envs.education_student` defines them): understanding, enjoyment,
+Three criteria, each in [0, 1] (`polyturn.envs.education.student` defines them): understanding, enjoyment,
 participation. With weights w that add to 1 and steepness k,
 
     P(a beats b) = sum over criteria c of w_c sigmoid(k (a_c - b_c)),

@@ -1,0 +1,1 @@
+"""Education Dialogue: teach a topic to a student whose way of learning is hidden."""
