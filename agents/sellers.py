@@ -7,8 +7,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from polyturn.agents.agent import Episode
-from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
-from polyturn.envs.prices import offered_price
+from polyturn.envs.car_dealer.prices import offered_price
+from polyturn.envs.car_dealer.talk import BRANDS, FEATURES, TYPES, hear
 
 _ASKING = {
     "brand": ("Which brand do you like?", "Is there a brand that you prefer?"),

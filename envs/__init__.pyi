@@ -1,7 +1,7 @@
 """The public names of this floor, each with the module it is loaded from when first used."""
 
-from .car_buyers import ScriptedBuyer as ScriptedBuyer
-from .car_dealer import CarDealer as CarDealer
+from .car_dealer.buyers import ScriptedBuyer as ScriptedBuyer
+from .car_dealer.env import CarDealer as CarDealer
 from .checking.checker import CheckReport as CheckReport, check_text_env as check_text_env
 from .checking.contract import ContractViolation as ContractViolation
 from .conversation import Partner as Partner, PartnerFull as PartnerFull, Scene as Scene, Spoken as Spoken

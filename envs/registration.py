@@ -30,7 +30,7 @@ from polyturn.envs.wrappers import TurnLimit
 ENTRY_POINT_GROUP = "polyturn.envs"
 _BUILT_IN = {
     "polyturn/Bandit-v0": "polyturn.envs.bandits:Bandit",
-    "polyturn/CarDealer-v0": "polyturn.envs.car_dealer:CarDealer",
+    "polyturn/CarDealer-v0": "polyturn.envs.car_dealer.env:CarDealer",
     "polyturn/EducationDialogue-v0": "polyturn.envs.education.env:EducationDialogue",
     "polyturn/Guess-v0": "polyturn.envs.guess:Guess",
     "polyturn/MatrixGame-v0": "polyturn.envs.matrix_games:MatrixGame",

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from polyturn.envs import check_text_env
-from polyturn.envs.car_buyers import PERSONALITIES
-from polyturn.envs.car_dealer import SCALE, CarDealer
-from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from polyturn.envs.car_dealer.buyers import PERSONALITIES
+from polyturn.envs.car_dealer.env import SCALE, CarDealer
+from polyturn.envs.car_dealer.talk import BRANDS, FEATURES, TYPES, hear
 from polyturn.envs.checking.hostile import HOSTILE
 from polyturn.envs.conversation import Scene, Spoken
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given, strategies as st
 
-from polyturn.envs.prices import LARGEST, offered_price, prices
+from polyturn.envs.car_dealer.prices import LARGEST, offered_price, prices
 
 READINGS: list[tuple[str, int | None]] = [
     ("I can do $9,500 today.", 9_500),

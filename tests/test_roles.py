@@ -23,7 +23,7 @@ from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.envs import check_text_env
-from polyturn.envs.car_dealer import CarDealer
+from polyturn.envs.car_dealer.env import CarDealer
 from polyturn.envs.education.env import EducationDialogue
 from polyturn.envs.store import Store, read, read_groups
 from polyturn.envs.trajectory import Group, Trajectory, Turn

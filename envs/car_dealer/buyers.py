@@ -1,7 +1,7 @@
 """The scripted buyer of Car Dealer: a small simulator of somebody who wants a car and does not want to overpay.
 
-It reads cue words and prices (`polyturn.envs.car_talk`), believes every claim about the car, and its constants were
-chosen, not fitted.
+It reads cue words and prices (`polyturn.envs.car_dealer.talk`), believes every claim about the car, and its constants
+were chosen, not fitted.
 
 Hidden for good: budget B (15,000 to 60,000 dollars), personality, and a taste in brand, type and feature.
 State: trust t and patience p in [0, 1], the car last put forward, the last counter-offer.
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyturn.envs.car_talk import Pitch, hear
+from polyturn.envs.car_dealer.talk import Pitch, hear
 from polyturn.envs.conversation import Scene, Spoken
 
 PERSONALITIES = ("friendly", "thrifty", "hasty", "careful")

@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any
 
-from polyturn.envs.car_buyers import ACCEPT, LUCK_A_TURN, PERSONALITIES, REJECT, ScriptedBuyer
-from polyturn.envs.car_talk import BRANDS, FEATURES, TYPES, hear
+from polyturn.envs.car_dealer.buyers import ACCEPT, LUCK_A_TURN, PERSONALITIES, REJECT, ScriptedBuyer
+from polyturn.envs.car_dealer.prices import offered_price
+from polyturn.envs.car_dealer.talk import BRANDS, FEATURES, TYPES, hear
 from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
 from polyturn.envs.partner_env import PartnerEnv
-from polyturn.envs.prices import offered_price
 
 SCALE = 60_000
 """Dollars that are worth a reward of 1; the largest budget."""
@@ -38,13 +38,14 @@ class CarDealer(PartnerEnv):
 
     A dialogue task of LMRL Gym (Abdulhai et al. 2023, arXiv 2311.18232) that MTPO's authors use where an explicit
     reward is wanted (arXiv 2405.14655). What differs: by default the buyer is a documented simulator
-    (`polyturn.envs.car_buyers`), and prices and seeds are handled as said here.
+    (`polyturn.envs.car_dealer.buyers`), and prices and seeds are handled as said here.
 
     Reward: `min(price, 60,000) / 60,000` when, and only when, the buyer accepts; 0 for every other end and every other
     turn. The price is the one that lies on the table: the last that the *dealer* put forward
-    (`polyturn.envs.prices.offered_price`), or the buyer's own last counter-offer if the dealer takes it ("Deal!"). What
-    else the texts say about money changes nothing, and an offer that is not accepted is never paid. The buyer
-    accepts or leaves with "[accept]" or "[reject]" as the last thing it says; from the dealer these are mere words.
+    (`polyturn.envs.car_dealer.prices.offered_price`), or the buyer's own last counter-offer if the dealer takes it
+    ("Deal!"). What else the texts say about money changes nothing, and an offer that is not accepted is never paid. The
+    buyer accepts or leaves with "[accept]" or "[reject]" as the last thing it says; from the dealer these are mere
+    words.
 
     Infos: `task_id` and `noise` at reset; at every step the `offer` on the table if there is one, and the scripted
     buyer's `phase`; at the end `deal` (dollars, 0 for none), `buyer` (its hidden attributes) and `partner_reward`,

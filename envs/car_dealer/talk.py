@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from polyturn.envs.prices import offered_price
+from polyturn.envs.car_dealer.prices import offered_price
 
 BRANDS = ("Toyota", "Honda", "Ford", "BMW", "Audi", "Tesla", "Volvo", "Subaru")
 TYPES = ("sedan", "SUV", "truck", "hatchback", "convertible", "minivan")

@@ -1,0 +1,1 @@
+"""Car Dealer: sell a car by talking."""
