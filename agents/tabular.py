@@ -372,7 +372,7 @@ def mlp_policy(
     Args:
         actions: The texts it may say; or how many, for the texts "0", "1", ...
         states: The observations it knows, those kept for evaluation included.
-        features: `[S, D]` a row for each state (`polyturn.envs.bandits.context_features`).
+        features: `[S, D]` a row for each state (`polyturn.envs.games.bandits.context_features`).
         seed: Of the first weights.
         hidden: Hidden widths; as in arXiv 2404.14367 by default.
         critic: Whether there is a value too, from a network of the same shape: for PPO and DRO-V.

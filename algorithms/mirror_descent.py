@@ -20,7 +20,7 @@ from polyturn.algorithms.closed_forms import (
     softmax,
 )
 from polyturn.algorithms.tabular_games import TurnPolicy, q_values
-from polyturn.envs.tabular_games import Array, TabularGame
+from polyturn.envs.games.tabular_games import Array, TabularGame
 
 StepSize = Callable[[int], float]
 """eta of step t = 0, 1, ...; eta times tau (or alpha) stays within [0, 1]."""

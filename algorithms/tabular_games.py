@@ -14,7 +14,7 @@ import numpy as np
 
 from polyturn.algorithms.closed_forms import kl, log_of, logsumexp, softmax
 from polyturn.algorithms.nash import mutual_response_values
-from polyturn.envs.tabular_games import Array, TabularGame
+from polyturn.envs.games.tabular_games import Array, TabularGame
 
 TurnPolicy = tuple[Array, ...]
 """One `[S_h, A]` array a turn: P(answer | state)."""

@@ -15,7 +15,7 @@ from polyturn.benchmarks.coverage_training import LENGTH, METHODS, REWARDS, STOR
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Outcome, mean_interval, table
-from polyturn.envs.bandits import data_policy, reward_table
+from polyturn.envs.games.bandits import data_policy, reward_table
 
 NINTH = "tau_ninth-IPO"
 """The cells that train the GPT with IPO at a ninth of tau."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from polyturn.agents.tabular import mlp_policy
 from polyturn.algorithms import losses
 from polyturn.benchmarks.coverage_policies import GPT, OneToken, Stack, draw, gpt2, stacked
-from polyturn.envs.bandits import context_features, data_policy, reward_table
+from polyturn.envs.games.bandits import context_features, data_policy, reward_table
 
 METHODS = ("BoN", "RWR", "REINFORCE", "PPO", "DPO", "IPO")
 REWARDS = ("R1", "R2")

@@ -15,8 +15,8 @@ import numpy as np
 from polyturn.algorithms import tabular_games
 from polyturn.algorithms.closed_forms import log_of, logsumexp, softmax
 from polyturn.algorithms.tabular_games import TurnPolicy, occupancy, turn_kl
-from polyturn.envs.tabular_env import TabularGameEnv
-from polyturn.envs.tabular_games import Array, TabularGame, random_game, random_preference
+from polyturn.envs.games.tabular_env import TabularGameEnv
+from polyturn.envs.games.tabular_games import Array, TabularGame, random_game, random_preference
 from polyturn.envs.trajectory import Trajectory, Turn
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from polyturn.algorithms.closed_forms import kl, log_of, softmax
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
-from polyturn.envs.tabular_games import random_game, random_preference
+from polyturn.envs.games.tabular_games import random_game, random_preference
 
 Array = NDArray[np.float64]
 

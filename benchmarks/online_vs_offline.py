@@ -29,9 +29,9 @@ from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
+from polyturn.envs.games.token_tasks import skewed_lengths
 from polyturn.envs.judging import Judged, Pair
 from polyturn.envs.preference import by_return
-from polyturn.envs.token_tasks import skewed_lengths
 from polyturn.envs.trajectory import Group
 
 Array = NDArray[np.float64]

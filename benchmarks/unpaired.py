@@ -27,7 +27,7 @@ from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import Measure, Task, curve, one_thread, rewards, start, win_rate
-from polyturn.envs.bandits import data_policy, reward_table
+from polyturn.envs.games.bandits import data_policy, reward_table
 from polyturn.envs.preference import by_return
 from polyturn.envs.trajectory import Group
 

@@ -29,15 +29,15 @@ from polyturn.envs.wrappers import TurnLimit
 
 ENTRY_POINT_GROUP = "polyturn.envs"
 _BUILT_IN = {
-    "polyturn/Bandit-v0": "polyturn.envs.bandits:Bandit",
+    "polyturn/Bandit-v0": "polyturn.envs.games.bandits:Bandit",
     "polyturn/CarDealer-v0": "polyturn.envs.car_dealer.env:CarDealer",
     "polyturn/EducationDialogue-v0": "polyturn.envs.education.env:EducationDialogue",
-    "polyturn/Guess-v0": "polyturn.envs.guess:Guess",
-    "polyturn/MatrixGame-v0": "polyturn.envs.matrix_games:MatrixGame",
-    "polyturn/PairedBandit-v0": "polyturn.envs.paired_bandit:PairedBandit",
-    "polyturn/TabularGame-v0": "polyturn.envs.tabular_env:TabularGameEnv",
-    "polyturn/TokenBandit-v0": "polyturn.envs.token_tasks:TokenBandit",
-    "polyturn/TokenLength-v0": "polyturn.envs.token_tasks:TokenLength",
+    "polyturn/Guess-v0": "polyturn.envs.games.guess:Guess",
+    "polyturn/MatrixGame-v0": "polyturn.envs.games.matrix_games:MatrixGame",
+    "polyturn/PairedBandit-v0": "polyturn.envs.games.paired_bandit:PairedBandit",
+    "polyturn/TabularGame-v0": "polyturn.envs.games.tabular_env:TabularGameEnv",
+    "polyturn/TokenBandit-v0": "polyturn.envs.games.token_tasks:TokenBandit",
+    "polyturn/TokenLength-v0": "polyturn.envs.games.token_tasks:TokenLength",
     "polyturn/ToolMath-v0": "polyturn.envs.tool_math.env:ToolMath",
 }
 _namespaces = {"polyturn"}

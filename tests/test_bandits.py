@@ -10,8 +10,8 @@ import pytest
 
 from polyturn.algorithms.closed_forms import best_of_n, kl
 from polyturn.envs import by_return, check_text_env, make
-from polyturn.envs.bandits import Bandit, context_features, data_policy, play, reward_table
-from polyturn.envs.paired_bandit import PairedBandit
+from polyturn.envs.games.bandits import Bandit, context_features, data_policy, play, reward_table
+from polyturn.envs.games.paired_bandit import PairedBandit
 
 VALUES = [0.0, 1.0, 0.25]
 

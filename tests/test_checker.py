@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from polyturn.envs import ContractViolation, UnicodeText, check_text_env, make, registered
 from polyturn.envs.checking.contract import RULES
 from polyturn.envs.checking.hostile import HOSTILE
-from polyturn.envs.guess import Guess
+from polyturn.envs.games.guess import Guess
 
 
 def tool_calls(rng: np.random.Generator, observation: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from polyturn.cli import main
 from polyturn.envs import Store, Trajectory, Turn
 from polyturn.envs.cli import printable
-from polyturn.envs.guess import Guess
+from polyturn.envs.games.guess import Guess
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import Tensor
 from polyturn.algorithms import losses
 from polyturn.algorithms.closed_forms import log_of, logsumexp, softmax
 from polyturn.algorithms.estimators import sequence_logratio
-from polyturn.envs.tabular_games import TabularGame, random_game
+from polyturn.envs.games.tabular_games import TabularGame, random_game
 
 BETA = 0.5
 

@@ -10,9 +10,9 @@ import pytest
 from polyturn.agents import ScriptedAgent, collect
 from polyturn.algorithms import tabular_games as exact
 from polyturn.envs import Group, Trajectory, Turn, check_text_env, make
-from polyturn.envs.matrix_games import GAMES, MatrixGame, by_payoff, duels, payoff_matrix
-from polyturn.envs.tabular_env import TabularGameEnv, by_final_state, play_games, tabular_games
-from polyturn.envs.tabular_games import TabularGame
+from polyturn.envs.games.matrix_games import GAMES, MatrixGame, by_payoff, duels, payoff_matrix
+from polyturn.envs.games.tabular_env import TabularGameEnv, by_final_state, play_games, tabular_games
+from polyturn.envs.games.tabular_games import TabularGame
 
 
 def played(env_id: str, task_id: str, info: dict[str, Any] | None) -> Trajectory:

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import registry
 from gymnasium.error import ResetNeeded
 
 from polyturn.envs import EnvOptionError, TextEnv, TurnLimit, UnknownEnv, make, registered, registration as under_test
-from polyturn.envs.guess import Guess
+from polyturn.envs.games.guess import Guess
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_importing_registers_without_importing_environments() -> None:
     code = (
         "import sys, gymnasium, polyturn\n"
-        "print('polyturn.envs.guess' in sys.modules, 'torch' in sys.modules, 'pyarrow' in sys.modules)\n"
+        "print('polyturn.envs.games.guess' in sys.modules, 'torch' in sys.modules, 'pyarrow' in sys.modules)\n"
         "for name in ('polyturn/Guess-v0', 'polyturn:polyturn/Guess-v0'):\n"
         "    print(gymnasium.make(name, high=3).reset(seed=0)[0][:40])\n"
     )
@@ -101,7 +101,7 @@ def test_unknown_options_suggest_what_was_meant() -> None:
 
 PLUGIN = """
 import gymnasium
-from polyturn.envs.guess import Guess
+from polyturn.envs.games.guess import Guess
 
 def register():
     gymnasium.register("acme/Haggle-v0", entry_point=Guess, kwargs={"turns": 20}, max_episode_steps=3)

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from polyturn.algorithms import mirror_descent, nash
 from polyturn.algorithms.closed_forms import kl, softmax
-from polyturn.envs.tabular_games import random_preference
+from polyturn.envs.games.tabular_games import random_preference
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 UNIFORM = np.full(3, 1 / 3)

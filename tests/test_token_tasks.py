@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from polyturn.envs import check_text_env, make
-from polyturn.envs.token_tasks import MODE, TokenBandit, TokenLength, length_rewards, skewed_lengths, token_rewards
+from polyturn.envs.games.token_tasks import (
+    MODE,
+    TokenBandit,
+    TokenLength,
+    length_rewards,
+    skewed_lengths,
+    token_rewards,
+)
 
 
 def reward(env: Any, action: str) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from polyturn.envs.bandits import Reward, reward_table
+from polyturn.envs.games.bandits import Reward, reward_table
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from polyturn.envs.choices import choice
+from polyturn.envs.games.choices import choice
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Group, Trajectory, Turn

@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from polyturn.envs.bandits import Reward, reward_table
-from polyturn.envs.choices import numbers
+from polyturn.envs.games.bandits import Reward, reward_table
+from polyturn.envs.games.choices import numbers
 from polyturn.envs.spaces import UnicodeText
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from polyturn.envs.choices import choice
+from polyturn.envs.games.choices import choice
+from polyturn.envs.games.tabular_games import Array, TabularGame, detour_game, random_game
 from polyturn.envs.preference import Annotator, Preference
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
-from polyturn.envs.tabular_games import Array, TabularGame, detour_game, random_game
 from polyturn.envs.trajectory import Group
 
 Games = str | TabularGame | Sequence[TabularGame]

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from polyturn.envs.choices import choice
+from polyturn.envs.games.choices import choice
 from polyturn.envs.preference import Annotator, Preference
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean

@@ -1,0 +1,1 @@
+"""Small games with known answers: bandits, matrix and tabular games, token tasks, and the example Guess."""
