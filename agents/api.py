@@ -25,7 +25,7 @@ from zlib import crc32
 import numpy as np
 
 from polyturn.agents.agent import Action, AgentFailed, ContextFull, Episode
-from polyturn.agents.blocking import LoopThread
+from polyturn.agents.collecting.blocking import LoopThread
 from polyturn.envs.extras import how_to_install
 
 _AGAIN = frozenset({408, 409, 425, 429})  # and 500 to 599

@@ -180,7 +180,7 @@ def _with_partner(args: argparse.Namespace, options: dict[str, Any]) -> dict[str
         if args.partner_out is not None:
             raise ValueError("rollout: expected --partner WHO to go with --partner-out, got none")
         return options
-    from polyturn.agents.roles import AgentPartner
+    from polyturn.agents.collecting.roles import AgentPartner
 
     role, _ = _roles(args.env)
     if not role:
@@ -216,7 +216,7 @@ def problems_of(env_id: str, options: dict[str, Any]) -> Any:
 def _rollout(args: argparse.Namespace) -> int:
     from contextlib import ExitStack
 
-    from polyturn.agents.collecting import collect
+    from polyturn.agents.collecting.collect import collect
     from polyturn.envs.store import Store
 
     options = env_options(args)

@@ -16,8 +16,8 @@ from zlib import crc32
 import numpy as np
 
 from polyturn.agents.agent import Agent, AgentFailed, Episode
-from polyturn.agents.blocking import LoopThread
-from polyturn.agents.roles import reply
+from polyturn.agents.collecting.blocking import LoopThread
+from polyturn.agents.collecting.roles import reply
 from polyturn.envs.conversation import transcript
 from polyturn.envs.judging import Judged, Pair
 from polyturn.envs.trajectory import Trajectory

@@ -410,7 +410,7 @@ def _share(option: str, text: str, kinds: tuple[str, ...]) -> tuple[str, float]:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from polyturn.agents.collecting import collect
+    from polyturn.agents.collecting.collect import collect
     from polyturn.agents.policy import Policy
     from polyturn.agents.transformer import TransformerAgent
     from polyturn.algorithms.annotators import annotator

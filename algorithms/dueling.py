@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting import EnvironmentSource, collect
+from polyturn.agents.collecting.collect import EnvironmentSource, collect
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
 from polyturn.agents.transformer import TransformerAgent

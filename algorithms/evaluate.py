@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting import EnvironmentSource, collect
+from polyturn.agents.collecting.collect import EnvironmentSource, collect
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group
 

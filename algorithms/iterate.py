@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from polyturn.agents.collecting import collect, plain_options
+from polyturn.agents.collecting.collect import collect, plain_options
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
 from polyturn.agents.transformer import TransformerAgent

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.branching import BranchAt
-from polyturn.agents.collecting import EnvironmentSource, collect
+from polyturn.agents.collecting.branching import BranchAt
+from polyturn.agents.collecting.collect import EnvironmentSource, collect
+from polyturn.agents.collecting.playing import who
 from polyturn.agents.generation import Sampling
-from polyturn.agents.playing import who
 from polyturn.agents.policy import Policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.algorithms.feed import AnnotatedGroup

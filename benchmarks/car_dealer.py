@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.sellers import ScriptedSeller
 from polyturn.benchmarks.conversation_pages import (
     conversations_shown,

@@ -19,7 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.generation import Sampling
 from polyturn.agents.mixture import MixtureAgent
 from polyturn.agents.policy import Policy

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
 from polyturn.agents.teachers import ScriptedTeacher

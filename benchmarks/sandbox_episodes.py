@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.gold import GoldAgent
 from polyturn.benchmarks.sandbox_peers import WAYS, Call
 from polyturn.envs.tool_math.env import ToolMath

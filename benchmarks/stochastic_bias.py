@@ -150,7 +150,7 @@ def _rewarded(paid: PaidGame) -> Callable[[Group], Preference]:
 def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
     """A small transformer that imitates demonstrations."""
     from polyturn.agents.agent import Episode, ScriptedAgent
-    from polyturn.agents.collecting import collect
+    from polyturn.agents.collecting.collect import collect
     from polyturn.agents.tiny import tiny_policy
     from polyturn.algorithms.warmup import warm_start
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent, ScriptedAgent
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
 from polyturn.agents.tiny import tiny_policy

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.demonstrator import Demonstrator
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy

@@ -42,7 +42,7 @@ class Spoken:
     Attributes:
         text: The words.
         record: JSON values that the environment puts into the step's info: `outcome` (numbers a judge may use),
-            or the tokens of a model that plays the partner (`polyturn.agents.roles.other_side` reads them).
+            or the tokens of a model that plays the partner (`polyturn.agents.collecting.roles.other_side` reads them).
     """
 
     text: str

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from polyturn.agents.agent import Action, Agent, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
 from polyturn.agents.tiny import tiny_policy

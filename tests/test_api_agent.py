@@ -26,9 +26,9 @@ from polyturn.agents.api import (
     ServerRefused,
     ServerUnreachable,
 )
-from polyturn.agents.collecting import CollectError, collect
+from polyturn.agents.collecting.collect import CollectError, collect
+from polyturn.agents.collecting.roles import AgentPartner, other_side
 from polyturn.agents.judging import PromptedJudge, agent_judge
-from polyturn.agents.roles import AgentPartner, other_side
 from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode, RandomAgent, ScriptedAgent
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.roles import AgentPartner, other_sides
 from polyturn.agents.generation import Sampling
 from polyturn.agents.judging import conversation
-from polyturn.agents.roles import AgentPartner, other_sides
 from polyturn.agents.sellers import ScriptedSeller
 from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from polyturn.agents.agent import ContextFull, Episode, RandomAgent, ScriptedAgent
-from polyturn.agents.collecting import CollectError, collect
+from polyturn.agents.collecting.collect import CollectError, collect
+from polyturn.agents.collecting.playing import trunk_rng
+from polyturn.agents.collecting.roles import AgentPartner, other_sides
 from polyturn.agents.generation import Sampling
-from polyturn.agents.playing import trunk_rng
-from polyturn.agents.roles import AgentPartner, other_sides
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.envs.education.env import EducationDialogue

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode, HumanAgent, RandomAgent, ScriptedAgent
-from polyturn.agents.collecting import CollectError, collect, group_seed
+from polyturn.agents.collecting.collect import CollectError, collect, group_seed
+from polyturn.agents.collecting.playing import episode_rng
 from polyturn.agents.generation import Sampling
-from polyturn.agents.playing import episode_rng
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.envs.spaces import UnicodeText

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.envs.education.oracle import EducationOracle, outcome, turn_scores
 from polyturn.envs.judging import Judged, Pair

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.roles import AgentPartner, other_sides
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
-from polyturn.agents.roles import AgentPartner, other_sides
 from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent

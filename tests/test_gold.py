@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.demonstrator import Demonstrator, Habits
 from polyturn.agents.gold import GoldAgent
 from polyturn.envs.tool_math.problems import Problem, Problems, load_problems

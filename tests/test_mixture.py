@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
 from polyturn.agents.generation import Engine, Sampling
 from polyturn.agents.mixture import MixtureAgent
 from polyturn.agents.policy import Policy

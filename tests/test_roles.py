@@ -15,10 +15,10 @@ import pytest
 
 from polyturn.agents.agent import Action, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
 from polyturn.agents.choosing import PolicyChooser
-from polyturn.agents.collecting import collect
+from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.roles import AgentPartner, other_side, other_sides
 from polyturn.agents.generation import Sampling
 from polyturn.agents.judging import PromptedJudge, agent_judge, conversation, human_judge, verdict
-from polyturn.agents.roles import AgentPartner, other_side, other_sides
 from polyturn.agents.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent

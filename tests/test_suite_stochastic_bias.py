@@ -131,7 +131,7 @@ def test_the_gamble_reverses_for_mdpo() -> None:
 def test_members_have_luck_of_their_own() -> None:
     """Ten groups of eight that all gamble: with shared luck no group would end in both rooms."""
     from polyturn.agents.agent import ScriptedAgent
-    from polyturn.agents.collecting import collect
+    from polyturn.agents.collecting.collect import collect
 
     env = GambleEnv(games=gamble(1.0).game)
     assert env.question(1, 2) == "unlucky"

@@ -56,8 +56,8 @@ class CarDealer(PartnerEnv):
     start. Starts and noise 0 depend on the seed alone.
 
     Args:
-        buyer: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.roles.AgentPartner` makes one of
-            any agent).
+        buyer: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.collecting.roles.AgentPartner`
+        makes one of any agent).
         turns: Turns the dealer has; the buyer says so at the start.
 
     Raises:

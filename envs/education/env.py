@@ -53,8 +53,8 @@ class EducationDialogue(PartnerEnv):
     noise 0 depend on the seed alone.
 
     Args:
-        student: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.roles.AgentPartner` makes one
-            of any agent).
+        student: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.collecting.roles.AgentPartner`
+        makes one of any agent).
         turns: Turns the teacher has; the student says so at the start.
         teacher_style: Whether the teacher is given a preference and a reaction of its own, told in the first
             observation.

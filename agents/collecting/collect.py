@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.blocking import block
-from polyturn.agents.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
-from polyturn.agents.playing import TRUNK, Course, Job, Player, TextEnvironment, call, luck_of, who
-from polyturn.agents.roles import BothSides
+from polyturn.agents.collecting.blocking import block
+from polyturn.agents.collecting.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
+from polyturn.agents.collecting.playing import TRUNK, Course, Job, Player, TextEnvironment, call, luck_of, who
+from polyturn.agents.collecting.roles import BothSides
 from polyturn.envs.registration import make
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory
@@ -90,9 +90,9 @@ def collect(
             seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
             on where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
             another `policy.version`, or another store, else the old weights' episodes are taken for theirs.
-        partner_store: Where to append the other side of every conversation (see `polyturn.agents.roles.other_side`)
-            where an `AgentPartner` plays it; `store` itself, or another that is to be trained on alone.
-        progress: Show a progress bar.
+        partner_store: Where to append the other side of every conversation (see
+        `polyturn.agents.collecting.roles.other_side`) where an `AgentPartner` plays it; `store` itself, or another that
+        is to be trained on alone. progress: Show a progress bar.
         label: What the bar says.
 
     Returns:

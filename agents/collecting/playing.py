@@ -15,8 +15,8 @@ import gymnasium
 import numpy as np
 
 from polyturn.agents.agent import Action, Agent, ContextFull, Episode, Reply
-from polyturn.agents.blocking import Left
-from polyturn.agents.branching import Trunk
+from polyturn.agents.collecting.blocking import Left
+from polyturn.agents.collecting.branching import Trunk
 from polyturn.envs.trajectory import Trajectory, Turn
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode, Reply
-from polyturn.agents.blocking import LoopThread
+from polyturn.agents.collecting.blocking import LoopThread
 from polyturn.envs.conversation import PartnerFull, Scene, Spoken
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory, Turn

@@ -1,0 +1,1 @@
+"""Agents and environments become groups of trajectories."""
