@@ -21,15 +21,15 @@ from .api import (
 from .choosing import PolicyChooser as PolicyChooser
 from .collecting.collect import CollectError as CollectError, collect as collect
 from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
-from .demonstrator import Demonstrator as Demonstrator, Habits as Habits
 from .generation import GenerationError as GenerationError, Sampling as Sampling
-from .gold import GoldAgent as GoldAgent
 from .judging import PromptedJudge as PromptedJudge, agent_judge as agent_judge, human_judge as human_judge
 from .mixture import MixtureAgent as MixtureAgent
 from .policy import Policy as Policy, PolicyLoadError as PolicyLoadError
-from .sellers import ScriptedSeller as ScriptedSeller, SellingHabits as SellingHabits
+from .scripted.demonstrator import Demonstrator as Demonstrator, Habits as Habits
+from .scripted.gold import GoldAgent as GoldAgent
+from .scripted.sellers import ScriptedSeller as ScriptedSeller, SellingHabits as SellingHabits
+from .scripted.teachers import ScriptedTeacher as ScriptedTeacher, TeachingHabits as TeachingHabits
 from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, table_policy as table_policy
-from .teachers import ScriptedTeacher as ScriptedTeacher, TeachingHabits as TeachingHabits
 from .tiny import tiny_policy as tiny_policy
 from .tokens import (
     ChatFormat as ChatFormat,

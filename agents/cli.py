@@ -124,7 +124,7 @@ def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> A
     if who == "human":
         return HumanAgent()
     if who == "gold":
-        from polyturn.agents.gold import GoldAgent
+        from polyturn.agents.scripted.gold import GoldAgent
 
         return GoldAgent(problems_of(args.env, options))
     if who == "demonstrator":
@@ -150,14 +150,14 @@ def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:
     """Who shows how it is done, in its own mixed quality."""
     role = _roles(env_id)[1]
     if role == "teacher":
-        from polyturn.agents.teachers import ScriptedTeacher
+        from polyturn.agents.scripted.teachers import ScriptedTeacher
 
         return ScriptedTeacher()
     if role == "dealer":
-        from polyturn.agents.sellers import ScriptedSeller
+        from polyturn.agents.scripted.sellers import ScriptedSeller
 
         return ScriptedSeller()
-    from polyturn.agents.demonstrator import Demonstrator
+    from polyturn.agents.scripted.demonstrator import Demonstrator
 
     return Demonstrator(problems_of(env_id, options))
 

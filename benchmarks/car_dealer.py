@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.sellers import ScriptedSeller
+from polyturn.agents.scripted.sellers import ScriptedSeller
 from polyturn.benchmarks.conversation_pages import (
     conversations_shown,
     fit_rows,

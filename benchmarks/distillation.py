@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_tokenizer
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.algorithms.batch import collate

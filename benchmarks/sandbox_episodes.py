@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.gold import GoldAgent
+from polyturn.agents.scripted.gold import GoldAgent
 from polyturn.benchmarks.sandbox_peers import WAYS, Call
 from polyturn.envs.tool_math.env import ToolMath
 from polyturn.envs.tool_math.problems import Problems, load_problems

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.demonstrator import Demonstrator
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
+from polyturn.agents.scripted.demonstrator import Demonstrator
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.algorithms.evaluate import Report, evaluate, report

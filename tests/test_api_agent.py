@@ -29,7 +29,7 @@ from polyturn.agents.api import (
 from polyturn.agents.collecting.collect import CollectError, collect
 from polyturn.agents.collecting.roles import AgentPartner, other_side
 from polyturn.agents.judging import PromptedJudge, agent_judge
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 KEY = "sk-very-secret-0123456789"

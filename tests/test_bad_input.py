@@ -15,8 +15,8 @@ from polyturn.agents.collecting.collect import collect
 from polyturn.agents.collecting.roles import AgentPartner, other_sides
 from polyturn.agents.generation import Sampling
 from polyturn.agents.judging import conversation
-from polyturn.agents.sellers import ScriptedSeller
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.sellers import ScriptedSeller
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.cli import main

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.envs import make
 from polyturn.envs.education.data import (
     BACKGROUND,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.envs.education.oracle import EducationOracle, outcome, turn_scores
 from polyturn.envs.judging import Judged, Pair
 from polyturn.envs.trajectory import Group, Trajectory, Turn

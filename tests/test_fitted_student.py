@@ -11,7 +11,7 @@ from polyturn.agents.collecting.collect import collect
 from polyturn.agents.collecting.roles import AgentPartner, other_sides
 from polyturn.agents.generation import Sampling
 from polyturn.agents.policy import Policy
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.algorithms.warmup import warm_start

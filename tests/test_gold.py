@@ -10,8 +10,8 @@ import pytest
 
 from polyturn.agents.agent import Episode
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.demonstrator import Demonstrator, Habits
-from polyturn.agents.gold import GoldAgent
+from polyturn.agents.scripted.demonstrator import Demonstrator, Habits
+from polyturn.agents.scripted.gold import GoldAgent
 from polyturn.envs.tool_math.problems import Problem, Problems, load_problems
 from polyturn.envs.trajectory import Trajectory
 

@@ -19,7 +19,7 @@ from polyturn.agents.collecting.collect import collect
 from polyturn.agents.collecting.roles import AgentPartner, other_side, other_sides
 from polyturn.agents.generation import Sampling
 from polyturn.agents.judging import PromptedJudge, agent_judge, conversation, human_judge, verdict
-from polyturn.agents.teachers import ScriptedTeacher
+from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.agents.tiny import tiny_policy
 from polyturn.agents.transformer import TransformerAgent
 from polyturn.envs import check_text_env

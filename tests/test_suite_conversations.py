@@ -12,7 +12,7 @@ import pytest
 
 from polyturn.agents import ScriptedAgent, collect
 from polyturn.agents.policy import Policy
-from polyturn.agents.sellers import ScriptedSeller, SellingHabits
+from polyturn.agents.scripted.sellers import ScriptedSeller, SellingHabits
 from polyturn.agents.tiny import tiny_policy
 from polyturn.benchmarks import car_dealer, conversation_pages, conversations, education
 from polyturn.benchmarks.conversations import QUICK, Setting, with_model

@@ -18,8 +18,8 @@ against a. So each of the three wins with the same probability
 and tanh is strictly concave on [0, inf) with tanh(0) = 0, hence 2 tanh(x / 2) > tanh(x) and q > 1/2 for every h > 0.
 The cycle a > b > c > a contradicts any ranking of outcomes, every reward's among them, in one of its three places.
 At k h = 4, q = 0.6548. Such triples come up in play, though seldom, as a student in a good mood does better on every
-criterion: of 2,240 triples of conversations with one student by `polyturn.agents.teachers.ScriptedTeacher`, 6 were
-cyclic.
+criterion: of 2,240 triples of conversations with one student by `polyturn.agents.scripted.teachers.ScriptedTeacher`, 6
+were cyclic.
 """
 
 from __future__ import annotations
