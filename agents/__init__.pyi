@@ -18,22 +18,22 @@ from .api import (
     ServerRefused as ServerRefused,
     ServerUnreachable as ServerUnreachable,
 )
-from .choosing import PolicyChooser as PolicyChooser
 from .collecting.collect import CollectError as CollectError, collect as collect
 from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
-from .generation import GenerationError as GenerationError, Sampling as Sampling
 from .judging import PromptedJudge as PromptedJudge, agent_judge as agent_judge, human_judge as human_judge
-from .mixture import MixtureAgent as MixtureAgent
-from .policy import Policy as Policy, PolicyLoadError as PolicyLoadError
 from .scripted.demonstrator import Demonstrator as Demonstrator, Habits as Habits
 from .scripted.gold import GoldAgent as GoldAgent
 from .scripted.sellers import ScriptedSeller as ScriptedSeller, SellingHabits as SellingHabits
 from .scripted.teachers import ScriptedTeacher as ScriptedTeacher, TeachingHabits as TeachingHabits
 from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, table_policy as table_policy
-from .tiny import tiny_policy as tiny_policy
-from .tokens import (
+from .transformer.agent import TransformerAgent as TransformerAgent
+from .transformer.choosing import PolicyChooser as PolicyChooser
+from .transformer.generation import GenerationError as GenerationError, Sampling as Sampling
+from .transformer.mixture import MixtureAgent as MixtureAgent
+from .transformer.policy import Policy as Policy, PolicyLoadError as PolicyLoadError
+from .transformer.tiny import tiny_policy as tiny_policy
+from .transformer.tokens import (
     ChatFormat as ChatFormat,
     ChatTemplateError as ChatTemplateError,
     HistoryRewrittenWarning as HistoryRewrittenWarning,
 )
-from .transformer import TransformerAgent as TransformerAgent

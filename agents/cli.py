@@ -99,7 +99,7 @@ def env_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def sampling(args: argparse.Namespace) -> Any:
     """The `Sampling` of `add_sampling_arguments`."""
-    from polyturn.agents.generation import Sampling
+    from polyturn.agents.transformer.generation import Sampling
 
     return Sampling(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
 
@@ -140,7 +140,7 @@ def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> A
             max_tokens=args.max_new_tokens,
             concurrency=args.concurrency,
         )
-    from polyturn.agents.transformer import TransformerAgent
+    from polyturn.agents.transformer.agent import TransformerAgent
 
     no_loading_bars()
     return TransformerAgent.from_pretrained(who, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyturn.agents.agent import Action, Episode
-from polyturn.agents.policy import PolicyLoadError, wanted_tokens
-from polyturn.agents.prediction import Prediction, divergence
+from polyturn.agents.transformer.policy import PolicyLoadError, wanted_tokens
+from polyturn.agents.transformer.prediction import Prediction, divergence
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Trajectory
 
@@ -84,7 +84,8 @@ class TabularModel(nn.Module):
 
 
 class TabularScorer(nn.Module):
-    """Log-probabilities of tokens `[N, T]`, as `polyturn.agents.policy.Scorer` gives them, with its options.
+    """Log-probabilities of tokens `[N, T]`, as `polyturn.agents.transformer.policy.Scorer` gives them, with its
+    options.
 
     A token is predicted from the state just before it; what follows an action within a row is not predicted, and is
     never asked for. With a critic the result is a dictionary that also holds "values" `[N, T]`, the value of the state
@@ -104,7 +105,7 @@ class TabularScorer(nn.Module):
         against: Prediction | None = None,
         reference_first: bool = True,
     ) -> Tensor | dict[str, Tensor]:
-        """See `polyturn.agents.policy.Scorer.forward`."""
+        """See `polyturn.agents.transformer.policy.Scorer.forward`."""
         prediction = self.predict(ids, mask)
         wanted = wanted_tokens(mask, where)
         logps = prediction.logps(ids, wanted)
@@ -270,7 +271,7 @@ class TabularPolicy:
         return kl
 
     def logps(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
-        """Log-probabilities `[N, T]` of given tokens; see `polyturn.agents.policy.Scorer.forward`."""
+        """Log-probabilities `[N, T]` of given tokens; see `polyturn.agents.transformer.policy.Scorer.forward`."""
         return self.scorer.predict(ids, mask).logps(ids, wanted_tokens(mask, where))
 
     def copy(self, *, version: str | None = None) -> TabularPolicy:

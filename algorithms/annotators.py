@@ -47,8 +47,8 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
 
         return (RewardModel if kind == "reward_model" else PreferenceModel).from_pretrained(rest)
     if kind == "judge" and rest:
-        from polyturn.agents.choosing import PolicyChooser
-        from polyturn.agents.policy import Policy
+        from polyturn.agents.transformer.choosing import PolicyChooser
+        from polyturn.agents.transformer.policy import Policy
         from polyturn.algorithms.feedback import HELPFUL, ai_feedback
 
         return ai_feedback(PolicyChooser(Policy.from_pretrained(rest)), question or HELPFUL)

@@ -174,7 +174,7 @@ def add_preference_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from polyturn.agents.policy import Policy
+    from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms import method_table
     from polyturn.algorithms.annotators import annotator
     from polyturn.envs.cli import parse_option
@@ -257,7 +257,7 @@ def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> i
 
 def _teacher(args: argparse.Namespace, policy: Any) -> Any:
     """The teacher, whose tokens must mean what the policy's do."""
-    from polyturn.agents.policy import Policy
+    from polyturn.agents.transformer.policy import Policy
 
     teacher = Policy.from_pretrained(args.teacher)
     if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
@@ -327,7 +327,7 @@ def _iterate(
 def _online(
     args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
 ) -> int:
-    from polyturn.agents.mixture import MixtureAgent
+    from polyturn.agents.transformer.mixture import MixtureAgent
     from polyturn.algorithms.methods import needs_reference
     from polyturn.algorithms.onpolicy import online
     from polyturn.algorithms.reward_models import RewardModel
@@ -383,7 +383,7 @@ def _online(
 
 def _opponent(kind: str, number: str, policy: Any, anchor: Any, how: dict[str, Any]) -> tuple[Any, Any]:
     """What is trained and who it is compared with."""
-    from polyturn.agents.mixture import MixtureAgent
+    from polyturn.agents.transformer.mixture import MixtureAgent
     from polyturn.algorithms.moving_average import MovingAverage
 
     if not kind:
@@ -411,8 +411,8 @@ def _share(option: str, text: str, kinds: tuple[str, ...]) -> tuple[str, float]:
 
 def _fit(args: argparse.Namespace) -> int:
     from polyturn.agents.collecting.collect import collect
-    from polyturn.agents.policy import Policy
-    from polyturn.agents.transformer import TransformerAgent
+    from polyturn.agents.transformer.agent import TransformerAgent
+    from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms.annotators import annotator
     from polyturn.algorithms.iterate import learnable
     from polyturn.algorithms.reward_models import PreferenceModel, RewardModel, fit
@@ -482,7 +482,7 @@ def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
 
     from transformers import PreTrainedModel
 
-    from polyturn.agents.policy import Policy
+    from polyturn.agents.transformer.policy import Policy
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with torch.random.fork_rng():
@@ -494,7 +494,7 @@ def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
 def _eval(args: argparse.Namespace) -> int:
     from contextlib import nullcontext
 
-    from polyturn.agents.transformer import TransformerAgent
+    from polyturn.agents.transformer.agent import TransformerAgent
     from polyturn.algorithms.evaluate import evaluate
     from polyturn.envs.store import Store
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.collect import EnvironmentSource, collect
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
 from polyturn.envs.preference import Annotator
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group

@@ -32,7 +32,7 @@ def ai_feedback(
 
     Args:
         agent: Who judges: a transformer, an API's model, anything with `act`; or with `choice_logps`, as
-            `polyturn.agents.choosing.PolicyChooser` has, whose probabilities then make soft labels.
+            `polyturn.agents.transformer.choosing.PolicyChooser` has, whose probabilities then make soft labels.
         instructions: What to judge by.
         speakers: What the environment's and the agent's turns are called in the prompt.
         options: Further arguments of `polyturn.agents.judging.PromptedJudge`: concurrency, retries, seed.

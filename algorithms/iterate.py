@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from polyturn.agents.collecting.collect import collect, plain_options
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms import checkpoint
 from polyturn.algorithms.checkpoint import CheckpointError
 from polyturn.algorithms.feed import minibatches, steps_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from polyturn.agents.policy import Policy
+from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.compound import Compound
 
 _FOLDER = "average"

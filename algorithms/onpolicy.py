@@ -13,9 +13,9 @@ from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.branching import BranchAt
 from polyturn.agents.collecting.collect import EnvironmentSource, collect
 from polyturn.agents.collecting.playing import who
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.feed import AnnotatedGroup
 from polyturn.algorithms.iterate import learnable, tasks_of
 from polyturn.algorithms.moving_average import MovingAverage

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyturn.agents.policy import Policy, acting
+from polyturn.agents.transformer.policy import Policy, acting
 from polyturn.algorithms.agreement import Calibration, calibration
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.compound import Compound

@@ -36,7 +36,8 @@ _EMPTY_DRAWS = 16
 
 
 class Trainable(Scorable, Saveable, Protocol):
-    """A policy that `train` can train: scored, and written to checkpoints. `polyturn.agents.policy.Policy` is one."""
+    """A policy that `train` can train: scored, and written to checkpoints. `polyturn.agents.transformer.policy.Policy`
+    is one."""
 
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]

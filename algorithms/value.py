@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyturn.agents.policy import Policy, Scorer, wanted_tokens
-from polyturn.agents.prediction import Prediction, divergence
+from polyturn.agents.transformer.policy import Policy, Scorer, wanted_tokens
+from polyturn.agents.transformer.prediction import Prediction, divergence
 from polyturn.algorithms.compound import Compound
 from polyturn.algorithms.estimators import policy_mask
 

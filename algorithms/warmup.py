@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from polyturn.agents.policy import Policy
+from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.feed import minibatches, steps_of
 from polyturn.algorithms.methods import SFT
 from polyturn.algorithms.pairing import Example

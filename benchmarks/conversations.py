@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.generation import Sampling
-from polyturn.agents.mixture import MixtureAgent
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.mixture import MixtureAgent
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.actor_critic import MTPO, PPO
 from polyturn.algorithms.dueling import Rivals
 from polyturn.algorithms.methods import MDPO, Method

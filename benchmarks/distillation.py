@@ -18,11 +18,11 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
 from polyturn.agents.scripted.teachers import ScriptedTeacher
-from polyturn.agents.tiny import tiny_tokenizer
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_tokenizer
 from polyturn.algorithms.batch import collate
 from polyturn.algorithms.distillation import Distillation
 from polyturn.algorithms.feed import minibatches

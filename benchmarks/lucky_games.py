@@ -22,7 +22,7 @@ from polyturn.envs.trajectory import Trajectory, Turn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from polyturn.agents.policy import Policy
+    from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms.batch import Batch
     from polyturn.algorithms.methods import Method
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Episode
-from polyturn.agents.policy import Policy
+from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.feedback import ai_feedback, position_bias
 from polyturn.algorithms.methods import SFT, Method

@@ -36,7 +36,7 @@ from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group
 
 if TYPE_CHECKING:
-    from polyturn.agents.policy import Policy
+    from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms.methods import Method
 
 Claim = Literal["reward", "response", "preference"]
@@ -151,7 +151,7 @@ def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
     """A small transformer that imitates demonstrations."""
     from polyturn.agents.agent import Episode, ScriptedAgent
     from polyturn.agents.collecting.collect import collect
-    from polyturn.agents.tiny import tiny_policy
+    from polyturn.agents.transformer.tiny import tiny_policy
     from polyturn.algorithms.warmup import warm_start
 
     def demonstrate(episode: Episode) -> str:
@@ -173,7 +173,7 @@ def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
 
 def _learned(cell: Cell) -> dict[str, Any]:
     """One transformer by every trained way, from the same reference, on as many episodes."""
-    from polyturn.agents.generation import Sampling
+    from polyturn.agents.transformer.generation import Sampling
     from polyturn.algorithms import ActorCritic, online, train
 
     options, beta = cell.options, BETA["gamble"]

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent, ScriptedAgent
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.batch import collate
 from polyturn.algorithms.estimators import sequence_logratio
 from polyturn.algorithms.pairing import Example

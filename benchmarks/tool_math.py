@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
 from polyturn.agents.scripted.demonstrator import Demonstrator
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.evaluate import Report, evaluate, report
 from polyturn.algorithms.iterate import Iteration, OfflineMethod, iterate
 from polyturn.algorithms.methods import MDPO, MKTO, RAFT

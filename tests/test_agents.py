@@ -14,10 +14,10 @@ import torch
 
 from polyturn.agents.agent import Action, Agent, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.trajectory import Trajectory, Turn
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.annotators import annotator
 from polyturn.algorithms.reward_models import PreferenceModel, RewardModel
 from polyturn.envs.education.oracle import EducationOracle

@@ -13,12 +13,12 @@ import pytest
 from polyturn.agents.agent import Episode, RandomAgent, ScriptedAgent
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.collecting.roles import AgentPartner, other_sides
-from polyturn.agents.generation import Sampling
 from polyturn.agents.judging import conversation
 from polyturn.agents.scripted.sellers import ScriptedSeller
 from polyturn.agents.scripted.teachers import ScriptedTeacher
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.cli import main
 from polyturn.envs.checking.hostile import HOSTILE
 from polyturn.envs.education.oracle import EducationOracle

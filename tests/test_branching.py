@@ -18,9 +18,9 @@ from polyturn.agents.agent import ContextFull, Episode, RandomAgent, ScriptedAge
 from polyturn.agents.collecting.collect import CollectError, collect
 from polyturn.agents.collecting.playing import trunk_rng
 from polyturn.agents.collecting.roles import AgentPartner, other_sides
-from polyturn.agents.generation import Sampling
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.envs.education.env import EducationDialogue
 from polyturn.envs.education.teacher import WAYS, lesson
 from polyturn.envs.education.topics import BY_ID

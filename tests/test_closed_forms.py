@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from polyturn.agents.token_logps import full_kl
+from polyturn.agents.transformer.token_logps import full_kl
 from polyturn.algorithms import closed_forms, losses
 from polyturn.algorithms.closed_forms import Matrix, Vector
 

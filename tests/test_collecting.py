@@ -22,9 +22,9 @@ import pytest
 from polyturn.agents.agent import Episode, HumanAgent, RandomAgent, ScriptedAgent
 from polyturn.agents.collecting.collect import CollectError, collect, group_seed
 from polyturn.agents.collecting.playing import episode_rng
-from polyturn.agents.generation import Sampling
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Trajectory

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.cli import main
 from polyturn.envs.store import Store, read
 from polyturn.envs.tool_math.word_problems import word_problems

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from polyturn.agents import Sampling, ScriptedAgent, collect
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy, tiny_tokenizer
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy, tiny_tokenizer
 from polyturn.algorithms import SFT, Distillation, minibatches, online, train
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.warmup import demonstrations

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polyturn.agents import ScriptedAgent
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, RewardModel, Rivals, duel, online, train, turn_feedback, upto
 from polyturn.algorithms.dueling import duels_of
 from polyturn.envs.preference import Preference, by_return

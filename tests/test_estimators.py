@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from polyturn.agents import token_logps
+from polyturn.agents.transformer import token_logps
 from polyturn.algorithms import estimators
 
 # Wall-clock never decides a test, and every run tries the same examples.

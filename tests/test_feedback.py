@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from polyturn.agents.agent import Episode, ScriptedAgent
-from polyturn.agents.generation import Sampling
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import GPO, Online, ai_feedback, online, position_bias, train
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

@@ -9,11 +9,11 @@ import pytest
 
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.collecting.roles import AgentPartner, other_sides
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
 from polyturn.agents.scripted.teachers import ScriptedTeacher
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.warmup import warm_start
 from polyturn.envs.conversation import END
 from polyturn.envs.education.data import dialogue_of, load_dialogues, write_dialogues

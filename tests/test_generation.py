@@ -26,8 +26,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from polyturn.agents.generation import Engine, GenerationError, Sampling, _draw
-from polyturn.agents.policy import Scorer
+from polyturn.agents.transformer.generation import Engine, GenerationError, Sampling, _draw
+from polyturn.agents.transformer.policy import Scorer
 
 STOP = frozenset([5])
 Spoken = list[tuple[list[int], bytes]]

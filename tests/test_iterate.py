@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.agents.generation import Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.checkpoint import CheckpointError
 from polyturn.algorithms.feed import steps_of
 from polyturn.algorithms.iterate import Iteration, NothingToLearn, iterate, tasks_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyturn.agents.token_logps import full_kl
+from polyturn.agents.transformer.token_logps import full_kl
 from polyturn.algorithms import losses
 from polyturn.algorithms.closed_forms import dro_optimum
 from polyturn.algorithms.estimators import gae, log_ratio_to_go, sequence_logratio, turn_sums

@@ -12,11 +12,11 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from polyturn.agents.collecting.collect import collect
-from polyturn.agents.generation import Engine, Sampling
-from polyturn.agents.mixture import MixtureAgent
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Engine, Sampling
+from polyturn.agents.transformer.mixture import MixtureAgent
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.envs.trajectory import Group
 
 torch.set_num_threads(1)

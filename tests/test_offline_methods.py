@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import (
     DROV,
     GPO,

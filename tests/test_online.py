@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.agents.generation import Sampling
-from polyturn.agents.mixture import MixtureAgent
-from polyturn.agents.policy import Policy
 from polyturn.agents.tabular import table_policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.mixture import MixtureAgent
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import (
     GPO,
     GRPO,

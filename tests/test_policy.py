@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from polyturn.agents.policy import Policy, PolicyLoadError, Scorer, acting
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.tokens import ChatTemplateError, HistoryRewrittenWarning
+from polyturn.agents.transformer.policy import Policy, PolicyLoadError, Scorer, acting
+from polyturn.agents.transformer.tiny import tiny_policy
+from polyturn.agents.transformer.tokens import ChatTemplateError, HistoryRewrittenWarning
 
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
 SIZES: dict[str, Any] = {

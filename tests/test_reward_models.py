@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PreferenceModel, RewardModel, calibration, fit
 from polyturn.envs.preference import Preference, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn

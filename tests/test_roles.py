@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Action, ContextFull, Episode, HumanAgent, RandomAgent, ScriptedAgent
-from polyturn.agents.choosing import PolicyChooser
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.collecting.roles import AgentPartner, other_side, other_sides
-from polyturn.agents.generation import Sampling
 from polyturn.agents.judging import PromptedJudge, agent_judge, conversation, human_judge, verdict
 from polyturn.agents.scripted.teachers import ScriptedTeacher
-from polyturn.agents.tiny import tiny_policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.choosing import PolicyChooser
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.envs import check_text_env
 from polyturn.envs.car_dealer.env import CarDealer
 from polyturn.envs.education.env import EducationDialogue

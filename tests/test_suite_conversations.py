@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from polyturn.agents import ScriptedAgent, collect
-from polyturn.agents.policy import Policy
 from polyturn.agents.scripted.sellers import ScriptedSeller, SellingHabits
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.benchmarks import car_dealer, conversation_pages, conversations, education
 from polyturn.benchmarks.conversations import QUICK, Setting, with_model
 from polyturn.benchmarks.suite import Cell, run_suite

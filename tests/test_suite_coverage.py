@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from polyturn.agents.policy import Scorer
 from polyturn.agents.tabular import mlp_policy
+from polyturn.agents.transformer.policy import Scorer
 from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
 from polyturn.benchmarks import coverage_training as training
 from polyturn.benchmarks.coverage import SUITE

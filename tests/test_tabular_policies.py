@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyturn.agents import CollectError, MixtureAgent, TabularPolicy, collect, mlp_policy, table_policy
-from polyturn.agents.policy import PolicyLoadError
+from polyturn.agents.transformer.policy import PolicyLoadError
 from polyturn.algorithms import (
     DROV,
     GPO,
@@ -326,4 +326,4 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_the_mixture_agent_is_exported() -> None:
     """Beside the other agents, without importing its module by name."""
-    assert MixtureAgent.__module__ == "polyturn.agents.mixture"
+    assert MixtureAgent.__module__ == "polyturn.agents.transformer.mixture"

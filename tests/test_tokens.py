@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from polyturn.agents.tiny import CHAT_TEMPLATE, END, PAD, TURN, tiny_tokenizer
-from polyturn.agents.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
+from polyturn.agents.transformer.tiny import CHAT_TEMPLATE, END, PAD, TURN, tiny_tokenizer
+from polyturn.agents.transformer.tokens import ChatFormat, ChatTemplateError, HistoryRewrittenWarning
 from polyturn.envs.trajectory import Trajectory, Turn
 
 WORDS = ["the user said hello to the assistant and the model thought about system 1 2 3\n"] * 20

@@ -20,8 +20,8 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from torch import Tensor
 
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
 from polyturn.algorithms.feed import AnnotatedGroup
 from polyturn.algorithms.methods import Method

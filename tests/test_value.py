@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.agents.policy import Policy
-from polyturn.agents.tiny import tiny_policy
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, Example, collate, train
 from polyturn.algorithms.value import token_slots, turn_slots
 from polyturn.envs.trajectory import Trajectory, Turn

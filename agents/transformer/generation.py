@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from polyturn.agents.policy import acting, explicit_attention
+from polyturn.agents.transformer.policy import acting, explicit_attention
 from polyturn.envs.trajectory import Logps, TokenIds
 
 _KEY_BLOCK = 64

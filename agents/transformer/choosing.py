@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from polyturn.agents.agent import Episode
-from polyturn.agents.policy import Policy
+from polyturn.agents.transformer.policy import Policy
 
 
 class PolicyChooser:

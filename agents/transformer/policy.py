@@ -1,4 +1,4 @@
-"""One causal language model as a policy: load, save, and score tokens. Sampling is in `generation.py`."""
+"""One causal language model as a policy: load, save, and score tokens. Sampling is in `generation.py` beside it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from polyturn.agents.prediction import Prediction, divergence
-from polyturn.agents.token_logps import soft_cap
-from polyturn.agents.tokens import ChatFormat
+from polyturn.agents.transformer.prediction import Prediction, divergence
+from polyturn.agents.transformer.token_logps import soft_cap
+from polyturn.agents.transformer.tokens import ChatFormat
 from polyturn.envs.extras import how_to_install
 
 _BASE = "base"

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from polyturn.agents.token_logps import full_kl, full_kl_from_hidden, soft_cap, token_logps, token_logps_from_hidden
+from polyturn.agents.transformer.token_logps import (
+    full_kl,
+    full_kl_from_hidden,
+    soft_cap,
+    token_logps,
+    token_logps_from_hidden,
+)
 
 
 class Prediction(NamedTuple):

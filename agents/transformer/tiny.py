@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from polyturn.agents.policy import Policy
+from polyturn.agents.transformer.policy import Policy
 
 PAD, TURN, END = "<|pad|>", "<|turn|>", "<|end|>"
 

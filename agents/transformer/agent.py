@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.agent import Action, ContextFull, Episode
-from polyturn.agents.generation import Engine, Sampling
-from polyturn.agents.policy import Policy
+from polyturn.agents.transformer.generation import Engine, Sampling
+from polyturn.agents.transformer.policy import Policy
 from polyturn.envs.trajectory import TokenIds
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from polyturn.agents.generation import Engine, Sampling
-from polyturn.agents.policy import Policy
-from polyturn.agents.transformer import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.generation import Engine, Sampling
+from polyturn.agents.transformer.policy import Policy
 
 
 class MixtureAgent(TransformerAgent):

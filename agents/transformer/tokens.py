@@ -59,7 +59,7 @@ class ChatFormat:
         if not getattr(tokenizer, "chat_template", None):
             raise ChatTemplateError(
                 "expected a tokenizer with a chat template, got one without; set tokenizer.chat_template or use an "
-                "instruction-tuned model (polyturn.agents.tiny.CHAT_TEMPLATE is a plain one to start from)"
+                "instruction-tuned model (polyturn.agents.transformer.tiny.CHAT_TEMPLATE is a plain one to start from)"
             )
         self.system = system
         self._tokenizer = tokenizer

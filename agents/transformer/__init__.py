@@ -1,0 +1,1 @@
+"""Causal language models as policies: tokens, sampling, and scoring."""
