@@ -179,7 +179,7 @@ def pmpo(
 
     arXiv 2410.04166, negated. Pairs are not needed: alpha = 1 learns from accepted rows alone, alpha = 0 from
     rejected rows alone. The rejected term has no lower bound of its own; where the KL is too weak, mass collapses to
-    the boundary (`polyturn.algorithms.closed_forms.pmpo_optimum` says when).
+    the boundary (`polyturn.algorithms.exact.closed_forms.pmpo_optimum` says when).
 
     The paper takes the mean over accepted and over rejected rows separately. The loss is linear in `logps`, so
     `pmpo(logps * class_balance(accepted), ...)` averaged over the rows does the same for sets of any sizes; without it

@@ -151,7 +151,7 @@ class PMPO:
     does), or put the policy that wrote the data there. Without any label a row counts in the KL alone.
 
     The rejected term has no lower bound: with alpha = 0 keep beta above 1, with alpha = 1/2 near 1/2 or above
-    (`polyturn.algorithms.closed_forms.pmpo_optimum`).
+    (`polyturn.algorithms.exact.closed_forms.pmpo_optimum`).
 
     Attributes:
         alpha: Weight of accepted rows, 1 - alpha of rejected ones; 1 and 0 learn from one side alone.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyturn.algorithms.closed_forms import best_of_n
+from polyturn.algorithms.exact.closed_forms import best_of_n
 from polyturn.benchmarks.coverage_training import LENGTH, METHODS, REWARDS, STORED, VOCABULARY
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import compare, line, panels, plus_minus

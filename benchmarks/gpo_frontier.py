@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyturn.algorithms.closed_forms import kl, psipo_optimum
+from polyturn.algorithms.exact.closed_forms import kl, psipo_optimum
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import compare, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from polyturn.algorithms import tabular_games
-from polyturn.algorithms.closed_forms import log_of, logsumexp, softmax
-from polyturn.algorithms.tabular_games import TurnPolicy, occupancy, turn_kl
+from polyturn.algorithms.exact import tabular_games
+from polyturn.algorithms.exact.closed_forms import log_of, logsumexp, softmax
+from polyturn.algorithms.exact.tabular_games import TurnPolicy, occupancy, turn_kl
 from polyturn.envs.games.tabular_env import TabularGameEnv
 from polyturn.envs.games.tabular_games import Array, TabularGame, random_game, random_preference
 from polyturn.envs.trajectory import Trajectory, Turn

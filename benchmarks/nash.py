@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyturn.algorithms import mirror_descent, nash, tabular_games
-from polyturn.algorithms.closed_forms import kl, log_of, softmax
+from polyturn.algorithms.exact import mirror_descent, nash, tabular_games
+from polyturn.algorithms.exact.closed_forms import kl, log_of, softmax
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from polyturn.algorithms.tabular_games import exploitability, regularised_nash, uniform_policy
+from polyturn.algorithms.exact.tabular_games import exploitability, regularised_nash, uniform_policy
 from polyturn.benchmarks.lucky_games import (
     GambleEnv,
     PaidGame,

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyturn.algorithms import losses
-from polyturn.algorithms.closed_forms import dro_optimum, kl, pmpo_optimum
+from polyturn.algorithms.exact.closed_forms import dro_optimum, kl, pmpo_optimum
 from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.methods import MKTO, SFT, Method
 from polyturn.algorithms.offline_methods import DROV, PMPO, RWR, standardised

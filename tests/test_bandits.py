@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from polyturn.algorithms.closed_forms import best_of_n, kl
+from polyturn.algorithms.exact.closed_forms import best_of_n, kl
 from polyturn.envs import by_return, check_text_env, make
 from polyturn.envs.games.bandits import Bandit, context_features, data_policy, play, reward_table
 from polyturn.envs.games.paired_bandit import PairedBandit

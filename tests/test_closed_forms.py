@@ -12,8 +12,9 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from polyturn.agents.transformer.token_logps import full_kl
-from polyturn.algorithms import closed_forms, losses
-from polyturn.algorithms.closed_forms import Matrix, Vector
+from polyturn.algorithms import losses
+from polyturn.algorithms.exact import closed_forms
+from polyturn.algorithms.exact.closed_forms import Matrix, Vector
 
 PROPERTY = settings(deadline=None, derandomize=True)
 A = 5

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from polyturn.agents.transformer.token_logps import full_kl
 from polyturn.algorithms import losses
-from polyturn.algorithms.closed_forms import dro_optimum
 from polyturn.algorithms.estimators import gae, log_ratio_to_go, sequence_logratio, turn_sums
-from polyturn.algorithms.nash import regularised_nash
+from polyturn.algorithms.exact.closed_forms import dro_optimum
+from polyturn.algorithms.exact.nash import regularised_nash
 
 VOCABULARY, LENGTH = 3, 3
 ANSWERS = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from polyturn.algorithms import losses
-from polyturn.algorithms.closed_forms import log_of, logsumexp, softmax
 from polyturn.algorithms.estimators import sequence_logratio
+from polyturn.algorithms.exact.closed_forms import log_of, logsumexp, softmax
 from polyturn.envs.games.tabular_games import TabularGame, random_game
 
 BETA = 0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polyturn.agents import ScriptedAgent, collect
-from polyturn.algorithms import tabular_games as exact
+from polyturn.algorithms.exact import tabular_games as exact
 from polyturn.envs import Group, Trajectory, Turn, check_text_env, make
 from polyturn.envs.games.matrix_games import GAMES, MatrixGame, by_payoff, duels, payoff_matrix
 from polyturn.envs.games.tabular_env import TabularGameEnv, by_final_state, play_games, tabular_games

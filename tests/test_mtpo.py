@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from polyturn.algorithms import MTPO, PPO, Batch, Example, collate
-from polyturn.algorithms.closed_forms import kl
-from polyturn.algorithms.tabular_games import occupancy, q_values, regularised_nash
+from polyturn.algorithms.exact.closed_forms import kl
+from polyturn.algorithms.exact.tabular_games import occupancy, q_values, regularised_nash
 from polyturn.envs.games.tabular_games import TabularGame, random_game
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group, Trajectory, Turn

@@ -27,12 +27,12 @@ from polyturn.algorithms import (
     BestOfN,
     Example,
     Loss,
-    closed_forms as exact,
     collate,
     minibatches,
     standardised,
     train,
 )
+from polyturn.algorithms.exact import closed_forms as exact
 from polyturn.algorithms.offline_methods import MARGIN_FUNCTIONS
 from polyturn.envs.preference import Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn

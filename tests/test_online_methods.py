@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polyturn.algorithms import GRPO, IPO, PPO, REINFORCE, RLOO, Batch, Example, Loss, NashPG, collate
-from polyturn.algorithms.nash import regularised_nash
+from polyturn.algorithms.exact.nash import regularised_nash
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from polyturn.algorithms import GPO, IPO, MTPO, PPO
-from polyturn.algorithms.tabular_games import occupancy, uniform_policy, win_probability
+from polyturn.algorithms.exact.tabular_games import occupancy, uniform_policy, win_probability
 from polyturn.benchmarks.lucky_games import (
     GambleEnv,
     Plays,

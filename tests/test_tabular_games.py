@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from polyturn.algorithms import mirror_descent, nash, tabular_games as exact
-from polyturn.algorithms.closed_forms import kl
+from polyturn.algorithms.exact import mirror_descent, nash, tabular_games as exact
+from polyturn.algorithms.exact.closed_forms import kl
 from polyturn.envs.games.tabular_games import Array, TabularGame, detour_game, random_game, random_preference
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=30)

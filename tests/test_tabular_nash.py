@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from polyturn.algorithms import mirror_descent, nash
-from polyturn.algorithms.closed_forms import kl, softmax
+from polyturn.algorithms.exact import mirror_descent, nash
+from polyturn.algorithms.exact.closed_forms import kl, softmax
 from polyturn.envs.games.tabular_games import random_preference
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)

@@ -30,8 +30,8 @@ from polyturn.algorithms import (
     online,
     train,
 )
-from polyturn.algorithms.closed_forms import rlhf_optimum
-from polyturn.algorithms.nash import regularised_nash
+from polyturn.algorithms.exact.closed_forms import rlhf_optimum
+from polyturn.algorithms.exact.nash import regularised_nash
 from polyturn.envs.games.bandits import Bandit, context_features, data_policy, play, reward_table
 from polyturn.envs.games.matrix_games import by_payoff, payoff_matrix
 from polyturn.envs.preference import by_return

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyturn.algorithms.closed_forms import kl, log_of, logsumexp, softmax
-from polyturn.algorithms.nash import mutual_response_values
+from polyturn.algorithms.exact.closed_forms import kl, log_of, logsumexp, softmax
+from polyturn.algorithms.exact.nash import mutual_response_values
 from polyturn.envs.games.tabular_games import Array, TabularGame
 
 TurnPolicy = tuple[Array, ...]
@@ -125,7 +125,7 @@ def regularised_nash(
     """The unique policy that is its own regularised best response: pi prop. to reference * exp(Q / alpha) everywhere.
 
     The opponent matters only through the distribution of its final states, so the equation to solve is one in values
-    of final states (`polyturn.algorithms.nash.mutual_response_values`), however many turns there are.
+    of final states (`polyturn.algorithms.exact.nash.mutual_response_values`), however many turns there are.
 
     Args:
         game: The game.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from polyturn.algorithms.closed_forms import Matrix, Vector, as_policy, as_preference, kl, log_of, logsumexp, tilt
+from polyturn.algorithms.exact.closed_forms import Matrix, Vector, as_policy, as_preference, kl, log_of, logsumexp, tilt
 
 
 def nash_equilibrium(preference: ArrayLike) -> Vector:

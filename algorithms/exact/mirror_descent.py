@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from numpy.typing import ArrayLike
 
-from polyturn.algorithms.closed_forms import (
+from polyturn.algorithms.exact.closed_forms import (
     Vector,
     as_policy,
     as_preference,
@@ -19,7 +19,7 @@ from polyturn.algorithms.closed_forms import (
     mix_logs,
     softmax,
 )
-from polyturn.algorithms.tabular_games import TurnPolicy, q_values
+from polyturn.algorithms.exact.tabular_games import TurnPolicy, q_values
 from polyturn.envs.games.tabular_games import Array, TabularGame
 
 StepSize = Callable[[int], float]
