@@ -176,7 +176,7 @@ def add_preference_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> int:
     from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms import method_table
-    from polyturn.algorithms.annotators import annotator
+    from polyturn.algorithms.feedback.annotators import annotator
     from polyturn.envs.cli import parse_option
 
     method = method_table.make(args.method, **dict(parse_option(text) for text in args.method_option))
@@ -328,9 +328,9 @@ def _online(
     args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
 ) -> int:
     from polyturn.agents.transformer.mixture import MixtureAgent
+    from polyturn.algorithms.feedback.reward_models import RewardModel
     from polyturn.algorithms.methods import needs_reference
     from polyturn.algorithms.onpolicy import online
-    from polyturn.algorithms.reward_models import RewardModel
     from polyturn.algorithms.training import train
     from polyturn.algorithms.value import ActorCritic
 
@@ -413,9 +413,9 @@ def _fit(args: argparse.Namespace) -> int:
     from polyturn.agents.collecting.collect import collect
     from polyturn.agents.transformer.agent import TransformerAgent
     from polyturn.agents.transformer.policy import Policy
-    from polyturn.algorithms.annotators import annotator
+    from polyturn.algorithms.feedback.annotators import annotator
+    from polyturn.algorithms.feedback.reward_models import PreferenceModel, RewardModel, fit
     from polyturn.algorithms.iterate import learnable
-    from polyturn.algorithms.reward_models import PreferenceModel, RewardModel, fit
     from polyturn.envs.store import Store
 
     if args.groups < 2 or args.group_size < 2:

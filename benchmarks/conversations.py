@@ -26,11 +26,11 @@ from polyturn.agents.transformer.mixture import MixtureAgent
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.actor_critic import MTPO, PPO
-from polyturn.algorithms.dueling import Rivals
+from polyturn.algorithms.feedback.dueling import Rivals
+from polyturn.algorithms.feedback.reward_models import Annotations, PreferenceModel, RewardModel, fit
+from polyturn.algorithms.feedback.single_turns import turn_feedback
 from polyturn.algorithms.methods import MDPO, Method
 from polyturn.algorithms.onpolicy import online
-from polyturn.algorithms.reward_models import Annotations, PreferenceModel, RewardModel, fit
-from polyturn.algorithms.single_turns import turn_feedback
 from polyturn.algorithms.training import train
 from polyturn.algorithms.value import ActorCritic
 from polyturn.algorithms.warmup import warm_start

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.scripted.teachers import ScriptedTeacher
-from polyturn.algorithms.dueling import duel
+from polyturn.algorithms.feedback.dueling import duel
 from polyturn.benchmarks.conversation_pages import (
     conversations_shown,
     fit_rows,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from polyturn.agents.agent import Episode
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.feed import minibatches
-from polyturn.algorithms.feedback import ai_feedback, position_bias
+from polyturn.algorithms.feedback.ai_feedback import ai_feedback, position_bias
 from polyturn.algorithms.methods import SFT, Method
 from polyturn.algorithms.offline_methods import GPO, IPO, BestOfN
 from polyturn.algorithms.onpolicy import online

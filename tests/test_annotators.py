@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.annotators import annotator
-from polyturn.algorithms.reward_models import PreferenceModel, RewardModel
+from polyturn.algorithms.feedback.annotators import annotator
+from polyturn.algorithms.feedback.reward_models import PreferenceModel, RewardModel
 from polyturn.envs.education.oracle import EducationOracle
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn

@@ -10,7 +10,7 @@ import pytest
 from polyturn.agents import ScriptedAgent
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, RewardModel, Rivals, duel, online, train, turn_feedback, upto
-from polyturn.algorithms.dueling import duels_of
+from polyturn.algorithms.feedback.dueling import duels_of
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

@@ -13,7 +13,7 @@ import pytest
 
 from polyturn.agents.agent import Episode
 from polyturn.agents.judging import PromptedJudge
-from polyturn.algorithms.feedback import ai_feedback
+from polyturn.algorithms.feedback.ai_feedback import ai_feedback
 from polyturn.benchmarks.online_vs_offline import (
     BIAS,
     INSTRUCTIONS,

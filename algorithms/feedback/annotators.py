@@ -43,18 +43,18 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
 
         return EducationOracle()
     if kind in ("reward_model", "preference_model") and rest:
-        from polyturn.algorithms.reward_models import PreferenceModel, RewardModel
+        from polyturn.algorithms.feedback.reward_models import PreferenceModel, RewardModel
 
         return (RewardModel if kind == "reward_model" else PreferenceModel).from_pretrained(rest)
     if kind == "judge" and rest:
         from polyturn.agents.transformer.choosing import PolicyChooser
         from polyturn.agents.transformer.policy import Policy
-        from polyturn.algorithms.feedback import HELPFUL, ai_feedback
+        from polyturn.algorithms.feedback.ai_feedback import HELPFUL, ai_feedback
 
         return ai_feedback(PolicyChooser(Policy.from_pretrained(rest)), question or HELPFUL)
     if kind == "server" and rest:
         from polyturn.agents.api import ServerAgent
-        from polyturn.algorithms.feedback import HELPFUL, ai_feedback
+        from polyturn.algorithms.feedback.ai_feedback import HELPFUL, ai_feedback
 
         return ai_feedback(ServerAgent(rest, temperature=0.0, max_tokens=16), question or HELPFUL)
     if rest and kind not in _NAMES:

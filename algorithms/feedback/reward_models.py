@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyturn.agents.transformer.policy import Policy, acting
-from polyturn.algorithms.agreement import Calibration, calibration
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.compound import Compound
 from polyturn.algorithms.estimators import sequence_sum
 from polyturn.algorithms.feed import minibatches
+from polyturn.algorithms.feedback.agreement import Calibration, calibration
 from polyturn.algorithms.losses import logistic
 from polyturn.algorithms.methods import Loss
 from polyturn.algorithms.pairing import Example, judged_pairs
@@ -169,7 +169,7 @@ class RewardModel(_Judge):
     def turn_scores(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float64]]:
         """For each conversation `[H]` scores, each of what had been said when the agent's turn ended.
 
-        For a model fitted to single turns (`polyturn.algorithms.single_turns`), whose scores
+        For a model fitted to single turns (`polyturn.algorithms.feedback.single_turns`), whose scores
         `online(turn_reward=model.turn_scores)` pays. A conversation is read once for all of its turns.
 
         Raises:

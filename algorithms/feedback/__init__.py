@@ -1,0 +1,1 @@
+"""Learned feedback: reward and preference models, annotators, duels between agents."""
