@@ -19,7 +19,8 @@ from .feedback.single_turns import turn_feedback as turn_feedback, upto as upto
 from .learner import NonFiniteError as NonFiniteError
 from .method_table import METHODS as METHODS
 from .methods import MDPO as MDPO, MKTO as MKTO, RAFT as RAFT, SFT as SFT, Loss as Loss, Method as Method
-from .moving_average import MovingAverage as MovingAverage
+from .networks.moving_average import MovingAverage as MovingAverage
+from .networks.value import ActorCritic as ActorCritic
 from .offline_methods import (
     DROV as DROV,
     GPO as GPO,
@@ -34,4 +35,3 @@ from .onpolicy import Online as Online, online as online
 from .pairing import Example as Example, ExampleError as ExampleError, pairs_by_outcome as pairs_by_outcome
 from .signals import Interrupted as Interrupted
 from .training import ResumeWarning as ResumeWarning, TrainResult as TrainResult, train as train
-from .value import ActorCritic as ActorCritic

@@ -1,6 +1,6 @@
 """Policy gradients with a value network, over tokens or turns: PPO, and multi-turn preference optimisation (MTPO).
 
-Train a `polyturn.algorithms.value.ActorCritic` on groups from `polyturn.algorithms.online`.
+Train a `polyturn.algorithms.networks.value.ActorCritic` on groups from `polyturn.algorithms.online`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import gae, policy_mask, turn_sums
 from polyturn.algorithms.losses import ppo_clip
 from polyturn.algorithms.methods import Loss, check_choice, check_range
+from polyturn.algorithms.networks.value import token_slots, turn_slots
 from polyturn.algorithms.offline_methods import output, scored
 from polyturn.algorithms.pairing import Example, against_opponents, own_members
 from polyturn.algorithms.sampled import behaviour, clipped, masked
-from polyturn.algorithms.value import token_slots, turn_slots
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group
 

@@ -330,9 +330,9 @@ def _online(
     from polyturn.agents.transformer.mixture import MixtureAgent
     from polyturn.algorithms.feedback.reward_models import RewardModel
     from polyturn.algorithms.methods import needs_reference
+    from polyturn.algorithms.networks.value import ActorCritic
     from polyturn.algorithms.onpolicy import online
     from polyturn.algorithms.training import train
-    from polyturn.algorithms.value import ActorCritic
 
     how = {"sampling": sampling(args), "max_tokens": args.max_tokens, "slots": args.slots}
     kind, _, number = (args.opponent or "").partition(":")
@@ -384,7 +384,7 @@ def _online(
 def _opponent(kind: str, number: str, policy: Any, anchor: Any, how: dict[str, Any]) -> tuple[Any, Any]:
     """What is trained and who it is compared with."""
     from polyturn.agents.transformer.mixture import MixtureAgent
-    from polyturn.algorithms.moving_average import MovingAverage
+    from polyturn.algorithms.networks.moving_average import MovingAverage
 
     if not kind:
         return policy, None

@@ -214,8 +214,8 @@ class DROV:
     """Direct reward optimisation with a value (DRO-V, arXiv 2405.19107): single trajectories with a scalar each.
 
     Minimises (r - V - tau g)^2 / 2 in policy and value together, so the value must not share weights with the policy:
-    train a `polyturn.algorithms.value.ActorCritic`. The optimum, for any behaviour that reaches every answer, is
-    pi proportional to pi_ref exp(r / tau) and V = tau log E_ref[exp(r / tau)].
+    train a `polyturn.algorithms.networks.value.ActorCritic`. The optimum, for any behaviour that reaches every answer,
+    is pi proportional to pi_ref exp(r / tau) and V = tau log E_ref[exp(r / tau)].
 
     Like M-DPO this is exact only where what the environment says is certain: V of a later prefix may not explain the
     luck of a reply.
@@ -339,7 +339,7 @@ def output(batch: Batch, name: str, method: str) -> Tensor:
         raise ValueError(
             f'{method}: expected a policy whose scorer also gives "{name}", got one that gives '
             f"{', '.join(sorted(batch.outputs)) or 'log-probabilities alone'}; train "
-            "polyturn.algorithms.value.ActorCritic(policy)"
+            "polyturn.algorithms.networks.value.ActorCritic(policy)"
         )
     return batch.outputs[name]
 

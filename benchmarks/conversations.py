@@ -30,9 +30,9 @@ from polyturn.algorithms.feedback.dueling import Rivals
 from polyturn.algorithms.feedback.reward_models import Annotations, PreferenceModel, RewardModel, fit
 from polyturn.algorithms.feedback.single_turns import turn_feedback
 from polyturn.algorithms.methods import MDPO, Method
+from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.onpolicy import online
 from polyturn.algorithms.training import train
-from polyturn.algorithms.value import ActorCritic
 from polyturn.algorithms.warmup import warm_start
 from polyturn.benchmarks.suite import write_json
 from polyturn.envs.preference import Annotator

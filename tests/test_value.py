@@ -11,7 +11,7 @@ import torch
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, Example, collate, train
-from polyturn.algorithms.value import token_slots, turn_slots
+from polyturn.algorithms.networks.value import token_slots, turn_slots
 from polyturn.envs.trajectory import Trajectory, Turn
 
 torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from polyturn.agents.transformer.policy import Policy, Scorer, wanted_tokens
 from polyturn.agents.transformer.prediction import Prediction, divergence
-from polyturn.algorithms.compound import Compound
 from polyturn.algorithms.estimators import policy_mask
+from polyturn.algorithms.networks.compound import Compound
 
 _FILE = "value.safetensors"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polyturn.agents.transformer.policy import Policy
-from polyturn.algorithms.compound import Compound
+from polyturn.algorithms.networks.compound import Compound
 
 _FOLDER = "average"
 _NOTE = "average.json"

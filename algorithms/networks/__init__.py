@@ -1,0 +1,1 @@
+"""Networks beside the policy: values, moving averages, several trained as one."""
