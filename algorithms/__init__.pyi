@@ -31,7 +31,7 @@ from .offline_methods import (
     standardised as standardised,
 )
 from .online_methods import GRPO as GRPO, REINFORCE as REINFORCE, RLOO as RLOO, NashPG as NashPG
-from .onpolicy import Online as Online, online as online
 from .pairing import Example as Example, ExampleError as ExampleError, pairs_by_outcome as pairs_by_outcome
+from .protocols.online import Online as Online, online as online
 from .signals import Interrupted as Interrupted
 from .training import ResumeWarning as ResumeWarning, TrainResult as TrainResult, train as train

@@ -238,7 +238,7 @@ def _settle(args: argparse.Namespace, way: str) -> None:
 
 
 def _imitate(args: argparse.Namespace, policy: Any, common: dict[str, Any]) -> int:
-    from polyturn.algorithms.warmup import warm_start
+    from polyturn.algorithms.protocols.warmup import warm_start
     from polyturn.envs.store import read
 
     result = warm_start(
@@ -270,8 +270,8 @@ def _teacher(args: argparse.Namespace, policy: Any) -> Any:
 
 def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str, Any]) -> int:
     from polyturn.algorithms.feed import minibatches, steps_of
+    from polyturn.algorithms.protocols.warmup import demonstrations
     from polyturn.algorithms.training import train
-    from polyturn.algorithms.warmup import demonstrations
     from polyturn.envs.store import read
 
     examples = demonstrations(policy, read(args.data))
@@ -291,7 +291,7 @@ def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str
 def _iterate(
     args: argparse.Namespace, method: Any, policy: Any, options: dict[str, Any], annotate: Any, common: dict[str, Any]
 ) -> int:
-    from polyturn.algorithms.iterate import iterate
+    from polyturn.algorithms.protocols.iterate import iterate
 
     tasks = range(len(options["problems"])) if "problems" in options else None
     records = iterate(
@@ -331,7 +331,7 @@ def _online(
     from polyturn.algorithms.feedback.reward_models import RewardModel
     from polyturn.algorithms.methods import needs_reference
     from polyturn.algorithms.networks.value import ActorCritic
-    from polyturn.algorithms.onpolicy import online
+    from polyturn.algorithms.protocols.online import online
     from polyturn.algorithms.training import train
 
     how = {"sampling": sampling(args), "max_tokens": args.max_tokens, "slots": args.slots}
@@ -415,7 +415,7 @@ def _fit(args: argparse.Namespace) -> int:
     from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms.feedback.annotators import annotator
     from polyturn.algorithms.feedback.reward_models import PreferenceModel, RewardModel, fit
-    from polyturn.algorithms.iterate import learnable
+    from polyturn.algorithms.protocols.iterate import learnable
     from polyturn.envs.store import Store
 
     if args.groups < 2 or args.group_size < 2:
@@ -495,7 +495,7 @@ def _eval(args: argparse.Namespace) -> int:
     from contextlib import nullcontext
 
     from polyturn.agents.transformer.agent import TransformerAgent
-    from polyturn.algorithms.evaluate import evaluate
+    from polyturn.algorithms.protocols.evaluate import evaluate
     from polyturn.envs.store import Store
 
     options = env_options(args)

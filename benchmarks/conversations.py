@@ -31,9 +31,9 @@ from polyturn.algorithms.feedback.reward_models import Annotations, PreferenceMo
 from polyturn.algorithms.feedback.single_turns import turn_feedback
 from polyturn.algorithms.methods import MDPO, Method
 from polyturn.algorithms.networks.value import ActorCritic
-from polyturn.algorithms.onpolicy import online
+from polyturn.algorithms.protocols.online import online
+from polyturn.algorithms.protocols.warmup import warm_start
 from polyturn.algorithms.training import train
-from polyturn.algorithms.warmup import warm_start
 from polyturn.benchmarks.suite import write_json
 from polyturn.envs.preference import Annotator
 from polyturn.envs.store import Store

@@ -27,9 +27,9 @@ from polyturn.algorithms.batch import collate
 from polyturn.algorithms.distillation import Distillation
 from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.methods import SFT, Method
-from polyturn.algorithms.onpolicy import online
+from polyturn.algorithms.protocols.online import online
+from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.algorithms.training import train
-from polyturn.algorithms.warmup import demonstrations
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table

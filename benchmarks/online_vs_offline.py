@@ -23,7 +23,7 @@ from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.feedback.ai_feedback import ai_feedback, position_bias
 from polyturn.algorithms.methods import SFT, Method
 from polyturn.algorithms.offline_methods import GPO, IPO, BestOfN
-from polyturn.algorithms.onpolicy import online
+from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.training import train
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from polyturn.algorithms.evaluate import Proportion
-from polyturn.algorithms.iterate import Iteration
+from polyturn.algorithms.protocols.evaluate import Proportion
+from polyturn.algorithms.protocols.iterate import Iteration
 from polyturn.benchmarks.pages import comparison_page
 from polyturn.benchmarks.suite import machine, table, write_json
 from polyturn.benchmarks.tool_math import QUICK, Setting, learn, plot_curves, supervised

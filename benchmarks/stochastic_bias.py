@@ -152,7 +152,7 @@ def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
     from polyturn.agents.agent import Episode, ScriptedAgent
     from polyturn.agents.collecting.collect import collect
     from polyturn.agents.transformer.tiny import tiny_policy
-    from polyturn.algorithms.warmup import warm_start
+    from polyturn.algorithms.protocols.warmup import warm_start
 
     def demonstrate(episode: Episode) -> str:
         return str(int(episode.rng.random() < LEANS[episode.observation]))

@@ -28,7 +28,7 @@ from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.batch import collate
 from polyturn.algorithms.estimators import sequence_logratio
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.warmup import warm_start
+from polyturn.algorithms.protocols.warmup import warm_start
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 Array = NDArray[np.float64]

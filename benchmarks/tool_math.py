@@ -24,10 +24,10 @@ from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.evaluate import Report, evaluate, report
-from polyturn.algorithms.iterate import Iteration, OfflineMethod, iterate
 from polyturn.algorithms.methods import MDPO, MKTO, RAFT
-from polyturn.algorithms.warmup import warm_start
+from polyturn.algorithms.protocols.evaluate import Report, evaluate, report
+from polyturn.algorithms.protocols.iterate import Iteration, OfflineMethod, iterate
+from polyturn.algorithms.protocols.warmup import warm_start
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table, write_json
 from polyturn.envs.store import Store
 from polyturn.envs.tool_math.problems import Problems

@@ -16,7 +16,7 @@ from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy, tiny_tokenizer
 from polyturn.algorithms import SFT, Distillation, minibatches, online, train
 from polyturn.algorithms.batch import Batch, collate
-from polyturn.algorithms.warmup import demonstrations
+from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.cli import main
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Trajectory

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode, ScriptedAgent
-from polyturn.algorithms.evaluate import Proportion, clustered, evaluate, pass_at, report, wilson
+from polyturn.algorithms.protocols.evaluate import Proportion, clustered, evaluate, pass_at, report, wilson
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 

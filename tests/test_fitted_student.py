@@ -14,7 +14,7 @@ from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.warmup import warm_start
+from polyturn.algorithms.protocols.warmup import warm_start
 from polyturn.envs.conversation import END
 from polyturn.envs.education.data import dialogue_of, load_dialogues, write_dialogues
 from polyturn.envs.trajectory import Group, Trajectory

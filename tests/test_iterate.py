@@ -22,9 +22,9 @@ from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.checkpoint import CheckpointError
 from polyturn.algorithms.feed import steps_of
-from polyturn.algorithms.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from polyturn.algorithms.methods import MDPO, RAFT, SFT
-from polyturn.algorithms.warmup import demonstrations, warm_start
+from polyturn.algorithms.protocols.iterate import Iteration, NothingToLearn, iterate, tasks_of
+from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.store import read

@@ -148,7 +148,7 @@ def test_the_partners_side_is_trained_on_like_any_other() -> None:
 
     Four conversations of at most 3 x 6 tokens of it; the mean of minus their recorded log-probabilities.
     """
-    from polyturn.algorithms.warmup import demonstrations, warm_start
+    from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
 
     policy = tiny_policy(["Hello student. Hello teacher."], seed=0, hidden=32, layers=1, heads=2, context=4096)
     sampling = Sampling(max_new_tokens=6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.algorithms.batch import collate
-from polyturn.algorithms.warmup import demonstrations
+from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.benchmarks import distillation
 from polyturn.benchmarks.distillation import LATER, METHODS, WIDTHS, gemma, score, shown, texts_of
 from polyturn.benchmarks.suite import run_suite

@@ -8,7 +8,7 @@ beside this module, holds four dialogues of our own in that layout. Conversation
 Dialogues make teachers and students by supervised fine-tuning. A student fitted to recorded ones plays the other side:
 
     from polyturn.agents import AgentPartner, Sampling, TransformerAgent, collect
-    from polyturn.algorithms.warmup import warm_start
+    from polyturn.algorithms.protocols.warmup import warm_start
 
     warm_start(policy, load_dialogues("train.json", "student"), epochs=3, lr=2e-5, out="runs/student")
     student = AgentPartner(TransformerAgent(policy, sampling=Sampling(max_new_tokens=64)))

@@ -1,0 +1,1 @@
+"""What surrounds training: iterations, online collection, warm starts, evaluation."""
