@@ -269,9 +269,9 @@ def _teacher(args: argparse.Namespace, policy: Any) -> Any:
 
 
 def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str, Any]) -> int:
-    from polyturn.algorithms.feed import minibatches, steps_of
     from polyturn.algorithms.protocols.warmup import demonstrations
-    from polyturn.algorithms.training import train
+    from polyturn.algorithms.training.feed import minibatches, steps_of
+    from polyturn.algorithms.training.loop import train
     from polyturn.envs.store import read
 
     examples = demonstrations(policy, read(args.data))
@@ -332,7 +332,7 @@ def _online(
     from polyturn.algorithms.methods import needs_reference
     from polyturn.algorithms.networks.value import ActorCritic
     from polyturn.algorithms.protocols.online import online
-    from polyturn.algorithms.training import train
+    from polyturn.algorithms.training.loop import train
 
     how = {"sampling": sampling(args), "max_tokens": args.max_tokens, "slots": args.slots}
     kind, _, number = (args.opponent or "").partition(":")

@@ -33,7 +33,7 @@ from polyturn.algorithms.methods import MDPO, Method
 from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import warm_start
-from polyturn.algorithms.training import train
+from polyturn.algorithms.training.loop import train
 from polyturn.benchmarks.suite import write_json
 from polyturn.envs.preference import Annotator
 from polyturn.envs.store import Store

@@ -25,11 +25,11 @@ from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_tokenizer
 from polyturn.algorithms.batch import collate
 from polyturn.algorithms.distillation import Distillation
-from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.methods import SFT, Method
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import demonstrations
-from polyturn.algorithms.training import train
+from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.loop import train
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table

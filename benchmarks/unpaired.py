@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from polyturn.algorithms import losses
 from polyturn.algorithms.exact.closed_forms import dro_optimum, kl, pmpo_optimum
-from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.methods import MKTO, SFT, Method
 from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.offline_methods import DROV, PMPO, RWR, standardised
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.training import train
+from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.loop import train
 from polyturn.benchmarks.plots import save
 from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.suite import Cell, Outcome, Suite, table

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from polyturn.algorithms.batch import Batch, TooLongWarning, collate, drop_long
-from polyturn.algorithms.microbatch import shard, split
 from polyturn.algorithms.pairing import Example, ExampleError, pairs_by_outcome, winners
+from polyturn.algorithms.training.microbatch import shard, split
 from polyturn.envs.preference import Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

@@ -28,11 +28,11 @@ from polyturn.algorithms import (
     Example,
     Interrupted,
     ResumeWarning,
-    checkpoint,
     latest,
     minibatches,
     train,
 )
+from polyturn.algorithms.training import checkpoint
 from polyturn.envs.preference import by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -152,7 +152,7 @@ def _die_at(moment: str) -> None:
             shutil, "rmtree", lambda path, **_: explode(path) if (Path(path) / "state.json").exists() else None
         )
     elif text == "while logging":
-        from polyturn.algorithms.metrics import MetricsFile
+        from polyturn.algorithms.training.metrics import MetricsFile
 
         def half_a_line(log: Any, _: Any) -> None:
             with log._path.open("a") as file:

@@ -20,11 +20,11 @@ import torch
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.checkpoint import CheckpointError
-from polyturn.algorithms.feed import steps_of
 from polyturn.algorithms.methods import MDPO, RAFT, SFT
 from polyturn.algorithms.protocols.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
+from polyturn.algorithms.training.checkpoint import CheckpointError
+from polyturn.algorithms.training.feed import steps_of
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.store import read
@@ -269,7 +269,7 @@ def _evaluate(learner: Policy) -> dict[str, Any]:
 
 def _kill_at(moment: str, out: Path) -> None:
     """Ends this process the hard way as soon as a file shows that the moment has come."""
-    import polyturn.algorithms.training as training
+    import polyturn.algorithms.training.loop as training
     import polyturn.envs.store as store
 
     name, _, what = moment.partition("/")

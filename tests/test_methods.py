@@ -244,7 +244,7 @@ def test_names_and_options_are_checked() -> None:
 
 
 def test_the_package_gives_the_function_whatever_was_imported_before() -> None:
-    from polyturn.algorithms.training import train
+    from polyturn.algorithms.training.loop import train
 
     assert polyturn.algorithms.train is train
     with pytest.raises(AttributeError, match="trian"):

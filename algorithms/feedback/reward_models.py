@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from polyturn.agents.transformer.policy import Policy, acting
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.estimators import sequence_sum
-from polyturn.algorithms.feed import minibatches
 from polyturn.algorithms.feedback.agreement import Calibration, calibration
 from polyturn.algorithms.losses import logistic
 from polyturn.algorithms.methods import Loss
 from polyturn.algorithms.networks.compound import Compound
 from polyturn.algorithms.pairing import Example, judged_pairs
-from polyturn.algorithms.training import TrainResult, train
+from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.loop import TrainResult, train
 from polyturn.envs.judging import Judged, Pair
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group, TokenIds, Trajectory, Turn

@@ -20,12 +20,12 @@ from polyturn.agents.collecting.collect import collect, plain_options
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
-from polyturn.algorithms import checkpoint
-from polyturn.algorithms.checkpoint import CheckpointError
-from polyturn.algorithms.feed import minibatches, steps_of
 from polyturn.algorithms.methods import Method, needs_reference
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.training import train
+from polyturn.algorithms.training import checkpoint
+from polyturn.algorithms.training.checkpoint import CheckpointError
+from polyturn.algorithms.training.feed import minibatches, steps_of
+from polyturn.algorithms.training.loop import train
 from polyturn.envs.preference import Annotator, Preference, by_return
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group

@@ -16,9 +16,9 @@ from polyturn.agents.collecting.playing import who
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
-from polyturn.algorithms.feed import AnnotatedGroup
 from polyturn.algorithms.networks.moving_average import MovingAverage
 from polyturn.algorithms.protocols.iterate import learnable, tasks_of
+from polyturn.algorithms.training.feed import AnnotatedGroup
 from polyturn.envs.preference import Annotator, Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory
 

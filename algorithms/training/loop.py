@@ -20,16 +20,17 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from tqdm.auto import tqdm
 
-from polyturn.algorithms import checkpoint, methods
+from polyturn.algorithms import methods
 from polyturn.algorithms.batch import Batch, collate, drop_long
-from polyturn.algorithms.checkpoint import CheckpointError, Saveable
-from polyturn.algorithms.feed import AnnotatedGroup, Feed, Source
-from polyturn.algorithms.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
 from polyturn.algorithms.methods import Method
-from polyturn.algorithms.metrics import MetricsFile
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.schedule import Schedule, factor
-from polyturn.algorithms.signals import Interrupted, Interruptions
+from polyturn.algorithms.training import checkpoint
+from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable
+from polyturn.algorithms.training.feed import AnnotatedGroup, Feed, Source
+from polyturn.algorithms.training.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
+from polyturn.algorithms.training.metrics import MetricsFile
+from polyturn.algorithms.training.schedule import Schedule, factor
+from polyturn.algorithms.training.signals import Interrupted, Interruptions
 
 # A source of fresh groups is asked this often for something to learn from before training gives up.
 _EMPTY_DRAWS = 16
@@ -110,7 +111,7 @@ def train(
             which loses most updates; with float32 weights `mixed_precision="bf16"` computes in it all the same.
         reference: What log-ratios are taken to, usually `policy.copy()`. None if the method needs none, or if the
             policy's model is a peft model: then its base, with the adapter switched off, is the reference.
-        batches: One step's examples (or batch) after another; see `polyturn.algorithms.feed.Source`.
+        batches: One step's examples (or batch) after another; see `polyturn.algorithms.training.feed.Source`.
         steps: How many updates in all, resumed ones included.
         lr: Learning rate.
         weight_decay: Of matrices; biases and norms have none.

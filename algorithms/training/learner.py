@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from polyturn.algorithms import methods
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods import Loss, Method
-from polyturn.algorithms.metrics import Sums, add, merge
-from polyturn.algorithms.microbatch import shard, split
+from polyturn.algorithms.training.metrics import Sums, add, merge
+from polyturn.algorithms.training.microbatch import shard, split
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Makes an optimizer of parameter groups, each with "params", "lr" and "weight_decay"."""
