@@ -27,8 +27,9 @@ from polyturn.benchmarks.sandbox_episodes import episodes
 from polyturn.benchmarks.sandbox_peers import WAYS, Call, timed
 from polyturn.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
 from polyturn.benchmarks.suite import Cell, Suite
-from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status, image as images
+from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
+from polyturn.sandbox.images import image as images
 
 PRINT = "print(1+1)"
 SYMPY = "import sympy\nx = sympy.Symbol('x')\nprint(sympy.solve(x**2 - 5*x + 6, x))"

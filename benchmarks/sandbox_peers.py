@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyturn.sandbox import Limits, Sandbox, SandboxError, image as images, open_sandbox
+from polyturn.sandbox import Limits, Sandbox, SandboxError, open_sandbox
+from polyturn.sandbox.images import image as images
 
 Call = Callable[[str], str]
 """Runs a program and returns what it printed."""

@@ -87,9 +87,9 @@ def _asked(arguments: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from polyturn.sandbox import image
-    from polyturn.sandbox.build import build
     from polyturn.sandbox.docker import connect
+    from polyturn.sandbox.images import image
+    from polyturn.sandbox.images.build import build
     from polyturn.sandbox.sandbox import ImageMissing, SandboxError
 
     try:

@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyturn.sandbox import image as images
+from polyturn.sandbox.images import image as images
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.pool import Pool
 from polyturn.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable, warn_once

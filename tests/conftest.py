@@ -28,7 +28,7 @@ DOCKER_SKIPS = pytest.StashKey[int]()
 def docker_problem() -> str:
     """Why Docker tests cannot run here, or ""."""
     from polyturn.sandbox.docker import connect
-    from polyturn.sandbox.image import require
+    from polyturn.sandbox.images.image import require
     from polyturn.sandbox.sandbox import SandboxError
 
     try:

@@ -17,17 +17,9 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import (
-    ImageMissing,
-    Limits,
-    SandboxLost,
-    SandboxUnavailable,
-    Status,
-    host_image,
-    image,
-    open_sandbox,
-)
+from polyturn.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, open_sandbox
 from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect, own_labels, remove_orphans
+from polyturn.sandbox.images import host_image, image
 
 pytestmark = pytest.mark.docker
 

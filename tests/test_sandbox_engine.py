@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from polyturn.benchmarks.sandbox_engine import OwnEngine, under_load
-from polyturn.sandbox import SandboxUnavailable, host_image
+from polyturn.sandbox import SandboxUnavailable
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect
+from polyturn.sandbox.images import host_image
 
 CAN = os.geteuid() == 0 and shutil.which("dockerd") is not None
 

@@ -21,18 +21,9 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import (
-    ImageMissing,
-    SandboxLost,
-    SandboxUnavailable,
-    cli,
-    image,
-    local,
-    open_sandbox,
-    walls,
-    zygote,
-)
+from polyturn.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, local, open_sandbox, walls, zygote
 from polyturn.sandbox.capture import Capture
+from polyturn.sandbox.images import image
 from polyturn.sandbox.link import FrameReader, StreamLink, encode
 from polyturn.sandbox.server import BOOT, boot_frame, safe_text
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyturn.sandbox import host_image, image
+from polyturn.sandbox.images import host_image, image
 from polyturn.sandbox.sandbox import SandboxUnavailable
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def build(
 def _from_registry(client: docker.DockerClient, name: str, packages: Sequence[str], labels: dict[str, str]) -> None:
     from docker.errors import BuildError, DockerException
 
-    folder = Path(__file__).parent / "image"
+    folder = Path(__file__).parent
     arguments = {"PACKAGES": " ".join(packages)}
     try:
         client.images.build(path=str(folder), tag=name, buildargs=arguments, labels=labels, rm=True)

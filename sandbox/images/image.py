@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyturn.sandbox import host_image
+from polyturn.sandbox.images import host_image
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ DEBIAN_PACKAGES = ("python3-minimal", "python3", "python3-numpy", "python3-sympy
 
 def dockerfile() -> str:
     """The Dockerfile's text."""
-    return (Path(__file__).parent / "image" / "Dockerfile").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "Dockerfile").read_text(encoding="utf-8")
 
 
 def content(packages: Sequence[str] = ()) -> str:
