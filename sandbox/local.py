@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from polyturn.sandbox import walls
+from polyturn.sandbox.inside import walls
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.pool import Pool
 from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once

@@ -16,7 +16,8 @@ from typing import Any
 from polyturn.sandbox.link import Link
 from polyturn.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
 
-_INSIDE = (
+# Every file of `inside`, each after those that it imports.
+INSIDE = (
     "capture",
     "loop",
     "processes",
@@ -41,14 +42,16 @@ def take(size):
         parts += part
     return parts
 boot = json.loads(take(struct.unpack(">I", take(4))[0]))
-package = types.ModuleType("polyturn"); package.__path__ = []; sys.modules["polyturn"] = package
-package.sandbox = types.ModuleType("polyturn.sandbox"); package.sandbox.__path__ = []
-sys.modules["polyturn.sandbox"] = package.sandbox
+package = None
+for part in ("polyturn", "polyturn.sandbox", "polyturn.sandbox.inside"):
+    outer, package = package, types.ModuleType(part)
+    package.__path__ = []; sys.modules[part] = package
+    if outer: setattr(outer, part.rpartition(".")[2], package)
 for name, source in boot["modules"].items():
-    module = types.ModuleType("polyturn.sandbox." + name)
-    sys.modules[module.__name__] = module; setattr(package.sandbox, name, module)
+    module = types.ModuleType("polyturn.sandbox.inside." + name)
+    sys.modules[module.__name__] = module; setattr(package, name, module)
     exec(compile(source, name + ".py", "exec"), module.__dict__)
-sys.modules["polyturn.sandbox.supervisor"].main(boot["config"])
+sys.modules["polyturn.sandbox.inside.supervisor"].main(boot["config"])
 """
 # No site folder, no user folder, no current folder on the path. Not -I: that would ignore PYTHONHASHSEED, and the
 # order of sets should be the same in every run. The environment is the sandbox's own and holds nothing else.
@@ -57,8 +60,8 @@ PYTHON_FLAGS = ("-s", "-P", "-S", "-u", "-c")
 
 def boot_frame(config: dict[str, Any]) -> bytes:
     """What the boot program reads first: the supervisor's source and its configuration."""
-    here = Path(__file__).parent
-    modules = {name: (here / f"{name}.py").read_text(encoding="utf-8") for name in _INSIDE}
+    inside = Path(__file__).parent / "inside"
+    modules = {name: (inside / f"{name}.py").read_text(encoding="utf-8") for name in INSIDE}
     body = json.dumps({"modules": modules, "config": config}).encode()
     return struct.pack(">I", len(body)) + body
 

@@ -20,12 +20,13 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import Limits, SandboxError, SandboxLost, Session, Status, processes
+from polyturn.sandbox import Limits, SandboxError, SandboxLost, Session, Status
 from polyturn.sandbox.docker import DockerEngine, DockerSandbox, connect
-from polyturn.sandbox.interpreters import Interpreters
+from polyturn.sandbox.inside import processes
+from polyturn.sandbox.inside.interpreters import Interpreters
+from polyturn.sandbox.inside.loop import Loop
+from polyturn.sandbox.inside.processes import ProcessTable
 from polyturn.sandbox.link import SocketLink, encode
-from polyturn.sandbox.loop import Loop
-from polyturn.sandbox.processes import ProcessTable
 
 pytestmark = pytest.mark.docker
 

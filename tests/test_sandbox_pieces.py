@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import ast
 import asyncio
 import contextlib
 import io
@@ -21,9 +22,10 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, local, open_sandbox, walls, zygote
-from polyturn.sandbox.capture import Capture
+from polyturn.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, local, open_sandbox, server
 from polyturn.sandbox.images import image
+from polyturn.sandbox.inside import walls, zygote
+from polyturn.sandbox.inside.capture import Capture
 from polyturn.sandbox.link import FrameReader, StreamLink, encode
 from polyturn.sandbox.server import BOOT, boot_frame, safe_text
 
@@ -328,6 +330,16 @@ def test_docker_without_an_engine_fails_and_is_never_weaker(monkeypatch: pytest.
     with pytest.raises(SandboxUnavailable, match="no Docker engine answers at unix:///nowhere") as caught:
         open_sandbox("docker", sessions=1)
     assert "\n" not in str(caught.value)
+
+
+def test_the_folder_inside_is_exactly_what_is_sent_into_a_sandbox() -> None:
+    """The trust boundary is a folder: nothing in it stays outside, and nothing in it imports what does."""
+    folder = Path(server.__file__).parent / "inside"
+    assert {path.stem for path in folder.glob("*.py")} == {*server.INSIDE, "__init__"}
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("polyturn"):
+                assert node.module.startswith("polyturn.sandbox.inside"), f"{path.name}: {node.module}"
 
 
 def test_an_interpreter_below_the_sandboxs_own_folders_stays_visible() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lazy_loader
 import pytest
 
 import polyturn.sandbox
@@ -62,6 +63,7 @@ def package() -> Iterator[Path]:
             Path(polyturn.sandbox.__file__).parent, root / "polyturn" / "sandbox",
             ignore=shutil.ignore_patterns("__pycache__"),
         )  # fmt: skip
+        shutil.copytree(Path(lazy_loader.__file__).parent, root / "lazy_loader")
         (root / "own").write_text("the user's own file")
         for path in (root, *root.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)

@@ -12,7 +12,7 @@ import resource
 import time
 from collections.abc import Callable
 
-from polyturn.sandbox import walls
+from polyturn.sandbox.inside import walls
 
 # PyDLL keeps the interpreter lock while calling: nothing may run between a raw clone and its bookkeeping.
 _libc = ctypes.PyDLL(None, use_errno=True) if walls.LINUX else None

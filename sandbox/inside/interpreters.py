@@ -18,10 +18,10 @@ import sys
 from collections import deque
 from typing import Any
 
-from polyturn.sandbox import episode, walls, zygote
-from polyturn.sandbox.capture import Capture
-from polyturn.sandbox.loop import READ, WRITE, Loop
-from polyturn.sandbox.processes import ProcessTable, describe, empty_folder
+from polyturn.sandbox.inside import episode, walls, zygote
+from polyturn.sandbox.inside.capture import Capture
+from polyturn.sandbox.inside.loop import READ, WRITE, Loop
+from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_folder
 
 START_S = 30.0  # an interpreter that has not said hello by then is given up
 BIRTHS_AT_ONCE = 8  # so that a thousand openings do not stand between a run and its answer

@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from polyturn.sandbox import episode, forks, walls
+from polyturn.sandbox.inside import episode, forks, walls
 
 WARM_UP = """
 import sympy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from polyturn.sandbox.interpreters import Interpreter
-from polyturn.sandbox.loop import Peer
+from polyturn.sandbox.inside.interpreters import Interpreter
+from polyturn.sandbox.inside.loop import Peer
 
 
 class Call:

@@ -18,11 +18,11 @@ import time
 from collections import deque
 from typing import Any
 
-from polyturn.sandbox import episode, walls, zygote
-from polyturn.sandbox.interpreters import FORGERY, Interpreter
-from polyturn.sandbox.loop import Peer
-from polyturn.sandbox.sessions import Call, Session
-from polyturn.sandbox.watch import FIRST, Watch
+from polyturn.sandbox.inside import episode, walls, zygote
+from polyturn.sandbox.inside.interpreters import FORGERY, Interpreter
+from polyturn.sandbox.inside.loop import Peer
+from polyturn.sandbox.inside.sessions import Call, Session
+from polyturn.sandbox.inside.watch import FIRST, Watch
 
 GRACE_S = 0.5  # between the interrupt and the kill
 FORK_S = 10.0  # what an interpreter may take to fork and its copy to copy the files, before both are ended

@@ -8,9 +8,9 @@ import signal
 import time
 from typing import Any
 
-from polyturn.sandbox.interpreters import Interpreter, Interpreters
-from polyturn.sandbox.processes import folder_usage
-from polyturn.sandbox.sessions import Call, Session
+from polyturn.sandbox.inside.interpreters import Interpreter, Interpreters
+from polyturn.sandbox.inside.processes import folder_usage
+from polyturn.sandbox.inside.sessions import Call, Session
 
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
