@@ -26,8 +26,8 @@ from polyturn.benchmarks.conversation_pages import (
     training_rows,
 )
 from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
-from polyturn.benchmarks.reporting import compare, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.reporting import compare, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group
 

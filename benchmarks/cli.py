@@ -61,7 +61,7 @@ def add_commands(subparsers: Any) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from polyturn.benchmarks.suite import load, names, run_suite
+    from polyturn.benchmarks.running.suite import load, names, run_suite
 
     if args.name is None:
         for name in sorted(names()):

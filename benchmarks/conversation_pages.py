@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import line, panels, plus_minus
-from polyturn.benchmarks.suite import Outcome
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Outcome
 from polyturn.envs.trajectory import Trajectory
 
 Histories = Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]

@@ -34,7 +34,7 @@ from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import warm_start
 from polyturn.algorithms.training.loop import train
-from polyturn.benchmarks.suite import write_json
+from polyturn.benchmarks.running.suite import write_json
 from polyturn.envs.preference import Annotator
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group, Trajectory

@@ -15,7 +15,7 @@ import numpy as np
 
 from polyturn.benchmarks.coverage_report import NINTH, SWEEP, report
 from polyturn.benchmarks.coverage_training import DATA, METHODS, train
-from polyturn.benchmarks.suite import Cell, Suite
+from polyturn.benchmarks.running.suite import Cell, Suite
 
 RATES: Mapping[str, Mapping[str, float]] = {
     "table": {"BoN": 0.1, "RWR": 0.03, "REINFORCE": 0.1, "PPO": 0.1, "DPO": 0.1, "IPO": 0.1},

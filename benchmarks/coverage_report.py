@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from polyturn.algorithms.exact.closed_forms import best_of_n
 from polyturn.benchmarks.coverage_training import LENGTH, METHODS, REWARDS, STORED, VOCABULARY
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Outcome, mean_interval, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Outcome, mean_interval, table
 from polyturn.envs.games.bandits import data_policy, reward_table
 
 NINTH = "tau_ninth-IPO"

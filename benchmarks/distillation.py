@@ -30,9 +30,9 @@ from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.algorithms.training.feed import minibatches
 from polyturn.algorithms.training.loop import train
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import one_thread
 from polyturn.envs.trajectory import Trajectory
 

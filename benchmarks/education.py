@@ -27,8 +27,8 @@ from polyturn.benchmarks.conversation_pages import (
     training_rows,
 )
 from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
-from polyturn.benchmarks.reporting import plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table
+from polyturn.benchmarks.running.reporting import plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, mean_interval, table
 from polyturn.envs.education.oracle import CRITERIA, EducationOracle, outcome, turn_scores
 from polyturn.envs.education.topics import TOPICS
 from polyturn.envs.trajectory import Trajectory

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.algorithms.exact.closed_forms import ipo_on_pairs, softmax
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 
 Array = NDArray[np.float64]
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from polyturn.algorithms.exact import mirror_descent, nash, tabular_games
 from polyturn.algorithms.exact.closed_forms import kl, log_of, softmax
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.envs.games.tabular_games import random_game, random_preference
 
 Array = NDArray[np.float64]

@@ -25,9 +25,9 @@ from polyturn.algorithms.offline_methods import GPO, IPO, BestOfN
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.training.feed import minibatches
 from polyturn.algorithms.training.loop import train
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
 from polyturn.envs.games.token_tasks import skewed_lengths
 from polyturn.envs.judging import Judged, Pair

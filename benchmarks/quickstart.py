@@ -14,8 +14,8 @@ from typing import Any
 
 from polyturn.algorithms.protocols.evaluate import Proportion
 from polyturn.algorithms.protocols.iterate import Iteration
-from polyturn.benchmarks.pages import comparison_page
-from polyturn.benchmarks.suite import machine, table, write_json
+from polyturn.benchmarks.running.pages import comparison_page
+from polyturn.benchmarks.running.suite import machine, table, write_json
 from polyturn.benchmarks.tool_math import QUICK, Setting, learn, plot_curves, supervised
 from polyturn.envs.store import read
 from polyturn.sandbox import open_sandbox

@@ -22,11 +22,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polyturn.benchmarks.running.suite import Cell, Suite
 from polyturn.benchmarks.sandbox_engine import OwnEngine, under_load
 from polyturn.benchmarks.sandbox_episodes import episodes
 from polyturn.benchmarks.sandbox_peers import WAYS, Call, timed
 from polyturn.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
-from polyturn.benchmarks.suite import Cell, Suite
 from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
 from polyturn.sandbox.images import image as images

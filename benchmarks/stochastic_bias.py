@@ -29,9 +29,9 @@ from polyturn.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group
 

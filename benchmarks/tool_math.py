@@ -28,7 +28,7 @@ from polyturn.algorithms.methods import MDPO, MKTO, RAFT
 from polyturn.algorithms.protocols.evaluate import Report, evaluate, report
 from polyturn.algorithms.protocols.iterate import Iteration, OfflineMethod, iterate
 from polyturn.algorithms.protocols.warmup import warm_start
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, mean_interval, table, write_json
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, mean_interval, table, write_json
 from polyturn.envs.store import Store
 from polyturn.envs.tool_math.problems import Problems
 from polyturn.envs.tool_math.word_problems import word_problems
@@ -353,7 +353,7 @@ def _filled(cells: Sequence[str], length: int) -> list[str]:
 
 def plot_curves(curves: Mapping[str, Sequence[tuple[float, float, float]]], stem: Path) -> None:
     """Draws success against iteration, one line a variant, to `stem.png` and `stem.svg`."""
-    from polyturn.benchmarks.plots import figure, save
+    from polyturn.benchmarks.running.plots import figure, save
 
     with figure(6.5, 4) as (canvas, axes):
         for variant, curve in curves.items():

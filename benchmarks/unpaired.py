@@ -23,9 +23,9 @@ from polyturn.algorithms.offline_methods import DROV, PMPO, RWR, standardised
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.feed import minibatches
 from polyturn.algorithms.training.loop import train
-from polyturn.benchmarks.plots import save
-from polyturn.benchmarks.reporting import by_name, compare, line, panels, plus_minus
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import Measure, Task, curve, one_thread, rewards, start, win_rate
 from polyturn.envs.games.bandits import data_policy, reward_table
 from polyturn.envs.preference import by_return

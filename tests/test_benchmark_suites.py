@@ -11,8 +11,8 @@ import pytest
 
 from polyturn.benchmarks.ipo_vs_dpo import DATA, train
 from polyturn.benchmarks.nash import BETAS, MEASURES, TAUS
-from polyturn.benchmarks.reporting import compare, plus_minus
-from polyturn.benchmarks.suite import load, run_suite
+from polyturn.benchmarks.running.reporting import compare, plus_minus
+from polyturn.benchmarks.running.suite import load, run_suite
 
 PLOTS = {"gpo_frontier": "frontier", "ipo_vs_dpo": "curves", "nash": "nash"}
 

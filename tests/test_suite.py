@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from polyturn.benchmarks.pages import comparison_page
-from polyturn.benchmarks.suite import Cell, Outcome, Suite, SuiteError, load, mean_interval, names, run_suite, table
+from polyturn.benchmarks.running.pages import comparison_page
+from polyturn.benchmarks.running.suite import (
+    Cell,
+    Outcome,
+    Suite,
+    SuiteError,
+    load,
+    mean_interval,
+    names,
+    run_suite,
+    table,
+)
 from polyturn.envs.trajectory import Trajectory, Turn
 
 

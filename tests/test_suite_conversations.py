@@ -16,7 +16,7 @@ from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.benchmarks import car_dealer, conversation_pages, conversations, education
 from polyturn.benchmarks.conversations import QUICK, Setting, with_model
-from polyturn.benchmarks.suite import Cell, run_suite
+from polyturn.benchmarks.running.suite import Cell, run_suite
 from polyturn.envs.trajectory import Group
 
 TINY: dict[str, Any] = {

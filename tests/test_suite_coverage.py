@@ -19,7 +19,7 @@ from polyturn.benchmarks import coverage_training as training
 from polyturn.benchmarks.coverage import SUITE
 from polyturn.benchmarks.coverage_policies import GPT, OneToken, draw, gpt2, stacked
 from polyturn.benchmarks.coverage_report import one_round
-from polyturn.benchmarks.suite import run_suite
+from polyturn.benchmarks.running.suite import run_suite
 from polyturn.envs.games.bandits import context_features, data_policy, reward_table
 from polyturn.envs.games.token_tasks import token_rewards
 from polyturn.envs.preference import by_score

@@ -11,7 +11,7 @@ from polyturn.algorithms.batch import collate
 from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.benchmarks import distillation
 from polyturn.benchmarks.distillation import LATER, METHODS, WIDTHS, gemma, score, shown, texts_of
-from polyturn.benchmarks.suite import run_suite
+from polyturn.benchmarks.running.suite import run_suite
 
 
 def test_students_and_teacher_are_gemma_2_over_one_tokenizer() -> None:

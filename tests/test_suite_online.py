@@ -24,7 +24,7 @@ from polyturn.benchmarks.online_vs_offline import (
     skewed,
     usual,
 )
-from polyturn.benchmarks.suite import Cell, load, run_suite
+from polyturn.benchmarks.running.suite import Cell, load, run_suite
 from polyturn.benchmarks.token_policies import one_thread, win_rate
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

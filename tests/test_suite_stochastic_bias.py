@@ -23,8 +23,8 @@ from polyturn.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
+from polyturn.benchmarks.running.suite import load, run_suite
 from polyturn.benchmarks.stochastic_bias import INVALID, SUITE
-from polyturn.benchmarks.suite import load, run_suite
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from polyturn.algorithms.exact.closed_forms import pmpo_optimum
-from polyturn.benchmarks.suite import Cell, load, run_suite
+from polyturn.benchmarks.running.suite import Cell, load, run_suite
 from polyturn.benchmarks.token_policies import one_thread
 from polyturn.benchmarks.unpaired import TAUS, dro_table, fit_pmpo, halves, pmpo_table
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from polyturn.benchmarks.plots import figure
-from polyturn.benchmarks.suite import Outcome, mean_interval
+from polyturn.benchmarks.running.plots import figure
+from polyturn.benchmarks.running.suite import Outcome, mean_interval
 
 
 def by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, Any]]]:

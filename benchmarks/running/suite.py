@@ -127,7 +127,7 @@ def load(name: str) -> Suite:
 
     suite = getattr(import_module(module), attribute or "SUITE", None)
     if not isinstance(suite, Suite):
-        raise SuiteError(f"expected a polyturn.benchmarks.suite.Suite at {place!r}, got {type(suite).__name__}")
+        raise SuiteError(f"expected a polyturn.benchmarks.running.suite.Suite at {place!r}, got {type(suite).__name__}")
     return suite
 
 

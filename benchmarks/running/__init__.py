@@ -1,0 +1,1 @@
+"""Running suites: cells of work, reports, plots, pages."""
