@@ -15,10 +15,10 @@ from torch import nn
 from polyturn.agents.tabular import mlp_policy
 from polyturn.agents.transformer.policy import Scorer
 from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
-from polyturn.benchmarks import coverage_training as training
-from polyturn.benchmarks.coverage import SUITE
-from polyturn.benchmarks.coverage_policies import GPT, OneToken, draw, gpt2, stacked
-from polyturn.benchmarks.coverage_report import one_round
+from polyturn.benchmarks.coverage import training
+from polyturn.benchmarks.coverage.policies import GPT, OneToken, draw, gpt2, stacked
+from polyturn.benchmarks.coverage.report import one_round
+from polyturn.benchmarks.coverage.suite import SUITE
 from polyturn.benchmarks.running.suite import run_suite
 from polyturn.envs.games.bandits import context_features, data_policy, reward_table
 from polyturn.envs.games.token_tasks import token_rewards

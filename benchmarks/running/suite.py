@@ -88,7 +88,7 @@ class Suite:
 BUILT_IN: dict[str, str] = {
     "car_dealer": "polyturn.benchmarks.car_dealer:SUITE",
     "distillation": "polyturn.benchmarks.distillation:SUITE",
-    "coverage": "polyturn.benchmarks.coverage:SUITE",
+    "coverage": "polyturn.benchmarks.coverage.suite:SUITE",
     "education": "polyturn.benchmarks.education:SUITE",
     "gpo_frontier": "polyturn.benchmarks.gpo_frontier:SUITE",
     "ipo_vs_dpo": "polyturn.benchmarks.ipo_vs_dpo:SUITE",

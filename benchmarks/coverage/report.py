@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.algorithms.exact.closed_forms import best_of_n
-from polyturn.benchmarks.coverage_training import LENGTH, METHODS, REWARDS, STORED, VOCABULARY
+from polyturn.benchmarks.coverage.training import LENGTH, METHODS, REWARDS, STORED, VOCABULARY
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import compare, line, panels, plus_minus
 from polyturn.benchmarks.running.suite import Outcome, mean_interval, table

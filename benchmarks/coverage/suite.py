@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from polyturn.benchmarks.coverage_report import NINTH, SWEEP, report
-from polyturn.benchmarks.coverage_training import DATA, METHODS, train
+from polyturn.benchmarks.coverage.report import NINTH, SWEEP, report
+from polyturn.benchmarks.coverage.training import DATA, METHODS, train
 from polyturn.benchmarks.running.suite import Cell, Suite
 
 RATES: Mapping[str, Mapping[str, float]] = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyturn.agents.tabular import mlp_policy
 from polyturn.algorithms import losses
-from polyturn.benchmarks.coverage_policies import GPT, OneToken, Stack, draw, gpt2, stacked
+from polyturn.benchmarks.coverage.policies import GPT, OneToken, Stack, draw, gpt2, stacked
 from polyturn.envs.games.bandits import context_features, data_policy, reward_table
 
 METHODS = ("BoN", "RWR", "REINFORCE", "PPO", "DPO", "IPO")
