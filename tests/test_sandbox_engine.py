@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.benchmarks.sandbox_engine import OwnEngine, under_load
+from polyturn.benchmarks.sandbox.engine import OwnEngine, under_load
 from polyturn.sandbox import SandboxUnavailable
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect
 from polyturn.sandbox.images import host_image

@@ -94,7 +94,7 @@ BUILT_IN: dict[str, str] = {
     "ipo_vs_dpo": "polyturn.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "polyturn.benchmarks.nash:SUITE",
     "online_vs_offline": "polyturn.benchmarks.online_vs_offline:SUITE",
-    "sandbox": "polyturn.benchmarks.sandbox:SUITE",
+    "sandbox": "polyturn.benchmarks.sandbox.suite:SUITE",
     "stochastic_bias": "polyturn.benchmarks.stochastic_bias:SUITE",
     "tool_math": "polyturn.benchmarks.tool_math:SUITE",
     "unpaired": "polyturn.benchmarks.unpaired:SUITE",

@@ -10,7 +10,7 @@ from typing import Any
 
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.scripted.gold import GoldAgent
-from polyturn.benchmarks.sandbox_peers import WAYS, Call
+from polyturn.benchmarks.sandbox.peers import WAYS, Call
 from polyturn.envs.tool_math.env import ToolMath
 from polyturn.envs.tool_math.problems import Problems, load_problems
 from polyturn.sandbox import Capabilities, Limits, Result, Sandbox, Session, Status, open_sandbox

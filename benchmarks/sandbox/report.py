@@ -10,7 +10,7 @@ from typing import Any
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, panels
 from polyturn.benchmarks.running.suite import Outcome, table
-from polyturn.benchmarks.sandbox_peers import WAYS
+from polyturn.benchmarks.sandbox.peers import WAYS
 
 CALLERS = (1, 2, 8, 32)
 SIZES = (1_000, 10_000, 100_000, 900_000)

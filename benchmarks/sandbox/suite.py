@@ -1,6 +1,6 @@
 """The sandbox measured: latency and throughput beside other ways, sessions, neighbours, endurance.
 
-    polyturn bench sandbox            or  polyturn bench polyturn.benchmarks.sandbox:SUITE
+    polyturn bench sandbox            or  polyturn bench polyturn.benchmarks.sandbox.suite:SUITE
 
 Needs Docker and the image. What else is on the machine decides how much is compared: `jupyter_client` and the image of
 `polyturn sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported with
@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.benchmarks.running.suite import Cell, Suite
-from polyturn.benchmarks.sandbox_engine import OwnEngine, under_load
-from polyturn.benchmarks.sandbox_episodes import episodes
-from polyturn.benchmarks.sandbox_peers import WAYS, Call, timed
-from polyturn.benchmarks.sandbox_report import CALLERS, GRACE_S, SIZES, report
+from polyturn.benchmarks.sandbox.engine import OwnEngine, under_load
+from polyturn.benchmarks.sandbox.episodes import episodes
+from polyturn.benchmarks.sandbox.peers import WAYS, Call, timed
+from polyturn.benchmarks.sandbox.report import CALLERS, GRACE_S, SIZES, report
 from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
 from polyturn.sandbox.images import image as images
