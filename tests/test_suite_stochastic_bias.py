@@ -12,7 +12,8 @@ import torch
 
 from polyturn.algorithms import GPO, IPO, MTPO, PPO
 from polyturn.algorithms.exact.tabular_games import occupancy, uniform_policy, win_probability
-from polyturn.benchmarks.lucky_games import (
+from polyturn.benchmarks.running.suite import load, run_suite
+from polyturn.benchmarks.stochastic_bias.games import (
     GambleEnv,
     Plays,
     blurred,
@@ -23,8 +24,7 @@ from polyturn.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
-from polyturn.benchmarks.running.suite import load, run_suite
-from polyturn.benchmarks.stochastic_bias import INVALID, SUITE
+from polyturn.benchmarks.stochastic_bias.suite import INVALID, SUITE
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from polyturn.algorithms.exact.tabular_games import exploitability, regularised_nash, uniform_policy
-from polyturn.benchmarks.lucky_games import (
+from polyturn.benchmarks.running.plots import save
+from polyturn.benchmarks.running.reporting import compare, line, panels, plus_minus
+from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
+from polyturn.benchmarks.stochastic_bias.games import (
     GambleEnv,
     PaidGame,
     Plays,
@@ -29,9 +32,6 @@ from polyturn.benchmarks.lucky_games import (
     reward_optimum,
     reward_regret,
 )
-from polyturn.benchmarks.running.plots import save
-from polyturn.benchmarks.running.reporting import compare, line, panels, plus_minus
-from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group
 
