@@ -14,8 +14,13 @@ from polyturn.agents import ScriptedAgent, collect
 from polyturn.agents.scripted.sellers import ScriptedSeller, SellingHabits
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.benchmarks import car_dealer, conversation_pages, conversations, education
-from polyturn.benchmarks.conversations import QUICK, Setting, with_model
+from polyturn.benchmarks.conversations import (
+    car_dealer,
+    education,
+    pages as conversation_pages,
+    training as conversations,
+)
+from polyturn.benchmarks.conversations.training import QUICK, Setting, with_model
 from polyturn.benchmarks.running.suite import Cell, run_suite
 from polyturn.envs.trajectory import Group
 

@@ -86,10 +86,10 @@ class Suite:
 
 
 BUILT_IN: dict[str, str] = {
-    "car_dealer": "polyturn.benchmarks.car_dealer:SUITE",
+    "car_dealer": "polyturn.benchmarks.conversations.car_dealer:SUITE",
     "distillation": "polyturn.benchmarks.distillation:SUITE",
     "coverage": "polyturn.benchmarks.coverage.suite:SUITE",
-    "education": "polyturn.benchmarks.education:SUITE",
+    "education": "polyturn.benchmarks.conversations.education:SUITE",
     "gpo_frontier": "polyturn.benchmarks.gpo_frontier:SUITE",
     "ipo_vs_dpo": "polyturn.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "polyturn.benchmarks.nash:SUITE",

@@ -17,7 +17,7 @@ import numpy as np
 
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.scripted.sellers import ScriptedSeller
-from polyturn.benchmarks.conversation_pages import (
+from polyturn.benchmarks.conversations.pages import (
     conversations_shown,
     fit_rows,
     plot_histories,
@@ -25,7 +25,16 @@ from polyturn.benchmarks.conversation_pages import (
     trained,
     training_rows,
 )
-from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
+from polyturn.benchmarks.conversations.training import (
+    QUICK,
+    Setting,
+    Task,
+    agent,
+    everybody,
+    fits,
+    improved,
+    with_model,
+)
 from polyturn.benchmarks.running.reporting import compare, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.envs.preference import Preference, by_return

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.algorithms.feedback.dueling import duel
-from polyturn.benchmarks.conversation_pages import (
+from polyturn.benchmarks.conversations.pages import (
     conversations_shown,
     fit_rows,
     plot_histories,
@@ -26,7 +26,16 @@ from polyturn.benchmarks.conversation_pages import (
     trained,
     training_rows,
 )
-from polyturn.benchmarks.conversations import QUICK, Setting, Task, agent, everybody, fits, improved, with_model
+from polyturn.benchmarks.conversations.training import (
+    QUICK,
+    Setting,
+    Task,
+    agent,
+    everybody,
+    fits,
+    improved,
+    with_model,
+)
 from polyturn.benchmarks.running.reporting import plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, mean_interval, table
 from polyturn.envs.education.oracle import CRITERIA, EducationOracle, outcome, turn_scores

@@ -1,0 +1,1 @@
+"""Suites of conversations: Education Dialogue and Car Dealer."""
