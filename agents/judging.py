@@ -1,5 +1,5 @@
 """Judges of whole conversations: an agent behind a prompt, and a person at the terminal. Both are pair judges
-(`polyturn.envs.judging`); `agent_judge` and `human_judge` make annotators of them.
+(`polyturn.envs.preference`); `agent_judge` and `human_judge` make annotators of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from polyturn.agents.agent import Agent, AgentFailed, Episode
 from polyturn.agents.collecting.blocking import LoopThread
 from polyturn.agents.collecting.roles import reply
 from polyturn.envs.conversation import transcript
-from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.preference import Judged, Pair
 from polyturn.envs.trajectory import Trajectory
 
 TEACHING = (

@@ -30,8 +30,7 @@ from polyturn.benchmarks.running.reporting import by_name, compare, line, panels
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
 from polyturn.envs.games.token_tasks import skewed_lengths
-from polyturn.envs.judging import Judged, Pair
-from polyturn.envs.preference import by_return
+from polyturn.envs.preference import Judged, Pair, by_return
 from polyturn.envs.trajectory import Group
 
 Array = NDArray[np.float64]

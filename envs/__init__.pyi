@@ -17,8 +17,14 @@ from .education.env import EducationDialogue as EducationDialogue
 from .education.oracle import EducationOracle as EducationOracle
 from .education.student import ScriptedStudent as ScriptedStudent
 from .export import export_dpo as export_dpo, export_parquet as export_parquet, export_sft as export_sft
-from .judging import Judged as Judged, PairJudge as PairJudge
-from .preference import Annotator as Annotator, Preference as Preference, by_return as by_return, by_score as by_score
+from .preference import (
+    Annotator as Annotator,
+    Judged as Judged,
+    PairJudge as PairJudge,
+    Preference as Preference,
+    by_return as by_return,
+    by_score as by_score,
+)
 from .registration import (
     EnvOptionError as EnvOptionError,
     UnknownEnv as UnknownEnv,

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.envs.education.oracle import EducationOracle, outcome, turn_scores
-from polyturn.envs.judging import Judged, Pair
+from polyturn.envs.preference import Judged, Pair
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 unit = st.floats(0, 1)

@@ -11,7 +11,7 @@ import numpy as np
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.judging import PromptedJudge
-from polyturn.envs.judging import Judged, Pair, PairJudge
+from polyturn.envs.preference import Judged, Pair, PairJudge
 from polyturn.envs.trajectory import Group
 
 HELPFUL = "Two assistants answered the same user. Judge which of them was more helpful, honest and to the point."

@@ -29,8 +29,7 @@ from polyturn.algorithms.networks.compound import Compound
 from polyturn.algorithms.pairing import Example, judged_pairs
 from polyturn.algorithms.training.feed import minibatches
 from polyturn.algorithms.training.loop import TrainResult, train
-from polyturn.envs.judging import Judged, Pair
-from polyturn.envs.preference import Preference
+from polyturn.envs.preference import Judged, Pair, Preference
 from polyturn.envs.trajectory import Group, TokenIds, Trajectory, Turn
 
 _HEAD = "head.safetensors"

@@ -30,8 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polyturn.envs.judging import Judged, Pair
-from polyturn.envs.preference import Preference
+from polyturn.envs.preference import Judged, Pair, Preference
 from polyturn.envs.trajectory import Group, Trajectory
 
 CRITERIA = ("understanding", "enjoyment", "participation")
