@@ -175,8 +175,8 @@ def add_preference_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     from polyturn.agents.transformer.policy import Policy
-    from polyturn.algorithms import method_table
     from polyturn.algorithms.feedback.annotators import annotator
+    from polyturn.algorithms.methods import table as method_table
     from polyturn.envs.cli import parse_option
 
     method = method_table.make(args.method, **dict(parse_option(text) for text in args.method_option))
@@ -329,7 +329,7 @@ def _online(
 ) -> int:
     from polyturn.agents.transformer.mixture import MixtureAgent
     from polyturn.algorithms.feedback.reward_models import RewardModel
-    from polyturn.algorithms.methods import needs_reference
+    from polyturn.algorithms.methods.base import needs_reference
     from polyturn.algorithms.networks.value import ActorCritic
     from polyturn.algorithms.protocols.online import online
     from polyturn.algorithms.training.loop import train

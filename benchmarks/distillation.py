@@ -24,8 +24,9 @@ from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_tokenizer
 from polyturn.algorithms.batch import collate
-from polyturn.algorithms.distillation import Distillation
-from polyturn.algorithms.methods import SFT, Method
+from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.distillation import Distillation
+from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.algorithms.training.feed import minibatches

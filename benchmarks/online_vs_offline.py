@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from polyturn.agents.agent import Episode
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.feedback.ai_feedback import ai_feedback, position_bias
-from polyturn.algorithms.methods import SFT, Method
-from polyturn.algorithms.offline_methods import GPO, IPO, BestOfN
+from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.imitation import SFT, BestOfN
+from polyturn.algorithms.methods.pairwise import GPO, IPO
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.training.feed import minibatches
 from polyturn.algorithms.training.loop import train

@@ -24,7 +24,9 @@ from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.methods import MDPO, MKTO, RAFT
+from polyturn.algorithms.methods.imitation import RAFT
+from polyturn.algorithms.methods.pairwise import MDPO
+from polyturn.algorithms.methods.unpaired import MKTO
 from polyturn.algorithms.protocols.evaluate import Report, evaluate, report
 from polyturn.algorithms.protocols.iterate import Iteration, OfflineMethod, iterate
 from polyturn.algorithms.protocols.warmup import warm_start

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from polyturn.algorithms import losses
 from polyturn.algorithms.exact.closed_forms import dro_optimum, kl, pmpo_optimum
-from polyturn.algorithms.methods import MKTO, SFT, Method
+from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.imitation import RWR, SFT
+from polyturn.algorithms.methods.unpaired import DROV, MKTO, PMPO, standardised
 from polyturn.algorithms.networks.value import ActorCritic
-from polyturn.algorithms.offline_methods import DROV, PMPO, RWR, standardised
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.feed import minibatches
 from polyturn.algorithms.training.loop import train

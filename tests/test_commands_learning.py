@@ -197,7 +197,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     """A rollout of slow programs, interrupted: exit code 130, one line, and what was finished is kept."""
     out = tmp_path / "runs.jsonl"
     script = (
-        "import sys; from polyturn.agents import demonstrator as d; import polyturn.cli as c;"
+        "import sys; from polyturn.agents.scripted import demonstrator as d; import polyturn.cli as c;"
         "act = d.Demonstrator.act;"
         "slow = lambda self, e: '```python\\nimport time; time.sleep(0.2)\\n```' if len(e.turns) < 2 else act(self, e);"
         "d.Demonstrator.act = slow; sys.exit(c.main(sys.argv[1:]))"

@@ -20,7 +20,8 @@ import torch
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.methods import MDPO, RAFT, SFT
+from polyturn.algorithms.methods.imitation import RAFT, SFT
+from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.protocols.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
 from polyturn.algorithms.training.checkpoint import CheckpointError

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 import polyturn.algorithms
-from polyturn.algorithms import GPO, GRPO, IPO, MTPO, PPO, methods
+from polyturn.algorithms import GPO, GRPO, IPO, MTPO, PPO
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.losses import hinge, squared
-from polyturn.algorithms.method_table import METHODS, make
-from polyturn.algorithms.methods import MDPO, MKTO, RAFT, SFT, Loss
+from polyturn.algorithms.methods import base as methods
+from polyturn.algorithms.methods.base import Loss
+from polyturn.algorithms.methods.imitation import RAFT, SFT
+from polyturn.algorithms.methods.pairwise import MDPO
+from polyturn.algorithms.methods.table import METHODS, make
+from polyturn.algorithms.methods.unpaired import MKTO
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn

@@ -33,7 +33,7 @@ from polyturn.algorithms import (
     train,
 )
 from polyturn.algorithms.exact import closed_forms as exact
-from polyturn.algorithms.offline_methods import MARGIN_FUNCTIONS
+from polyturn.algorithms.methods.pairwise import MARGIN_FUNCTIONS
 from polyturn.envs.preference import Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 

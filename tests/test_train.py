@@ -23,7 +23,7 @@ from torch import Tensor
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
-from polyturn.algorithms.methods import Method
+from polyturn.algorithms.methods.base import Method
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.feed import AnnotatedGroup
 from polyturn.algorithms.training.schedule import factor

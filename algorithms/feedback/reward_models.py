@@ -24,7 +24,7 @@ from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.estimators import sequence_sum
 from polyturn.algorithms.feedback.agreement import Calibration, calibration
 from polyturn.algorithms.losses import logistic
-from polyturn.algorithms.methods import Loss
+from polyturn.algorithms.methods.base import Loss
 from polyturn.algorithms.networks.compound import Compound
 from polyturn.algorithms.pairing import Example, judged_pairs
 from polyturn.algorithms.training.feed import minibatches

@@ -20,7 +20,7 @@ from polyturn.agents.collecting.collect import collect, plain_options
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
-from polyturn.algorithms.methods import Method, needs_reference
+from polyturn.algorithms.methods.base import Method, needs_reference
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError

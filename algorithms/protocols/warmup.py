@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.agents.transformer.policy import Policy
-from polyturn.algorithms.methods import SFT
+from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.feed import minibatches, steps_of
 from polyturn.algorithms.training.loop import TrainResult, train

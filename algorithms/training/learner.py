@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from polyturn.algorithms import methods
 from polyturn.algorithms.batch import Batch
-from polyturn.algorithms.methods import Loss, Method
+from polyturn.algorithms.methods import base as methods
+from polyturn.algorithms.methods.base import Loss, Method
 from polyturn.algorithms.training.metrics import Sums, add, merge
 from polyturn.algorithms.training.microbatch import shard, split
 

@@ -20,9 +20,9 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from tqdm.auto import tqdm
 
-from polyturn.algorithms import methods
 from polyturn.algorithms.batch import Batch, collate, drop_long
-from polyturn.algorithms.methods import Method
+from polyturn.algorithms.methods import base as methods
+from polyturn.algorithms.methods.base import Method
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable

@@ -25,11 +25,12 @@ from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.mixture import MixtureAgent
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.actor_critic import MTPO, PPO
 from polyturn.algorithms.feedback.dueling import Rivals
 from polyturn.algorithms.feedback.reward_models import Annotations, PreferenceModel, RewardModel, fit
 from polyturn.algorithms.feedback.single_turns import turn_feedback
-from polyturn.algorithms.methods import MDPO, Method
+from polyturn.algorithms.methods.actor_critic import MTPO, PPO
+from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import warm_start

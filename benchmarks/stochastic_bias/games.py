@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from polyturn.agents.transformer.policy import Policy
     from polyturn.algorithms.batch import Batch
-    from polyturn.algorithms.methods import Method
+    from polyturn.algorithms.methods.base import Method
 
 Where = Literal["both", "first", "last"]
 
@@ -206,7 +206,7 @@ class Plays:
         """
         import torch
 
-        from polyturn.algorithms.actor_critic import MTPO, PPO
+        from polyturn.algorithms.methods.actor_critic import MTPO, PPO
 
         logits = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in self._shapes]
         anchor = self._logps(logits).detach()

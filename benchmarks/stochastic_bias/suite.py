@@ -37,7 +37,7 @@ from polyturn.envs.trajectory import Group
 
 if TYPE_CHECKING:
     from polyturn.agents.transformer.policy import Policy
-    from polyturn.algorithms.methods import Method
+    from polyturn.algorithms.methods.base import Method
 
 Claim = Literal["reward", "response", "preference"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
-from polyturn.algorithms.methods import Loss, check_choice
+from polyturn.algorithms.methods.base import Loss, check_choice
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group

@@ -16,11 +16,9 @@ from torch import Tensor
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import gae, policy_mask, turn_sums
 from polyturn.algorithms.losses import ppo_clip
-from polyturn.algorithms.methods import Loss, check_choice, check_range
+from polyturn.algorithms.methods.base import Loss, behaviour, check_choice, check_range, clipped, masked, output, scored
 from polyturn.algorithms.networks.value import token_slots, turn_slots
-from polyturn.algorithms.offline_methods import output, scored
 from polyturn.algorithms.pairing import Example, against_opponents, own_members
-from polyturn.algorithms.sampled import behaviour, clipped, masked
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group
 

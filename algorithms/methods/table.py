@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from polyturn.algorithms.actor_critic import MTPO, PPO
-from polyturn.algorithms.distillation import Distillation
-from polyturn.algorithms.methods import MDPO, MKTO, RAFT, SFT, Method
-from polyturn.algorithms.offline_methods import DROV, GPO, IPO, PMPO, RWR, BestOfN
-from polyturn.algorithms.online_methods import GRPO, REINFORCE, RLOO, NashPG
+from polyturn.algorithms.methods.actor_critic import MTPO, PPO
+from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.distillation import Distillation
+from polyturn.algorithms.methods.imitation import RAFT, RWR, SFT, BestOfN
+from polyturn.algorithms.methods.pairwise import GPO, IPO, MDPO
+from polyturn.algorithms.methods.policy_gradient import GRPO, REINFORCE, RLOO, NashPG
+from polyturn.algorithms.methods.unpaired import DROV, MKTO, PMPO
 from polyturn.envs.suggest import did_you_mean
 
 METHODS: dict[str, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""Methods that learn from the policy's own fresh samples: policy gradients, and the Nash methods.
+"""Policy gradients without a critic, and the Nash methods: they learn from the policy's own fresh samples.
 
 Give them groups from `polyturn.algorithms.online`. Scores are what the annotator gave; where it gave preferences alone,
 a member's score is its win rate over the others. In a group, members of the same agent and version as the first are the
@@ -25,10 +25,8 @@ from polyturn.algorithms.estimators import (
     sequence_sum,
 )
 from polyturn.algorithms.losses import nash_md, policy_gradient, ppo_clip
-from polyturn.algorithms.methods import Loss, check_choice, check_range
-from polyturn.algorithms.offline_methods import scored
+from polyturn.algorithms.methods.base import Loss, behaviour, check_choice, check_range, clipped, masked, scored
 from polyturn.algorithms.pairing import Example, against_opponents
-from polyturn.algorithms.sampled import behaviour, clipped, masked
 from polyturn.envs.preference import Preference
 from polyturn.envs.trajectory import Group
 

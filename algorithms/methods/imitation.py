@@ -1,0 +1,114 @@
+"""Imitation: the likelihood of rows that are to be copied, all alike or weighted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
+from polyturn.algorithms.losses import rwr
+from polyturn.algorithms.methods.base import Loss, check_choice, check_positive, scored
+from polyturn.algorithms.pairing import Example, winners
+from polyturn.envs.preference import Preference
+from polyturn.envs.trajectory import Group
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Negative log-likelihood of the agent's tokens, averaged over all tokens of a step.
+
+    Without a preference every valid member is a demonstration. With one, only winners count; best-of-N and Pref-FT
+    (arXiv 2404.14367) are this with `best=1`.
+
+    Attributes:
+        best: How many winners of a group at most, drawn at random; None for all.
+        above: Members with a score greater than this win; None: those with the highest win rate.
+        turns: "all" or only the "last" turn of a trajectory.
+    """
+
+    best: int | None = 1
+    above: float | None = None
+    turns: Turns = "all"
+    name: str = "sft"
+    needs_reference: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice(f"{type(self).__name__}.turns", self.turns, ("all", "last"))
+
+    def examples(self, group: Group, preference: Preference | None, rng: np.random.Generator) -> Example | None:
+        """Winners of the group, or every valid member where there is no preference."""
+        if preference is None:
+            rows = np.flatnonzero([member.valid for member in group])
+        else:
+            rows = winners(group, preference, rng, count=self.best, above=self.above)
+        return Example(tuple(group[int(row)] for row in rows)) if len(rows) else None
+
+    def where(self, batch: Batch) -> Tensor:
+        """`[N, T]` bool: the agent's tokens."""
+        return policy_mask(batch.turn, turns=self.turns)
+
+    def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
+        """NLL per row, counted by tokens. Rows that lost a pair or are marked undesirable are left out."""
+        keep = ~batch.mismatched & (batch.desirable != 0)
+        if len(batch.pairs):
+            keep &= torch.isin(torch.arange(len(batch), device=batch.pairs.device), batch.pairs[:, 0])
+        rows = keep.nonzero()[:, 0]
+        values = -sequence_sum(logps, batch.turn, turns=self.turns)[rows]
+        count = policy_mask(batch.turn, turns=self.turns).sum(1)[rows].to(values.dtype)
+        return Loss(values, count, {"tokens_per_row": count})
+
+
+@dataclass(frozen=True)
+class RAFT(SFT):
+    """Reward-ranked fine-tuning (arXiv 2304.06767): SFT on every member whose score is positive.
+
+    As M-DPO's baseline (arXiv 2409.02392, 1/0 rewards) that is every right answer of the policy's own samples.
+    """
+
+    best: int | None = None
+    above: float | None = 0.0
+    name: str = "raft"
+
+
+@dataclass(frozen=True)
+class BestOfN(SFT):
+    """Imitation of the best of N samples (BoN distillation; arXiv 2404.14367 with N = 10).
+
+    The best is the member with the highest win rate; of several, one at random. Groups of equals teach nothing.
+    """
+
+    name: str = "best_of_n"
+
+
+@dataclass(frozen=True)
+class RWR:
+    """Reward-weighted regression: -min(exp(r / beta), max_weight) log pi (Peters and Schaal 2007).
+
+    Settings as in the runs of arXiv 2404.14367, which clip the weight to [0, 20].
+
+    Attributes:
+        beta: Temperature of the reward; smaller imitates the best alone.
+        max_weight: Largest weight of a row.
+    """
+
+    beta: float = 1.0
+    max_weight: float = 20.0
+    name: str = "rwr"
+    needs_reference: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive("RWR.beta", self.beta)
+
+    def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
+        """Every valid member with its score; without scores, with its win rate."""
+        return scored(group, preference)
+
+    def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
+        """Weighted negative log-likelihood of each row."""
+        reward = batch.scores.to(logps.dtype)
+        values = rwr(sequence_sum(logps, batch.turn), reward, beta=self.beta, max_weight=self.max_weight)
+        return Loss(values, None, {"score": batch.scores})
