@@ -16,7 +16,7 @@ import pytest
 
 import polyturn
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ("sandbox", "envs", "agents", "algorithms", "benchmarks")
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (one program a line reads better than a program folded)
-"""The hostile programs, and what is looked at after each of them. `test_sandbox_attacks` says what must be seen."""
+"""The hostile programs, and what is looked at after each of them. `test_attacks` says what must be seen."""
 
 from __future__ import annotations
 

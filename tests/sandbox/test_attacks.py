@@ -51,4 +51,4 @@ def test_local(local_campaign: Campaign, attack: Attack) -> None:
 def test_there_are_as_many_attacks_as_the_security_page_says() -> None:
     """The page claims at least 200; names are unique, or one outcome would stand for two."""
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 200
-    assert os.path.basename(__file__) in (Path(__file__).parent.parent / "docs" / "SECURITY.md").read_text()
+    assert os.path.basename(__file__) in (Path(__file__).parents[2] / "docs" / "SECURITY.md").read_text()

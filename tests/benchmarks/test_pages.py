@@ -14,7 +14,7 @@ import pytest
 
 from polyturn import cli
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page: str, *languages: str) -> list[str]:

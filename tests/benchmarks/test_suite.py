@@ -165,7 +165,7 @@ def test_cells_at_once_come_back_in_order_and_a_failure_loses_no_finished_one(
     """Cell 3 fails in the first run; the second runs what is missing and reports as if nothing had happened."""
     import os
 
-    monkeypatch.syspath_prepend(Path(__file__).parent.parent)  # where workers find this module
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where workers find this module
     with pytest.raises(RuntimeError, match="cell 3 fails once"):
         run_suite(HALVES, tmp_path, jobs=2, progress=False)
     record = run_suite(HALVES, tmp_path, jobs=2, progress=False)

@@ -32,7 +32,7 @@ def test_known():
 
 def outcome(folder: Path, tests: str, required: str, *options: str) -> str:
     """What pytest prints for some tests beside this suite's conftest.py."""
-    shutil.copy(Path(__file__).parent / "conftest.py", folder)
+    shutil.copy(Path(__file__).parents[1] / "conftest.py", folder)
     (folder / "test_them.py").write_text(tests)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = docker: needs Docker\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
