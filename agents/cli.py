@@ -48,7 +48,7 @@ def add_commands(subparsers: Any) -> None:
     rollout.add_argument(
         "--branch-at", type=int, metavar="K", help="members of a group share the agent's first K turns"
     )
-    rollout.add_argument("--same-luck", action="store_true", help="members share the environment's luck too")
+    rollout.add_argument("--same-noise", action="store_true", help="members share the environment's noise too")
     add_sampling_arguments(rollout)
     rollout.add_argument("--concurrency", type=int, default=64, help="episodes at once (default 64)")
     rollout.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
@@ -239,7 +239,7 @@ def _rollout(args: argparse.Namespace) -> int:
                 tasks=tasks,
                 env_options=options,
                 branch_at=args.branch_at,
-                same_luck=args.same_luck,
+                same_noise=args.same_noise,
                 concurrency=args.concurrency,
                 store=store,
                 partner_store=partner_store,

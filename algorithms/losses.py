@@ -100,7 +100,7 @@ def gpo(
     strength.
 
     M-DPO's target is exact only where the environment's replies are certain. Otherwise the optimal margin lacks the
-    sum over turns of (V(s_{h+1}) - E[V(s_{h+1}) | s_h, y_h]) to explain the labels, the luck in what the environment
+    sum over turns of (V(s_{h+1}) - E[V(s_{h+1}) | s_h, y_h]) to explain the labels, the chance in what the environment
     said; M-DPO attributes it to the policy and is biased.
 
     Args:

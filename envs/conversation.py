@@ -69,8 +69,8 @@ class Scene:
         opening: What the agent was told at the start, in the partner's voice.
         facts: The partner's hidden attributes.
         turns: How many turns the agent has in all.
-        seed: Fixes a sampling partner's randomness, and what luck is drawn if it is drawn anew.
-        luck: Uniform numbers in [0, 1) for a scripted partner, several a turn.
+        seed: Fixes a sampling partner's randomness, and what noise is drawn if it is drawn anew.
+        draws: Uniform numbers in [0, 1) for a scripted partner, several a turn.
         table: What the environment keeps for the episode: offers, payments. A partner only reads it.
         memory: The partner's own state.
         lines: What was said so far.
@@ -83,7 +83,7 @@ class Scene:
     facts: dict[str, Any]
     turns: int
     seed: int
-    luck: list[float] = field(default_factory=list)
+    draws: list[float] = field(default_factory=list)
     table: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)

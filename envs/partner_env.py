@@ -1,4 +1,4 @@
-"""What environments with a partner share: one scene that is the whole state, luck, snapshots, letting go."""
+"""What environments with a partner share: one scene that is the whole state, noise, snapshots, letting go."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PartnerEnv(gymnasium.Env[str, str]):
         partner: "scripted" or a partner.
         scripted: The scripted partner.
         turns: Turns of the agent.
-        luck_a_turn: Numbers that the scripted partner draws a turn.
+        draws_per_turn: Numbers that the scripted partner draws a turn.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
@@ -29,7 +29,7 @@ class PartnerEnv(gymnasium.Env[str, str]):
     roles = ("partner", "agent")
     """Whom the partner plays, which is also the name of its option, and whom the agent plays."""
 
-    def __init__(self, partner: str | Partner, scripted: Partner, turns: int, luck_a_turn: int) -> None:
+    def __init__(self, partner: str | Partner, scripted: Partner, turns: int, draws_per_turn: int) -> None:
         if turns < 1:
             raise ValueError(f"{type(self).__name__}: expected turns >= 1, got {turns}")
         if isinstance(partner, str):
@@ -37,27 +37,27 @@ class PartnerEnv(gymnasium.Env[str, str]):
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.turns = turns
-        self._luck_a_turn = luck_a_turn
+        self._draws_per_turn = draws_per_turn
         self.partner: Partner = scripted if isinstance(partner, str) else partner
         self.blocking = not isinstance(partner, str)  # somebody else's answer is waited for
         self._scene: Scene | None = None
 
-    def _luck(self, noise: int) -> tuple[list[float], int]:
+    def _draws(self, noise: int) -> tuple[list[float], int]:
         """The partner's random numbers, and a seed for others: from the environment's own, others for each `noise`."""
         numbers = _generator(int(self.np_random.integers(2**63)), noise)
-        luck = [] if self.blocking else numbers.random(self._luck_a_turn * self.turns).tolist()
-        return luck, int(numbers.integers(2**63))
+        draws = [] if self.blocking else numbers.random(self._draws_per_turn * self.turns).tolist()
+        return draws, int(numbers.integers(2**63))
 
-    def renew_luck(self, noise: int) -> None:
-        """Draws the luck of the turns that are left anew; another number gives other luck.
+    def renew_noise(self, noise: int) -> None:
+        """Draws the noise of the turns that are left anew; another number gives other noise.
 
         Raises:
             ResetNeeded: The episode is over, or none was started.
         """
         scene = self._running()
         numbers = _generator(scene.seed, noise)
-        used = self._luck_a_turn * len(scene.lines)
-        scene.luck[used:] = numbers.random(len(scene.luck[used:])).tolist()
+        used = self._draws_per_turn * len(scene.lines)
+        scene.draws[used:] = numbers.random(len(scene.draws[used:])).tolist()
         scene.seed = int(numbers.integers(2**63))
 
     def _running(self) -> Scene:

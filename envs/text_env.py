@@ -16,9 +16,9 @@
 - Infos hold JSON values only (no numpy, no tuples, no nan), freshly made at every call.
 - `snapshot()` gives the state between two turns as a JSON value, and `restore(snapshot)`, in any instance made with the
   same options, reset or not, goes on from there exactly as the original would have. Taking one changes nothing.
-- An environment whose luck can be drawn apart from its start says `takes_noise = True`. Then `reset(options={"noise":
-  n})` gives the identical start with other luck for another n, n = 0 being the luck of the seed alone, and
-  `renew_luck(n)` draws what is left of a running episode's luck anew. `collect` gives each member of a group its own.
+- An environment whose noise can be drawn apart from its start says `takes_noise = True`. Then `reset(options={"noise":
+  n})` gives the identical start with other noise for another n, n = 0 being the noise of the seed alone, and
+  `renew_noise(n)` draws what is left of a running episode's noise anew. `collect` gives each member of a group its own.
 """
 
 from __future__ import annotations

@@ -81,17 +81,17 @@ def branch_turns(branch_at: BranchAt | None, groups: int) -> list[int | None]:
 
 
 def check_branching(
-    env: gymnasium.Env[str, str], env_id: str, trunk: Agent, members: Sequence[Agent], *, same_luck: bool
+    env: gymnasium.Env[str, str], env_id: str, trunk: Agent, members: Sequence[Agent], *, same_noise: bool
 ) -> None:
     """Says before any work what cannot branch.
 
     Raises:
-        ValueError: The environment has no snapshots, or cannot renew the luck it says it takes; or the trunk's tokens
+        ValueError: The environment has no snapshots, or cannot renew the noise it says it takes; or the trunk's tokens
             mean something else to a member.
     """
     needed = ["snapshot", "restore"]
-    if getattr(env.unwrapped, "takes_noise", False) and not same_luck:
-        needed.append("renew_luck")
+    if getattr(env.unwrapped, "takes_noise", False) and not same_noise:
+        needed.append("renew_noise")
     if missing := [name for name in needed if not env.has_wrapper_attr(name)]:
         raise ValueError(
             f"collect(branch_at): expected an environment with {', '.join(needed)}, got {env_id} without "

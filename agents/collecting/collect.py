@@ -21,7 +21,7 @@ from tqdm import tqdm
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.blocking import block
 from polyturn.agents.collecting.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
-from polyturn.agents.collecting.playing import TRUNK, Course, Job, Player, TextEnvironment, call, luck_of, who
+from polyturn.agents.collecting.playing import TRUNK, Course, Job, Player, TextEnvironment, call, noise_of, who
 from polyturn.agents.collecting.roles import BothSides
 from polyturn.envs.registration import make
 from polyturn.envs.store import Store, read
@@ -48,7 +48,7 @@ def collect(
     env_options: Mapping[str, Any] | None = None,
     branch_at: BranchAt | None = None,
     trunk: Agent | None = None,
-    same_luck: bool = False,
+    same_noise: bool = False,
     timeout: float | None = None,
     concurrency: int = 64,
     store: Store | None = None,
@@ -60,7 +60,7 @@ def collect(
 
     The members of a group start from the identical state; what happens by chance after that is drawn for each of them
     anew where the environment can do so (it says `takes_noise`, see `polyturn.envs.text_env`), since a preference is
-    an expectation over both conversations' luck. `same_luck=True` gives all of them the same, for paired comparisons.
+    an expectation over both conversations' noise. `same_noise=True` gives all of them the same, for paired comparisons.
 
     With `branch_at=k` they share more than the start: for each group one trunk is played to the agent's turn k, and
     every member goes on from there with random numbers of its own. The first k turns are the same in all members, to
@@ -82,7 +82,7 @@ def collect(
             index that gives it, the same at every call. None: they part at the start.
         trunk: Who plays the shared turns; default the first member's agent. A transformer among the members needs
             turns with tokens, so a transformer with the same tokenizer.
-        same_luck: Whether members share the environment's luck too.
+        same_noise: Whether members share the environment's noise too.
         timeout: Seconds that an agent which is awaited may take for a turn; then the episode has failed. None waits for
             ever. A model's own limit is `Sampling.max_new_tokens`.
         concurrency: Episodes under way at once; changes speed, never a result.
@@ -136,7 +136,7 @@ def collect(
     if branch_at is not None:
         probe = factory()
         try:
-            check_branching(probe, env_id, trunk_agent, members, same_luck=same_luck)
+            check_branching(probe, env_id, trunk_agent, members, same_noise=same_noise)
         finally:
             probe.close()
 
@@ -145,12 +145,12 @@ def collect(
         for group in range(count)
         for member in range(group_size)
     ]
-    done = _already_there(store, env_id, recorded, jobs, members, trunk_agent, same_luck)
+    done = _already_there(store, env_id, recorded, jobs, members, trunk_agent, same_noise)
     left = [job for job in jobs if (job.group, job.member) not in done]
     keep: Store | BothSides | None = store
     if store is not None and partner_store is not None:
         keep = BothSides(store, partner_store, done.values())
-    player = Player(members, trunk_agent, env_id, recorded, seed, same_luck, timeout)
+    player = Player(members, trunk_agent, env_id, recorded, seed, same_noise, timeout)
     runner = _Runner(player, factory, env_id, keep)
     todo = runner.plan(left, done)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
@@ -195,7 +195,7 @@ def _already_there(
     jobs: Iterable[Job],
     members: Sequence[Agent],
     trunk_agent: Agent,
-    same_luck: bool,
+    same_noise: bool,
 ) -> dict[tuple[int, int], Trajectory]:
     if store is None:
         return {}
@@ -212,7 +212,7 @@ def _already_there(
             and trajectory.info.get("task_index") == job.task
             and (trajectory.agent, trajectory.policy_version) == who(members[job.member])
             and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *who(trunk_agent)))
-            and trajectory.info.get("luck", luck_of(job, same_luck)) == luck_of(job, same_luck)
+            and trajectory.info.get("noise", noise_of(job, same_noise)) == noise_of(job, same_noise)
         ):
             found[job.group, job.member] = trajectory
     return found

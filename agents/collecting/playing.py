@@ -75,9 +75,9 @@ def trunk_rng(seed: int, group: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, group], spawn_key=(0,))))
 
 
-def luck_of(job: Job, same_luck: bool) -> int:
-    """Which luck a member has; 0 is that of the start itself, which a trunk has used already."""
-    return 0 if same_luck else job.member + (job.branch_at is not None)
+def noise_of(job: Job, same_noise: bool) -> int:
+    """Which noise a member has; 0 is that of the start itself, which a trunk has used already."""
+    return 0 if same_noise else job.member + (job.branch_at is not None)
 
 
 def who(agent: Agent) -> tuple[str, str]:
@@ -94,7 +94,7 @@ class Player:
         env_id: What trajectories say of the environment.
         options: Its options, as recorded.
         seed: Of the collection.
-        same_luck: Whether the members of a group share the environment's luck.
+        same_noise: Whether the members of a group share the environment's noise.
         timeout: Seconds for a turn of an agent that is awaited, or None.
 
     Attributes:
@@ -108,12 +108,12 @@ class Player:
         env_id: str,
         options: Mapping[str, Any],
         seed: int,
-        same_luck: bool,
+        same_noise: bool,
         timeout: float | None = None,
     ) -> None:
         self._timeout = timeout
         self._members, self._trunk_agent = members, trunk_agent
-        self._env_id, self._options, self._seed, self._same_luck = env_id, options, seed, same_luck
+        self._env_id, self._options, self._seed, self._same_noise = env_id, options, seed, same_noise
         self.last_failure: Exception | None = None
 
     def _agent(self, job: Job) -> Agent:
@@ -150,12 +150,12 @@ class Player:
         self, env: TextEnvironment, job: Job, trunk: Trunk | None, course: Course, pool: ThreadPoolExecutor
     ) -> None:
         """Brings the environment to the start, or to where the group's trunk was left."""
-        lucky = bool(getattr(env.unwrapped, "takes_noise", False)) and job.member != TRUNK
-        luck = luck_of(job, self._same_luck)
-        if lucky:
-            course.extra["luck"] = luck
+        noisy = bool(getattr(env.unwrapped, "takes_noise", False)) and job.member != TRUNK
+        noise = noise_of(job, self._same_noise)
+        if noisy:
+            course.extra["noise"] = noise
         if trunk is None:
-            options = ({} if job.task is None else {"task": job.task}) | ({"noise": luck} if lucky else {})
+            options = ({} if job.task is None else {"task": job.task}) | ({"noise": noise} if noisy else {})
             reset = functools.partial(env.reset, seed=job.seed, options=options or None)
             course.observation, first = await call(env, pool, reset)
             course.first |= first
@@ -168,8 +168,8 @@ class Player:
         # A copy of its own: an environment may go on writing into what it was given.
         state = json.loads(json.dumps(trunk.snapshot))
         await call(env, pool, functools.partial(env.get_wrapper_attr("restore"), state))
-        if lucky and not self._same_luck:
-            await call(env, pool, functools.partial(env.get_wrapper_attr("renew_luck"), luck))
+        if noisy and not self._same_noise:
+            await call(env, pool, functools.partial(env.get_wrapper_attr("renew_noise"), noise))
 
     async def _turn(
         self,

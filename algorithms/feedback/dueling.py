@@ -68,7 +68,7 @@ def duel(
     """Lets agents act from the same starts and compares every two of them.
 
     All members of a start are one group, so conversations are compared as the methods compare them: from the identical
-    start, each with its own luck after it.
+    start, each with its own noise after it.
 
     Args:
         agents: By name; at least two.

@@ -194,7 +194,7 @@ class DROV:
     is pi proportional to pi_ref exp(r / tau) and V = tau log E_ref[exp(r / tau)].
 
     Like M-DPO this is exact only where what the environment says is certain: V of a later prefix may not explain the
-    luck of a reply.
+    chance in a reply.
 
     Attributes:
         tau: Temperature, in units of the reward; the paper standardises rewards over the data set (`standardised`).

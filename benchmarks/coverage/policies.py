@@ -171,11 +171,13 @@ class GPT:
         return np.asarray(values.double().gather(1, flat).mean(1).numpy(), np.float64)
 
 
-def draw(mass: Tensor, luck: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Tokens `[..., K]` from probabilities `[..., 1, V]`, by inverting the distribution function at `luck [..., K]`."""
+def draw(mass: Tensor, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Tokens `[..., K]` from probabilities `[..., 1, V]`, by inverting the distribution function at `uniform`."""
     below = mass.double().cumsum(-1)[..., :-1]
     # Relative to all the mass: rounding of the sum must not favour the last token.
-    found: NDArray[np.int64] = (torch.from_numpy(luck)[..., None] * mass.double().sum(-1, True) > below).sum(-1).numpy()
+    found: NDArray[np.int64] = (
+        (torch.from_numpy(uniform)[..., None] * mass.double().sum(-1, True) > below).sum(-1).numpy()
+    )
     return found
 
 

@@ -131,8 +131,8 @@ def train(
     for update in range(max(records) + 1):
         if update in records:
             # Numbers of its own: what is recorded must not change what is drawn.
-            luck = np.random.default_rng([seed, METHODS.index(method), update])
-            found.append(stack.worth(values, luck).reshape(len(REWARDS), len(sources)))
+            rng = np.random.default_rng([seed, METHODS.index(method), update])
+            found.append(stack.worth(values, rng).reshape(len(REWARDS), len(sources)))
         if update == max(records):
             break
         fresh = np.flatnonzero([t > 0 and update % t == 0 for t in reuse])

@@ -1,4 +1,4 @@
-"""Two-turn games whose replies hold more or less luck, and where training methods end on them in expectation.
+"""Two-turn games whose replies hold more or less noise, and where training methods end on them in expectation.
 
 The losses are those that users train with (`polyturn.algorithms`), summed over every play of a game with its
 probability, so that no sampling noise is left: what remains of a distance to the optimum is bias.
@@ -70,19 +70,19 @@ def gamble(spread: float) -> PaidGame:
 def blurred(
     seed: int,
     *,
-    luck: float,
+    noise: float,
     where: Where = "both",
     transitive: bool = True,
     states: tuple[int, int] = (3, 4),
     answers: int = 3,
     scale: float = 3.0,
 ) -> PaidGame:
-    """A random game of certain replies, each replaced by a uniformly random one with probability `luck`.
+    """A random game of certain replies, each replaced by a uniformly random one with probability `noise`.
 
     Args:
         seed: Of the replies and of the preference, which do not depend on anything else.
-        luck: From 0, certain, to 1, where no answer matters.
-        where: Which of the two replies are left to luck.
+        noise: From 0, certain, to 1, where no answer matters.
+        where: Which of the two replies are left to chance.
         transitive: Bradley-Terry on normal rewards; otherwise a random preference that no reward explains.
         states: After each turn.
         answers: In every state.
@@ -90,8 +90,10 @@ def blurred(
     """
     rng = np.random.default_rng([seed, 0])
     certain = random_game(rng, states=states, actions=answers, concentration=0.0).transitions
-    lucks = (luck if where != "last" else 0.0, luck if where != "first" else 0.0)
-    layers = tuple((1 - share) * layer + share / layer.shape[2] for share, layer in zip(lucks, certain, strict=True))
+    noise_levels = (noise if where != "last" else 0.0, noise if where != "first" else 0.0)
+    layers = tuple(
+        (1 - share) * layer + share / layer.shape[2] for share, layer in zip(noise_levels, certain, strict=True)
+    )
     if not transitive:
         return PaidGame(TabularGame(layers, random_preference(states[1], rng)))
     reward = scale * rng.standard_normal(states[1])
@@ -152,7 +154,7 @@ def response_regret(
 class Plays:
     """All plays of several two-turn games of one shape, for expectations of losses under uniform references.
 
-    A row is (game, first answer, reply, second answer); the ending's luck is summed over where labels are made.
+    A row is (game, first answer, reply, second answer); the ending's noise is summed over where labels are made.
 
     Args:
         games: Of equal numbers of states and answers.
@@ -279,7 +281,7 @@ class GambleEnv(TabularGameEnv):
 
     def question(self, turn: int, state: int) -> str:
         """What is asked in a state."""
-        self.restore({"game": 0, "state": state, "luck": [0.0] * (self.games[0].turns - turn)})
+        self.restore({"game": 0, "state": state, "draws": [0.0] * (self.games[0].turns - turn)})
         return self._question(turn)
 
 

@@ -1,4 +1,4 @@
-"""Suite `stochastic_bias`: where replies are left to luck M-DPO is biased and MTPO is not.
+"""Suite `stochastic_bias`: where replies are left to chance M-DPO is biased and MTPO is not.
 
 First without sampling: where the losses that users train with end in expectation on small two-turn games, beside the
 exact optimum that each method claims. Then with samples, through the training loop: a small transformer plays the
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Claim = Literal["reward", "response", "preference"]
 
-LUCKS = (0.0, 0.1, 0.2, 0.4, 0.6)
+NOISE_LEVELS = (0.0, 0.1, 0.2, 0.4, 0.6)
 """Chance that a reply of a random game is replaced by a uniformly random one."""
 SPREADS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the gamble."""
@@ -221,15 +221,15 @@ def _learned(cell: Cell) -> dict[str, Any]:
 def _cells(quick: bool, seeds: int) -> list[Cell]:
     exact = {"steps": 200 if quick else 1000, "lr": 0.1}
     games = 2 if quick else 12
-    lucks = (0.0, 0.4) if quick else LUCKS
+    noise_levels = (0.0, 0.4) if quick else NOISE_LEVELS
     cells = [Cell("gamble", 0, exact)]
-    cells += [Cell(f"luck {luck}", 0, {**exact, "games": games, "luck": luck}) for luck in lucks]
+    cells += [Cell(f"noise {noise}", 0, {**exact, "games": games, "noise": noise}) for noise in noise_levels]
     if not quick:
         cells += [
-            Cell(f"luck .4 {w}", 0, {**exact, "games": games, "luck": 0.4, "where": w}) for w in ("first", "last")
+            Cell(f"noise .4 {w}", 0, {**exact, "games": games, "noise": 0.4, "where": w}) for w in ("first", "last")
         ]
-    for luck in (0.4,) if quick else (0.0, 0.4):
-        cells.append(Cell(f"no order {luck}", 0, {**exact, "games": games, "luck": luck, "transitive": False}))
+    for noise in (0.4,) if quick else (0.0, 0.4):
+        cells.append(Cell(f"no order {noise}", 0, {**exact, "games": games, "noise": noise, "transitive": False}))
     learning = {
         "sft_steps": 20 if quick else 100, "steps": 8 if quick else 60, "every": 8 if quick else 10, "lr": 3e-3,
         "groups": 4 if quick else 16, "group_size": 4 if quick else 8,
@@ -254,20 +254,26 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
     exact = {o.cell.name: o.result for o in outcomes if "spread" not in o.cell.options}
     learned = {spread: [o.result for o in outcomes if o.cell.options.get("spread") == spread] for spread in (0.0, 1.0)}
     options = next(o.cell.options for o in outcomes if "spread" in o.cell.options)
-    lucks = [float(name.removeprefix("luck ")) for name in exact if name.startswith("luck ") and len(name.split()) == 2]
-    games = len(exact["luck 0.0"]["MTPO"]["left"])
-    text = [*_setting(games, len(learned[1.0]), options), *_exact_tables(exact, lucks), *_exact_words(exact, lucks)]
+    noise_levels = [
+        float(name.removeprefix("noise ")) for name in exact if name.startswith("noise ") and len(name.split()) == 2
+    ]
+    games = len(exact["noise 0.0"]["MTPO"]["left"])
+    text = [
+        *_setting(games, len(learned[1.0]), options),
+        *_exact_tables(exact, noise_levels),
+        *_exact_words(exact, noise_levels),
+    ]
     text += [*_learned_table(learned), *_learned_words(learned)]
-    text.append("\n![bias over luck, the gamble, the transformer](bias.svg)\n")
-    _draw(exact, learned, lucks, out)
+    text.append("\n![bias over noise, the gamble, the transformer](bias.svg)\n")
+    _draw(exact, learned, noise_levels, out)
     return "\n".join(text)
 
 
 def _setting(games: int, seeds: int, options: Mapping[str, Any]) -> list[str]:
     return [
-        "# stochastic_bias: what luck in the replies does to M-DPO and to MTPO\n",
-        "Claim: M-DPO's derivation drops a term that is zero only where replies are certain, so luck biases it; MTPO's "
-        "gradient assumes nothing about the replies.\n",
+        "# stochastic_bias: what noise in the replies does to M-DPO and to MTPO\n",
+        "Claim: M-DPO's derivation drops a term that is zero only where replies are certain, so noise biases it; "
+        "MTPO's gradient assumes nothing about the replies.\n",
         "Every way to train is measured against the optimum that it itself claims, and in shares of the regret that "
         "the reference has in that objective (`left`: 0 at the optimum, 1 no better than the reference):\n",
         "- M-DPO (soft labels, every pair of a group, ties as even) and multi-turn RLHF (policy gradient on the "
@@ -279,7 +285,7 @@ def _setting(games: int, seeds: int, options: Mapping[str, Any]) -> list[str]:
         "ending, as the class `MDPO` does.\n",
         f"Exact part: expected losses on {games} random two-turn games (3 answers, 3 states, 4 endings, rewards of "
         f"standard deviation 3, beta {BETA['random']:g}) and on one made by hand (beta {BETA['gamble']:g}); uniform "
-        "reference; no sampling. A reply is uniformly random with probability `luck`, else certain.\n",
+        "reference; no sampling. A reply is uniformly random with probability `noise`, else certain.\n",
         f"Transformer part: {seeds} seeds, {options['steps']} updates of {options['groups']} x "
         f"{options['group_size']} fresh episodes for every way alike, learning rate {options['lr']} falling to 0. "
         "Intervals are 95% Student, over games in the exact part and over seeds in the other.\n",
@@ -295,8 +301,8 @@ def _plain(values: Sequence[float]) -> list[float]:
     return [round(value, 7) + 0.0 for value in values]
 
 
-def _exact_tables(exact: Mapping[str, Any], lucks: Sequence[float]) -> list[str]:
-    columns = [f"luck {luck}" for luck in lucks] + [name for name in exact if name.startswith("luck .4")]
+def _exact_tables(exact: Mapping[str, Any], noise_levels: Sequence[float]) -> list[str]:
+    columns = [f"noise {noise}" for noise in noise_levels] + [name for name in exact if name.startswith("noise .4")]
     rows = [[name, *(plus_minus(_left(exact[column], name), 4) for column in columns)] for name in WAYS]
     divergence = [[name, *(plus_minus(_plain(exact[column][name]["kl"]), 4) for column in columns)] for name in WAYS]
     gradients = [run["gradient"] for found in exact.values() for run in found.values()]
@@ -305,12 +311,12 @@ def _exact_tables(exact: Mapping[str, Any], lucks: Sequence[float]) -> list[str]
     return [
         "\n## Exact: share of the reference's regret that is left, random games\n",
         table(["way", *columns], rows),
-        "\n`luck .4 first` and `last`: only that reply is left to luck.\n",
+        "\n`noise .4 first` and `last`: only that reply is left to chance.\n",
         "\n## Exact: KL(optimum || policy), nats\n",
         table(["way", *columns], divergence),
         "\n## Exact: games whose preference no reward explains\n",
         table(
-            ["way", *(f"luck {name.split()[-1]}" for name in cyclic)],
+            ["way", *(f"noise {name.split()[-1]}" for name in cyclic)],
             [[way, *(plus_minus(_left(exact[name], way), 4) for name in cyclic)] for way in exact[cyclic[0]]],
         ),
         "\n## Exact: the gamble\n",
@@ -331,26 +337,26 @@ def _exact_tables(exact: Mapping[str, Any], lucks: Sequence[float]) -> list[str]
             ],
         ),
         f"\nThe largest entry of any gradient where the descents were stopped: {max(gradients):.1e}. What is left at "
-        "luck 0 is what Adam had not yet descended: with own pairs the loss is flat where the policy hardly goes.\n",
+        "noise 0 is what Adam had not yet descended: with own pairs the loss is flat where the policy hardly goes.\n",
     ]
 
 
-def _exact_words(exact: Mapping[str, Any], lucks: Sequence[float]) -> list[str]:
+def _exact_words(exact: Mapping[str, Any], noise_levels: Sequence[float]) -> list[str]:
     text = ["\n## What the exact figures say\n"]
-    for luck in lucks:
-        found = exact[f"luck {luck}"]
+    for noise in noise_levels:
+        found = exact[f"noise {noise}"]
         for a, b in (("M-DPO", "multi-turn RLHF"), ("M-DPO, reference's pairs", "multi-turn RLHF"), ("M-IPO", "MTPO")):
-            text.append(f"- Luck {luck}, share left: {compare(a, _left(found, a), b, _left(found, b), 4)}")
+            text.append(f"- Noise {noise}, share left: {compare(a, _left(found, a), b, _left(found, b), 4)}")
     worst = {name: max(max(run[name]["left"]) for run in exact.values() if name in run) for name in WAYS}
     listed = ", ".join(f"{name} {share:.4f}" for name, share in worst.items())
     return [
         *text,
-        f"- Largest share left in any game at any luck: {listed}.",
+        f"- Largest share left in any game at any noise: {listed}.",
         "- Why M-IPO on the policy's own pairs goes where MTPO goes: the gradient of (h - (2p - 1) / (2 alpha))^2 over "
         "two independent plays of the policy itself is, up to a factor, that of P - alpha KL, because the score of "
-        "an answer has mean zero whatever was replied before. Its target is linear in p, so luck averages out. With "
+        "an answer has mean zero whatever was replied before. Its target is linear in p, so noise averages out. With "
         "other pairs than the policy's own, or with the logistic link of M-DPO, it does not.",
-        "- So luck does not bias every loss on margins: it biases those that are not, in expectation, a policy "
+        "- So noise does not bias every loss on margins: it biases those that are not, in expectation, a policy "
         "gradient.",
     ]
 
@@ -365,7 +371,7 @@ def _learned_table(learned: Mapping[float, Sequence[Mapping[str, Any]]]) -> list
         optimum = {claim: [run["optimum_gambles"][claim] for run in runs] for claim in ("reward", "preference")}
         text += [
             f"\n## Transformer: the gamble at spread {spread:g}"
-            + (", where luck changes nothing (control)\n" if spread == 0 else "\n"),
+            + (", where noise changes nothing (control)\n" if spread == 0 else "\n"),
             table(
                 ["way", "claims", "left: reward", "left: preference", "KL", "gambles", "optimum", "exploitability"],
                 [
@@ -418,15 +424,19 @@ def _learned_words(learned: Mapping[float, Sequence[Mapping[str, Any]]]) -> list
 
 
 def _draw(
-    exact: Mapping[str, Any], learned: Mapping[float, Sequence[Mapping[str, Any]]], lucks: Sequence[float], out: Path
+    exact: Mapping[str, Any],
+    learned: Mapping[float, Sequence[Mapping[str, Any]]],
+    noise_levels: Sequence[float],
+    out: Path,
 ) -> None:
     colours = {name: f"C{k}" for k, name in enumerate(WAYS)}
     with panels(16, 4.2, 3) as (canvas, axes):
         for name in WAYS:
-            runs = np.array([_left(exact[f"luck {luck}"], name) for luck in lucks]).T
+            runs = np.array([_left(exact[f"noise {noise}"], name) for noise in noise_levels]).T
             dashed = "--" if name == "MTPO" else "-"
-            line(axes[0], lucks, runs, label=name, color=colours[name], linestyle=dashed, marker="o", markersize=3)
-        axes[0].set(title="exact, random games", xlabel="luck of a reply", ylabel="share of the regret left")
+            style = {"color": colours[name], "linestyle": dashed, "marker": "o", "markersize": 3}
+            line(axes[0], noise_levels, runs, label=name, **style)
+        axes[0].set(title="exact, random games", xlabel="noise of a reply", ylabel="share of the regret left")
         axes[0].legend(frameon=False, fontsize=7)
         for name, run in exact["gamble"].items():
             dashed = "--" if name == "MTPO" else "-"
@@ -450,7 +460,7 @@ def _draw(
 
 SUITE = Suite(
     name="stochastic_bias",
-    summary="where replies are left to luck: M-DPO's bias against MTPO and multi-turn RLHF, exact and sampled",
+    summary="where replies are left to chance: M-DPO's bias against MTPO and multi-turn RLHF, exact and sampled",
     cells=_cells,
     run=_run,
     report=_report,

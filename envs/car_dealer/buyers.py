@@ -35,7 +35,7 @@ from polyturn.envs.conversation import Scene, Spoken
 
 PERSONALITIES = ("friendly", "thrifty", "hasty", "careful")
 ACCEPT, REJECT = "[accept]", "[reject]"
-LUCK_A_TURN = 2
+DRAWS_PER_TURN = 2
 _START = {"thrifty": 0.65, "hasty": 0.92}
 
 _TASTES = {
@@ -85,7 +85,7 @@ class ScriptedBuyer:
             }
         pitch = hear(heard)
         turn = len(scene.lines)
-        luck = scene.luck[turn * LUCK_A_TURN : (turn + 1) * LUCK_A_TURN]
+        draws = scene.draws[turn * DRAWS_PER_TURN : (turn + 1) * DRAWS_PER_TURN]
         if not (pitch.asks and pitch.offer is None):  # "do you like Ford?" asks, "this Ford" or a price puts it forward
             memory["car"] |= pitch.named
         reserve = _reserve(facts, memory)
@@ -93,11 +93,11 @@ class ScriptedBuyer:
         _feel(memory, facts, pitch, price, reserve)
         start = _START.get(facts["personality"], 0.8)
         course = (turn / max(1, scene.turns - 1)) ** 0.7
-        limit = min(reserve, reserve * (start + (1.0 - start) * course) * (0.98 + 0.04 * luck[0]))
+        limit = min(reserve, reserve * (start + (1.0 - start) * course) * (0.98 + 0.04 * draws[0]))
         if price is not None:
             memory["phase"] = "haggling"
             memory["seen"] = price if not memory["seen"] else min(memory["seen"], price)
-        text = _answer(scene, pitch, price, limit, luck[1])
+        text = _answer(scene, pitch, price, limit, draws[1])
         return Spoken(text, {"phase": memory["phase"]})
 
 
@@ -121,11 +121,11 @@ def _feel(memory: dict[str, Any], facts: dict[str, Any], pitch: Pitch, price: in
     memory["patience"] = max(0.0, memory["patience"] - (1.5 if hasty else 1.0) * lost)
 
 
-def _answer(scene: Scene, pitch: Pitch, price: int | None, limit: float, luck: float) -> str:
+def _answer(scene: Scene, pitch: Pitch, price: int | None, limit: float, draw: float) -> str:
     memory, facts = scene.memory, scene.facts
 
     def pick(choices: tuple[str, ...], **words: Any) -> str:
-        return choices[int(luck * len(choices))].format(**words)
+        return choices[int(draw * len(choices))].format(**words)
 
     vague = facts["personality"] == "careful" and len(memory["car"]) < 2
     if price is not None and price <= limit and not vague and not pitch.rude:
@@ -150,5 +150,5 @@ def _answer(scene: Scene, pitch: Pitch, price: int | None, limit: float, luck: f
         return pick(_TASTES[kind], taste=facts.get(kind), budget=int(shade * facts["budget"]) // 100 * 100)
     if pitch.named:
         liked = any(facts[kind] == name for kind, name in pitch.named.items())
-        return f"{pick(_YES if liked else _NO)} {_PRICE[int(luck * len(_PRICE))]}"
+        return f"{pick(_YES if liked else _NO)} {_PRICE[int(draw * len(_PRICE))]}"
     return pick(_PRICE if pitch.on_topic else _OFF_TOPIC)

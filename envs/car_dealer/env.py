@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from polyturn.envs.car_dealer.buyers import ACCEPT, LUCK_A_TURN, PERSONALITIES, REJECT, ScriptedBuyer
+from polyturn.envs.car_dealer.buyers import ACCEPT, DRAWS_PER_TURN, PERSONALITIES, REJECT, ScriptedBuyer
 from polyturn.envs.car_dealer.prices import offered_price
 from polyturn.envs.car_dealer.talk import BRANDS, FEATURES, TYPES, hear
 from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
@@ -52,7 +52,7 @@ class CarDealer(PartnerEnv):
     the buyer's surplus (budget - price) / 60,000, at least -1.
 
     Options of `reset`: `task`, an index into (brand, type) pairs; `buyer`, a dict that fixes hidden attributes
-    (brand, type, feature, personality, budget); `noise`, an int: another number gives other luck from the identical
+    (brand, type, feature, personality, budget); `noise`, an int: another number gives other noise from the identical
     start. Starts and noise 0 depend on the seed alone.
 
     Args:
@@ -67,7 +67,7 @@ class CarDealer(PartnerEnv):
     roles = ("buyer", "dealer")
 
     def __init__(self, buyer: str | Partner = "scripted", turns: int = 10) -> None:
-        super().__init__(buyer, ScriptedBuyer(), turns, LUCK_A_TURN)
+        super().__init__(buyer, ScriptedBuyer(), turns, DRAWS_PER_TURN)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a buyer.
@@ -85,7 +85,7 @@ class CarDealer(PartnerEnv):
             draws[0], draws[1] = (task // len(TYPES) + 0.5) / len(BRANDS), (task % len(TYPES) + 0.5) / len(TYPES)
         facts = self._attributes("buyer", draws, _LEGAL, chosen.get("buyer"))
         noise = int(chosen.get("noise", 0))
-        luck, seed_of_luck = self._luck(noise)
+        draws, draw_seed = self._draws(noise)
         self._finish()
         said = f"Hi! I am looking for a car. You have {self.turns} turns to sell me one."
         self._scene = Scene(
@@ -95,8 +95,8 @@ class CarDealer(PartnerEnv):
             opening=said,
             facts=facts,
             turns=self.turns,
-            seed=seed_of_luck,
-            luck=luck,
+            seed=draw_seed,
+            draws=draws,
             table={"offer": 0, "counter": 0},
         )
         task = BRANDS.index(facts["brand"]) * len(TYPES) + TYPES.index(facts["type"])

@@ -98,7 +98,7 @@ def _words_and_numbers(rng: np.random.Generator, observation: str) -> str:
 
 
 def _garbage(rng: np.random.Generator, observation: str) -> str:
-    """Box-drawing characters, blocks and arrows: no letter, digit or punctuation that could be an answer by luck."""
+    """Box-drawing characters, blocks and arrows: no letter, digit or punctuation that could be an answer by chance."""
     del observation
     return "".join(map(chr, rng.integers(0x2500, 0x2600, size=int(rng.integers(1, 40)))))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, defused, ends, own_words
-from polyturn.envs.education.student import LUCK_A_TURN, ScriptedStudent
+from polyturn.envs.education.student import DRAWS_PER_TURN, ScriptedStudent
 from polyturn.envs.education.topics import (
     BY_ID,
     STUDENT_PREFERENCES,
@@ -49,7 +49,7 @@ class EducationDialogue(PartnerEnv):
     `student_knowledge` beside it, and `ended_by`. Observations hold none of these.
 
     Options of `reset`: `task`, an index into the topics; `student`, a dict that fixes hidden attributes (preference,
-    reaction, knowledge, pace); `noise`, an int: another number gives other luck from the identical start. Starts and
+    reaction, knowledge, pace); `noise`, an int: another number gives other noise from the identical start. Starts and
     noise 0 depend on the seed alone.
 
     Args:
@@ -78,7 +78,7 @@ class EducationDialogue(PartnerEnv):
         ends: Side = "student",
         topics: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(student, ScriptedStudent(), turns, LUCK_A_TURN)
+        super().__init__(student, ScriptedStudent(), turns, DRAWS_PER_TURN)
         self._one_of("reward", reward, get_args(Reward))
         self._one_of("ends", ends, get_args(Side))
         if self.blocking and reward != "none":
@@ -113,7 +113,7 @@ class EducationDialogue(PartnerEnv):
             "reaction": tuple(TEACHER_REACTIONS)[int(draws[6] * len(TEACHER_REACTIONS))],
         }
         noise = int(chosen.get("noise", 0))
-        luck, seed_of_luck = self._luck(noise)
+        draws, draw_seed = self._draws(noise)
         self._finish()
         said = opening(topic.name, self.turns)
         self._scene = Scene(
@@ -123,8 +123,8 @@ class EducationDialogue(PartnerEnv):
             opening=said,
             facts=facts,
             turns=self.turns,
-            seed=seed_of_luck,
-            luck=luck,
+            seed=draw_seed,
+            draws=draws,
             table={"teacher": teacher, "paid": 0.0},
         )
         if self.teacher_style:

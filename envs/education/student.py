@@ -54,7 +54,7 @@ from polyturn.envs.education import phrases
 from polyturn.envs.education.speech import Speech, listen
 from polyturn.envs.education.topics import BY_ID, STUDENT_PREFERENCES, Topic
 
-LUCK_A_TURN = 4
+DRAWS_PER_TURN = 4
 _APPROACH = {name: index for index, name in enumerate(STUDENT_PREFERENCES)}
 _LONG = 70  # words
 
@@ -84,21 +84,21 @@ class ScriptedStudent:
             scene.memory = first_state(BY_ID[scene.facts["topic"]], scene.facts["knowledge"])
         memory, topic = scene.memory, BY_ID[scene.facts["topic"]]
         turn = len(scene.lines)
-        luck = scene.luck[turn * LUCK_A_TURN : (turn + 1) * LUCK_A_TURN]
+        draws = scene.draws[turn * DRAWS_PER_TURN : (turn + 1) * DRAWS_PER_TURN]
         speech = listen(heard, topic.lookup, memory["heard"])
         memory["heard"] += speech.keys
         was_reacting = memory["phase"] == "reacting"
-        answered = _feel(memory, scene.facts, speech, luck, was_reacting)
-        _understand(memory, scene.facts, speech, luck, answered, was_reacting)
+        answered = _feel(memory, scene.facts, speech, draws, was_reacting)
+        _understand(memory, scene.facts, speech, draws, answered, was_reacting)
         memory["told"] |= speech.asks_preference
         memory["answered"] += answered
         memory["joy"] += memory["engagement"]
         memory["phase"] = _phase(memory)
-        text = _words(scene, topic, speech, luck, answered, last=turn + 1 >= scene.turns)
+        text = _words(scene, topic, speech, draws, answered, last=turn + 1 >= scene.turns)
         return Spoken(text, {"outcome": _outcome(memory, turn + 1, scene.turns), "phase": memory["phase"]})
 
 
-def _feel(memory: dict[str, Any], facts: dict[str, Any], speech: Speech, luck: list[float], reacting: bool) -> bool:
+def _feel(memory: dict[str, Any], facts: dict[str, Any], speech: Speech, draws: list[float], reacting: bool) -> bool:
     """Moves engagement and patience; returns whether the student answers a question."""
     engagement, patience = memory["engagement"], memory["patience"]
     fit = speech.fit(_APPROACH[facts["preference"]])
@@ -121,25 +121,25 @@ def _feel(memory: dict[str, Any], facts: dict[str, Any], speech: Speech, luck: l
     elif kind and not speech.asks_preference:
         engagement += 0.3 * (0.1 - engagement)
         patience -= 0.1
-    engagement -= 0.3 * speech.rude + 0.2 * off_topic + 0.15 * repeated + 0.1 * long - 0.1 * (luck[0] - 0.5)
+    engagement -= 0.3 * speech.rude + 0.2 * off_topic + 0.15 * repeated + 0.1 * long - 0.1 * (draws[0] - 0.5)
     patience -= 0.4 * speech.rude + 0.15 * (off_topic or repeated) + 0.08 * over + 0.08 * long
     answers = False
     if speech.questions > 2:
         patience -= 0.1
     elif speech.questions and not speech.rude:
         willing = not (reacting and facts["reaction"] in ("goes quiet", "changes the subject", "daydreams"))
-        answers = willing and luck[1] < 0.4 + 0.6 * engagement
+        answers = willing and draws[1] < 0.4 + 0.6 * engagement
     memory["engagement"] = min(1.0, max(0.0, engagement))
     memory["patience"] = min(1.0, max(0.0, patience))
     return answers
 
 
 def _understand(
-    memory: dict[str, Any], facts: dict[str, Any], speech: Speech, luck: list[float], answers: bool, reacting: bool
+    memory: dict[str, Any], facts: dict[str, Any], speech: Speech, draws: list[float], answers: bool, reacting: bool
 ) -> None:
     understanding, engagement = memory["understanding"], memory["engagement"]
     if speech.taught:
-        gain = (0.3 + 0.25 * engagement) * (0.85 + 0.3 * luck[2])
+        gain = (0.3 + 0.25 * engagement) * (0.85 + 0.3 * draws[2])
         gain *= min(1.0, facts["pace"] / len(speech.taught)) * min(1.0, (1.5 / speech.proper) ** 0.5)
         if reacting and facts["reaction"] == "daydreams":
             gain *= 0.25
@@ -174,12 +174,12 @@ def _outcome(memory: dict[str, Any], turn: int, turns: int) -> dict[str, float]:
     }
 
 
-def _words(scene: Scene, topic: Topic, speech: Speech, luck: list[float], answered: bool, *, last: bool) -> str:
+def _words(scene: Scene, topic: Topic, speech: Speech, draws: list[float], answered: bool, *, last: bool) -> str:
     memory, facts = scene.memory, scene.facts
     phase, reaction, preference = memory["phase"], facts["reaction"], facts["preference"]
 
     def pick(choices: tuple[str, ...], concept: int = 0) -> str:
-        return choices[int(luck[3] * len(choices))].format(topic=topic.name, concept=topic.concepts[concept])
+        return choices[int(draws[3] * len(choices))].format(topic=topic.name, concept=topic.concepts[concept])
 
     if phase == "left":
         return f"{phrases.FAREWELLS[reaction]} {END}"
@@ -190,7 +190,7 @@ def _words(scene: Scene, topic: Topic, speech: Speech, luck: list[float], answer
     if speech.rude:
         return pick(phrases.HURT)
     if speech.asks_preference:
-        shrugs = reaction == "pretends" and luck[1] < 0.5
+        shrugs = reaction == "pretends" and draws[1] < 0.5
         return pick(phrases.SHRUGS if shrugs else phrases.VOICED[preference])
     if phase == "reacting":
         return pick(phrases.VOICED[preference] if reaction == "speaks up" else phrases.REACTIONS[reaction])

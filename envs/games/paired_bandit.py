@@ -27,7 +27,7 @@ class PairedBandit(gymnasium.Env[str, str]):
         reward: Utilities: "R1", "R2", values for each arm, or a function of (context, arm) with context 0.
         arms: Number of arms.
         duels: Duels an episode.
-        temperature: Spread of the luck; smaller is closer to certain.
+        temperature: Spread of the noise; smaller is closer to certain.
         shuffle: Whether the arms are renumbered in every episode.
 
     Raises:
@@ -57,7 +57,7 @@ class PairedBandit(gymnasium.Env[str, str]):
         if self.reward_bounds[0] == self.reward_bounds[1]:
             raise ValueError("PairedBandit: expected utilities that differ, got the same for every arm")
         self._order: list[int] = list(range(arms))
-        self._luck: list[float] = []  # one number for each duel that is left; empty without an episode
+        self._draws: list[float] = []  # one number for each duel that is left; empty without an episode
         self._winner: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -65,8 +65,8 @@ class PairedBandit(gymnasium.Env[str, str]):
         super().reset(seed=seed)
         order = self.np_random.permutation(self.arms)
         self._order = order.tolist() if self.shuffle else list(range(self.arms))
-        # All luck is drawn here: a duel's outcome then depends on its place in the episode, not on earlier answers.
-        self._luck = self.np_random.random(self.duels).tolist()
+        # All noise is drawn here: a duel's outcome then depends on its place in the episode, not on earlier answers.
+        self._draws = self.np_random.random(self.duels).tolist()
         self._winner = None
         return (
             f"There are arms 0 to {self.arms - 1} of hidden worth. In each of {self.duels} duels name two of them, or "
@@ -79,10 +79,10 @@ class PairedBandit(gymnasium.Env[str, str]):
         Raises:
             ResetNeeded: The episode is over, or none was started.
         """
-        if not self._luck:
+        if not self._draws:
             raise ResetNeeded("the episode is over: call reset() first")
-        luck = self._luck.pop(0)
-        left = len(self._luck)
+        draw = self._draws.pop(0)
+        left = len(self._draws)
         rest = f"{left} {'duel is' if left == 1 else 'duels are'} left."
         named = numbers(action)[-2:]
         if not named or max(named) >= self.arms:
@@ -92,15 +92,15 @@ class PairedBandit(gymnasium.Env[str, str]):
             named.append(named[0] if self._winner is None else self._winner)
         first, second = (float(self.utilities[self._order[arm]]) for arm in named)
         chance = float(0.5 * (1.0 + np.tanh(0.5 * (first - second) / self.temperature)))
-        self._winner = winner = named[0] if luck < chance else named[1]
+        self._winner = winner = named[0] if draw < chance else named[1]
         reward = 0.5 * (first + second) / self.duels
         info = {"arms": named, "winner": winner, "probability": chance}
         return f"Arm {winner} won. {rest}", reward, not left, False, info
 
     def snapshot(self) -> dict[str, Any]:
         """The state between two duels."""
-        return {"order": list(self._order), "luck": list(self._luck), "winner": self._winner}
+        return {"order": list(self._order), "draws": list(self._draws), "winner": self._winner}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Goes on from a snapshot."""
-        self._order, self._luck, self._winner = list(snapshot["order"]), list(snapshot["luck"]), snapshot["winner"]
+        self._order, self._draws, self._winner = list(snapshot["order"]), list(snapshot["draws"]), snapshot["winner"]

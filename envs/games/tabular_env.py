@@ -122,7 +122,7 @@ class TabularGameEnv(gymnasium.Env[str, str]):
     `by_final_state` makes of a group. The last number in the text is the answer. Text without a valid one ends the
     episode with reward 0.
 
-    Options of `reset`: `noise`, an int: another number gives other luck from the identical start.
+    Options of `reset`: `noise`, an int: another number gives other noise from the identical start.
 
     Args:
         games: "detour", "random", a `TabularGame`, or several; one of them is drawn each episode.
@@ -152,7 +152,7 @@ class TabularGameEnv(gymnasium.Env[str, str]):
         self.games = tabular_games(games, count=count, game_seed=game_seed, states=states, answers=answers)
         self._worth = [game.preference @ _uniform_ends(game) for game in self.games]
         self._index = self._state = 0
-        self._luck: list[float] = []  # one number for each turn that is left; empty without an episode
+        self._draws: list[float] = []  # one number for each turn that is left; empty without an episode
 
     def _question(self, turn: int) -> str:
         game = self.games[self._index]
@@ -162,7 +162,7 @@ class TabularGameEnv(gymnasium.Env[str, str]):
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Draws a game and starts in its first state; all of the environment's luck is drawn here.
+        """Draws a game and starts in its first state; all of the environment's noise is drawn here.
 
         Raises:
             ValueError: An option other than `noise`.
@@ -174,24 +174,24 @@ class TabularGameEnv(gymnasium.Env[str, str]):
             got = ", ".join(map(repr, chosen))
             raise ValueError(f"TabularGame: expected no option of reset but 'noise', got {got}")
         self._index, self._state = int(self.np_random.integers(len(self.games))), 0
-        self._luck = self.np_random.random(self.games[self._index].turns).tolist()
+        self._draws = self.np_random.random(self.games[self._index].turns).tolist()
         if noise:
-            self._draw_luck(int(self.np_random.integers(2**63)), noise)
+            self._draw_noise(int(self.np_random.integers(2**63)), noise)
         return self._question(0), {"task_id": f"game-{self._index}"}
 
-    def renew_luck(self, noise: int) -> None:
-        """Draws the luck of the turns that are left anew; another number gives other luck.
+    def renew_noise(self, noise: int) -> None:
+        """Draws the noise of the turns that are left anew; another number gives other noise.
 
         Raises:
             ResetNeeded: The episode is over, or none was started.
         """
-        if not self._luck:
+        if not self._draws:
             raise ResetNeeded("the episode is over: call reset() first")
-        self._draw_luck(int(self._luck[0] * 2**53), noise)
+        self._draw_noise(int(self._draws[0] * 2**53), noise)
 
-    def _draw_luck(self, source: int, noise: int) -> None:
+    def _draw_noise(self, source: int, noise: int) -> None:
         numbers = np.random.default_rng([source, abs(noise), *([1] if noise < 0 else [])])
-        self._luck = numbers.random(len(self._luck)).tolist()
+        self._draws = numbers.random(len(self._draws)).tolist()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Takes one answer.
@@ -199,31 +199,31 @@ class TabularGameEnv(gymnasium.Env[str, str]):
         Raises:
             ResetNeeded: The episode is over, or none was started.
         """
-        if not self._luck:
+        if not self._draws:
             raise ResetNeeded("the episode is over: call reset() first")
         game = self.games[self._index]
-        turn = game.turns - len(self._luck)
-        luck = self._luck.pop(0)
+        turn = game.turns - len(self._draws)
+        draw = self._draws.pop(0)
         layer = game.transitions[turn]
         answer = choice(action, layer.shape[1])
         if answer is None:
-            self._luck = []
+            self._draws = []
             return "That is no answer.", 0.0, True, False, {}
         cumulative = np.cumsum(layer[self._state, answer])
-        before, self._state = self._state, int((cumulative <= luck * cumulative[-1]).sum())
+        before, self._state = self._state, int((cumulative <= draw * cumulative[-1]).sum())
         info = {"state": before, "answer": answer}
-        if self._luck:
+        if self._draws:
             return self._question(turn + 1), 0.0, False, False, info
         info["final_state"] = self._state
         return f"You end in state {self._state}.", float(self._worth[self._index][self._state]), True, False, info
 
     def snapshot(self) -> dict[str, Any]:
         """The state between two turns."""
-        return {"game": self._index, "state": self._state, "luck": list(self._luck)}
+        return {"game": self._index, "state": self._state, "draws": list(self._draws)}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Goes on from a snapshot."""
-        self._index, self._state, self._luck = snapshot["game"], snapshot["state"], list(snapshot["luck"])
+        self._index, self._state, self._draws = snapshot["game"], snapshot["state"], list(snapshot["draws"])
 
 
 def _uniform_ends(game: TabularGame) -> Array:

@@ -179,12 +179,12 @@ def test_what_cannot_branch_is_said_once_and_before_any_work() -> None:
         collect(ScriptedAgent(["x"]), NoSnapshot, groups=9, branch_at=1, progress=False)
     assert began == []
 
-    class Lucky(Diary):
+    class Noisy(Diary):
         takes_noise = True
 
-    with pytest.raises(ValueError, match="Lucky without renew_luck"):
-        collect(ScriptedAgent(["x"]), Lucky, branch_at=1, progress=False)
-    assert collect(ScriptedAgent(["x"]), Lucky, branch_at=1, same_luck=True, progress=False)[0].valid
+    with pytest.raises(ValueError, match="Noisy without renew_noise"):
+        collect(ScriptedAgent(["x"]), Noisy, branch_at=1, progress=False)
+    assert collect(ScriptedAgent(["x"]), Noisy, branch_at=1, same_noise=True, progress=False)[0].valid
     wrongs: list[Any] = [-1, 1.5, True, "2"]
     for wrong in wrongs:
         with pytest.raises(ValueError, match="0 or more, got"):
@@ -275,7 +275,7 @@ def outcomes(group: Group) -> set[str]:
 
 
 def test_members_have_luck_of_their_own_from_the_identical_start() -> None:
-    """The teacher says the same to all: only the student's luck can differ. Member 0 has the seed's own."""
+    """The teacher says the same to all: only the student's noise can differ. Member 0 has the seed's own."""
     teacher = ScriptedAgent(teach)
 
     def run(**options: Any) -> Group:
@@ -286,10 +286,10 @@ def test_members_have_luck_of_their_own_from_the_identical_start() -> None:
 
     assert len(outcomes(run())) == 6
     assert len(outcomes(run(branch_at=3))) == 6
-    assert len(outcomes(run(same_luck=True))) == len(outcomes(run(branch_at=3, same_luck=True))) == 1
+    assert len(outcomes(run(same_noise=True))) == len(outcomes(run(branch_at=3, same_noise=True))) == 1
     (alone,) = collect(teacher, EDUCATION, progress=False)
-    assert alone[0].turns == run()[0].turns == run(same_luck=True)[3].turns
-    assert [m.info["luck"] for m in run()] == [0, 1, 2, 3, 4, 5]
+    assert alone[0].turns == run()[0].turns == run(same_noise=True)[3].turns
+    assert [m.info["noise"] for m in run()] == [0, 1, 2, 3, 4, 5]
 
 
 def test_luck_is_renewed_for_the_turns_that_are_left() -> None:
@@ -299,7 +299,7 @@ def test_luck_is_renewed_for_the_turns_that_are_left() -> None:
         _, info = env.reset(seed=4)
         topic, rng = BY_ID[info["task_id"]], np.random.default_rng(0)
         before = [env.step(lesson(WAYS[:1], topic, 0, rng)) for _ in range(2)]
-        env.renew_luck(noise)
+        env.renew_noise(noise)
         return [before, [env.step(lesson(WAYS[1:2], topic, concept, rng)) for concept in range(3)]]
 
     assert rest(1) == rest(1)

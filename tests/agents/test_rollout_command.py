@@ -62,9 +62,9 @@ def test_groups_part_where_they_are_told_to(tmp_path: Path, capsys: pytest.Captu
     assert said(capsys, *command, "--branch-at", "2", "--out", out)[0] == 0
     groups = list(read_groups(out))
     assert [group.branched_at for group in groups] == [2, 2]
-    assert sorted(member.info["luck"] for member in groups[0]) == [1, 2, 3]
-    assert said(capsys, *command, "--same-luck", "--out", tmp_path / "same.jsonl")[0] == 0
-    assert {each.info["luck"] for each in read(tmp_path / "same.jsonl")} == {0}
+    assert sorted(member.info["noise"] for member in groups[0]) == [1, 2, 3]
+    assert said(capsys, *command, "--same-noise", "--out", tmp_path / "same.jsonl")[0] == 0
+    assert {each.info["noise"] for each in read(tmp_path / "same.jsonl")} == {0}
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_no_bad_input_is_preferred_to_a_lesson() -> None:
             EDUCATION,
             groups=12,
             group_size=2,
-            same_luck=True,
+            same_noise=True,
             progress=False,
         )
         assert np.mean([EducationOracle()(group).matrix[0, 1] for group in both]) > 0.6, name

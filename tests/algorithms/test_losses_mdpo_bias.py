@@ -98,7 +98,7 @@ def test_a_lottery_reverses_the_choice() -> None:
     """Safe: reward 0. Risky: +3 with chance 1/3, else -1; mean 1/3, so the optimum prefers risky.
 
     The labels say P(risky beats safe) = sigmoid(3)/3 + 2 sigmoid(-1)/3 = .4968 < 1/2: M-DPO's minimum is at the margin
-    logit(.4968) / beta < 0 and prefers safe. Its pair loss cannot know that the luck was not the policy's.
+    logit(.4968) / beta < 0 and prefers safe. Its pair loss cannot know that the outcome was not the policy's.
     """
     won = (1 / (1 + math.exp(-3))) / 3 + 2 * (1 / (1 + math.exp(1))) / 3
     assert won == pytest.approx(0.4968, abs=1e-4)

@@ -171,9 +171,9 @@ def context_features_tensor() -> torch.Tensor:
 
 
 def test_draws_follow_the_mass() -> None:
-    """Mass (.25, 0, .75): luck below .25 gives 0, above it 2; the token without mass never comes."""
-    luck = np.array([[0.0, 0.1, 0.249, 0.251, 0.999999]])
-    assert draw(torch.tensor([[[0.25, 0.0, 0.75]]]), luck[None]).tolist() == [[[0, 0, 0, 2, 2]]]
+    """Mass (.25, 0, .75): noise below .25 gives 0, above it 2; the token without mass never comes."""
+    draws = np.array([[0.0, 0.1, 0.249, 0.251, 0.999999]])
+    assert draw(torch.tensor([[[0.25, 0.0, 0.75]]]), draws[None]).tolist() == [[[0, 0, 0, 2, 2]]]
 
 
 def test_start_is_the_data_policy_and_the_worth_is_that_of_the_environment() -> None:

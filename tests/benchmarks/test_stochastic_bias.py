@@ -53,8 +53,8 @@ def test_the_gamble_by_hand() -> None:
 
 
 def test_luck_is_what_it_says() -> None:
-    certain, both = blurred(3, luck=0.0).game, blurred(3, luck=0.4).game
-    first = blurred(3, luck=0.4, where="first").game
+    certain, both = blurred(3, noise=0.0).game, blurred(3, noise=0.4).game
+    first = blurred(3, noise=0.4, where="first").game
     assert certain.deterministic
     for before, after in zip(certain.transitions, both.transitions, strict=True):
         np.testing.assert_allclose(after, 0.6 * before + 0.4 / before.shape[2])
@@ -65,7 +65,7 @@ def test_luck_is_what_it_says() -> None:
 
 def test_who_remembers_plays_the_same_game() -> None:
     """Chances that differ by state only, told by (answer, state), lead to the same endings."""
-    paid = blurred(1, luck=0.3)
+    paid = blurred(1, noise=0.3)
     rng = np.random.default_rng(0)
     policy = (rng.dirichlet(np.ones(3), size=1), rng.dirichlet(np.ones(3), size=3))
     told = (policy[0], np.tile(policy[1], (3, 1)))
@@ -73,7 +73,7 @@ def test_who_remembers_plays_the_same_game() -> None:
 
 
 def test_regrets_vanish_at_their_optima_alone() -> None:
-    paid = blurred(2, luck=0.3)
+    paid = blurred(2, noise=0.3)
     assert paid.reward is not None
     reference = uniform_policy(paid.game)
     best, _ = reward_optimum(paid.game, paid.reward, reference, beta=1.0)
@@ -86,10 +86,10 @@ def test_regrets_vanish_at_their_optima_alone() -> None:
 EXACT = {"lam": 1.0, "whiten": False, "value_weight": 0.0}
 
 
-@pytest.mark.parametrize("luck", [0.0, 0.4])
-def test_where_the_losses_end(luck: float) -> None:
-    """Without luck all are at the optimum they claim; with it the policy gradients and IPO on own pairs alone."""
-    games = [blurred(seed, luck=luck, scale=1.5) for seed in range(2)]
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_where_the_losses_end(noise: float) -> None:
+    """Without noise all are at the optimum they claim; with it the policy gradients and IPO on own pairs alone."""
+    games = [blurred(seed, noise=noise, scale=1.5) for seed in range(2)]
     plays, reference = Plays(games), uniform_policy(games[0].game)
 
     def regret(policies: list[tuple[np.ndarray, ...]], claim: str) -> float:
@@ -115,8 +115,8 @@ def test_where_the_losses_end(luck: float) -> None:
     ]
     squared = regret(end(IPO(tau=0.25), pairs="reference"), "response")
     assert max(exact) < 1e-5
-    # On own pairs the logistic loss is flat where the policy hardly goes: after 400 steps 2e-3 are left without luck.
-    assert (min(logistic) > 5e-2 and squared > 1e-4) if luck else (max(logistic) < 5e-3 and squared < 1e-9)
+    # On own pairs the logistic loss is flat where the policy hardly goes: after 400 steps 2e-3 are left without noise.
+    assert (min(logistic) > 5e-2 and squared > 1e-4) if noise else (max(logistic) < 5e-3 and squared < 1e-9)
 
 
 def test_the_gamble_reverses_for_mdpo() -> None:
@@ -129,7 +129,7 @@ def test_the_gamble_reverses_for_mdpo() -> None:
 
 
 def test_members_have_luck_of_their_own() -> None:
-    """Ten groups of eight that all gamble: with shared luck no group would end in both rooms."""
+    """Ten groups of eight that all gamble: with shared noise no group would end in both rooms."""
     from polyturn.agents.agent import ScriptedAgent
     from polyturn.agents.collecting.collect import collect
 
@@ -156,9 +156,9 @@ def test_quick(tmp_path: Path) -> None:
     assert "](bias.svg)" in text
     assert all((tmp_path / f"bias.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
     cells = {cell["name"]: cell["result"] for cell in record["cells"]}
-    certain, lucky = cells["luck 0.0"], cells["luck 0.4"]
-    assert max(lucky["multi-turn RLHF"]["left"]) < 0.02 < min(lucky["M-DPO"]["left"])
-    assert sum(certain["M-DPO"]["left"]) < sum(lucky["M-DPO"]["left"]) / 2
+    certain, noisy = cells["noise 0.0"], cells["noise 0.4"]
+    assert max(noisy["multi-turn RLHF"]["left"]) < 0.02 < min(noisy["M-DPO"]["left"])
+    assert sum(certain["M-DPO"]["left"]) < sum(noisy["M-DPO"]["left"]) / 2
     learned = cells["transformer 1.0"]
     assert learned["M-DPO"][0]["reward_left"] == pytest.approx(1.0)
     assert learned["MTPO"][-1]["preference_left"] != pytest.approx(1.0, abs=1e-6)

@@ -180,15 +180,15 @@ def test_members_of_a_group_have_luck_of_their_own_after_the_same_start() -> Non
     coin = np.array([[[0.5, 0.5], [0.5, 0.5]]])
     game = TabularGame((coin, np.tile(np.eye(2)[:, None], (1, 2, 1))), np.array([[0.5, 0.9], [0.1, 0.5]]))
 
-    def same(groups: int, *, same_luck: bool) -> float:
+    def same(groups: int, *, same_noise: bool) -> float:
         found = collect(
             ScriptedAgent(["0"] * 2), "polyturn/TabularGame-v0", groups=groups, group_size=2,
-            env_options={"games": game}, same_luck=same_luck, progress=False,
+            env_options={"games": game}, same_noise=same_noise, progress=False,
         )  # fmt: skip
         return float(np.mean([one.info["final_state"] == other.info["final_state"] for one, other in found]))
 
-    assert 0.35 < same(200, same_luck=False) < 0.65
-    assert same(20, same_luck=True) == 1.0
+    assert 0.35 < same(200, same_noise=False) < 0.65
+    assert same(20, same_noise=True) == 1.0
 
 
 def test_luck_is_renewed_from_a_snapshot_on_and_the_start_stays() -> None:
@@ -201,7 +201,7 @@ def test_luck_is_renewed_from_a_snapshot_on_and_the_start_stays() -> None:
     endings = []
     for noise in (1, 1, *range(2, 9)):
         env.restore(state)
-        env.renew_luck(noise)
+        env.renew_noise(noise)
         endings.append([env.step("0")[0] for _ in range(5)])
     assert endings[0] == endings[1]
     assert len({tuple(each) for each in endings}) > 3
