@@ -111,7 +111,7 @@ def no_loading_bars() -> None:
     logging.disable_progress_bar()
 
 
-def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> Any:
+def make_agent(name: str, args: argparse.Namespace, options: dict[str, Any]) -> Any:
     """The agent named on the command line.
 
     Raises:
@@ -119,21 +119,21 @@ def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> A
     """
     from polyturn.agents.agent import HumanAgent, RandomAgent
 
-    if who == "random":
+    if name == "random":
         return RandomAgent()
-    if who == "human":
+    if name == "human":
         return HumanAgent()
-    if who == "gold":
+    if name == "gold":
         from polyturn.agents.scripted.gold import GoldAgent
 
         return GoldAgent(problems_of(args.env, options))
-    if who == "demonstrator":
+    if name == "demonstrator":
         return _demonstrator(args.env, options)
-    if who.startswith("server:"):
+    if name.startswith("server:"):
         from polyturn.agents.api import ServerAgent
 
         return ServerAgent(
-            who.removeprefix("server:"),
+            name.removeprefix("server:"),
             base_url=args.base_url,
             temperature=args.temperature,
             top_p=args.top_p if args.top_p < 1 else None,
@@ -143,7 +143,7 @@ def make_agent(who: str, args: argparse.Namespace, options: dict[str, Any]) -> A
     from polyturn.agents.transformer.agent import TransformerAgent
 
     no_loading_bars()
-    return TransformerAgent.from_pretrained(who, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)
+    return TransformerAgent.from_pretrained(name, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)
 
 
 def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:

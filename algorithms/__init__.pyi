@@ -25,7 +25,7 @@ from .networks.value import ActorCritic as ActorCritic
 from .pairing import Example as Example, ExampleError as ExampleError, pairs_by_outcome as pairs_by_outcome
 from .protocols.online import Online as Online, online as online
 from .training.checkpoint import CheckpointError as CheckpointError, latest as latest
-from .training.feed import AnnotatedGroup as AnnotatedGroup, minibatches as minibatches
+from .training.data_source import AnnotatedGroup as AnnotatedGroup, minibatches as minibatches
 from .training.learner import NonFiniteError as NonFiniteError
 from .training.loop import ResumeWarning as ResumeWarning, TrainResult as TrainResult, train as train
 from .training.signals import Interrupted as Interrupted

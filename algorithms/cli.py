@@ -270,7 +270,7 @@ def _teacher(args: argparse.Namespace, policy: Any) -> Any:
 
 def _distil(args: argparse.Namespace, method: Any, policy: Any, common: dict[str, Any]) -> int:
     from polyturn.algorithms.protocols.warmup import demonstrations
-    from polyturn.algorithms.training.feed import minibatches, steps_of
+    from polyturn.algorithms.training.data_source import minibatches, steps_of
     from polyturn.algorithms.training.loop import train
     from polyturn.envs.store import read
 

@@ -29,7 +29,7 @@ from polyturn.algorithms.methods.distillation import Distillation
 from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import demonstrations
-from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus

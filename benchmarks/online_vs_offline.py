@@ -24,7 +24,7 @@ from polyturn.algorithms.methods.base import Method
 from polyturn.algorithms.methods.imitation import SFT, BestOfN
 from polyturn.algorithms.methods.pairwise import GPO, IPO
 from polyturn.algorithms.protocols.online import online
-from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus

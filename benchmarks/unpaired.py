@@ -22,7 +22,7 @@ from polyturn.algorithms.methods.imitation import RWR, SFT
 from polyturn.algorithms.methods.unpaired import DROV, MKTO, PMPO, standardised
 from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus

@@ -234,9 +234,9 @@ def printable(text: str) -> str:
     )
 
 
-def _block(who: str, text: str) -> None:
+def _block(agent_id: str, text: str) -> None:
     for place, line in enumerate(printable(text).split("\n")):
-        _print(f"{who if place == 0 else '':>7} | {line}")
+        _print(f"{agent_id if place == 0 else '':>7} | {line}")
 
 
 def _print(text: str) -> None:

@@ -46,7 +46,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from polyturn.envs.trajectory import Group, Trajectory, Turn, by_trunk
+from polyturn.envs.trajectory import Group, Trajectory, Turn, by_shared_prefix
 
 SCHEMA = 1
 HEADER = b'{"polyturn":"trajectories","schema":%d}\n' % SCHEMA
@@ -277,7 +277,7 @@ def read_groups(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> 
             for number, offset in members:
                 file.seek(offset)
                 trajectories.append(_decode(file.readline(), path, number, offset))
-            yield from by_trunk(trajectories)
+            yield from by_shared_prefix(trajectories)
 
 
 def _lines(path: str | os.PathLike[str], corrupt: Corrupt) -> Iterator[tuple[int, int, bytes]]:

@@ -317,20 +317,20 @@ class Group:
 def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
     """Gathers trajectories into groups by identical start, in order of first appearance.
 
-    Those that share a trunk (`collect(..., branch_at=...)`) make a group of their own, which says where it parted.
+    Those that share a prefix (`collect(..., branch_at=...)`) make a group of their own, which says where it parted.
     """
     buckets: dict[tuple[str, int, str, str], list[Trajectory]] = {}
     for trajectory in trajectories:
         buckets.setdefault(trajectory.start, []).append(trajectory)
-    return [group for members in buckets.values() for group in by_trunk(members)]
+    return [group for members in buckets.values() for group in by_shared_prefix(members)]
 
 
-def by_trunk(members: Iterable[Trajectory]) -> Iterator[Group]:
-    """Groups of trajectories with one start: those that were played from it, and those that share a trunk."""
+def by_shared_prefix(members: Iterable[Trajectory]) -> Iterator[Group]:
+    """Groups of trajectories with one start: those that were played from it, and those that share a prefix."""
     found: dict[int | None, list[list[Trajectory]]] = {}
     for member in members:
-        trunk = member.info.get("trunk")
-        shared = trunk["turns"] if isinstance(trunk, Mapping) and "turns" in trunk else None
+        prefix = member.info.get("shared_prefix")
+        shared = prefix["turns"] if isinstance(prefix, Mapping) and "turns" in prefix else None
         alike = found.setdefault(shared, [])
         same = (each for each in alike if shared is None or each[0].turns[:shared] == member.turns[:shared])
         bucket = next(same, None)

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from polyturn.sandbox.inside import walls
+from polyturn.sandbox.inside import isolation
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.pool import Pool
 from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once
@@ -97,7 +97,7 @@ def environment() -> dict[str, str]:
 
 def bubblewrap_works() -> bool:
     """Whether bubblewrap is installed and the kernel lets this user make the namespaces."""
-    if sys.platform != "linux" or shutil.which("bwrap") is None or not walls.SUPPORTED:
+    if sys.platform != "linux" or shutil.which("bwrap") is None or not isolation.SUPPORTED:
         return False
     python = os.path.realpath(sys.executable)
     command = [*_bubblewrap(_readable(python, []), tempfile.gettempdir(), 1), python, "-S", "-c", "pass"]
@@ -134,7 +134,7 @@ class LocalEngine:
         self.level, self.sessions, self.spares = level, sessions, spares
         self.preload, self.work_mb = list(preload), work_mb
         self.paths = python_paths(preload)
-        self.users = walls.LINUX and os.geteuid() == 0
+        self.users = isolation.LINUX and os.geteuid() == 0
         if (
             self.users
             and level == "plain"
@@ -146,16 +146,16 @@ class LocalEngine:
             )
         # Where all episodes share one user id, the kernel's process limit would be everybody's together; a user
         # namespace at least keeps a fork bomb from the user's other programs.
-        self.forks = walls.SUPPORTED and (self.users or (level == "rootless" and walls.landlock_abi() >= 6))
+        self.forks = isolation.SUPPORTED and (self.users or (level == "rootless" and isolation.landlock_abi() >= 6))
 
     def capabilities(self) -> Capabilities:
         """What this level protects here."""
         rootless = self.level == "rootless"
-        landlock = walls.landlock_abi() > 0
+        landlock = isolation.landlock_abi() > 0
         missing = [
             text
             for text, there in (
-                ("the network", walls.SUPPORTED),
+                ("the network", isolation.SUPPORTED),
                 ("this machine's files", rootless or landlock),
                 ("episodes from each other's user id", self.users),
                 ("against kernel flaws as a container would", False),
@@ -164,12 +164,12 @@ class LocalEngine:
         ]
         return Capabilities(
             name=f"local/{self.level}",
-            network_denied=walls.SUPPORTED,
+            network_denied=isolation.SUPPORTED,
             filesystem_private=rootless or landlock,
             users_separate=self.users,
-            syscalls_filtered=walls.SUPPORTED,
-            memory_limited=walls.LINUX,
-            processes_limited=walls.SUPPORTED,
+            syscalls_filtered=isolation.SUPPORTED,
+            memory_limited=isolation.LINUX,
+            processes_limited=isolation.SUPPORTED,
             fork=self.forks,
             landlock=landlock,
             warning=f"local sandbox ({self.level}) in place of Docker; not protected: {', '.join(missing)}",
@@ -221,10 +221,10 @@ class LocalEngine:
 
         try:
             ours.settimeout(START_TIMEOUT_S)
-            ours.sendall(boot_frame(self._config(work, path if walls.SUPPORTED else "", readable)))
+            ours.sendall(boot_frame(self._config(work, path if isolation.SUPPORTED else "", readable)))
             main.first(START_TIMEOUT_S)
             host_path = os.path.join(folder, "s", "socket")
-            link: Link = SocketLink(host_path) if walls.SUPPORTED else main
+            link: Link = SocketLink(host_path) if isolation.SUPPORTED else main
         except (SandboxLost, OSError) as error:
             main.close()
             complaints.seek(0)
@@ -238,8 +238,8 @@ class LocalEngine:
         block = random.SystemRandom().randrange((1 << 31) // count - 2000)
         return {
             "users": self.users,
-            "siblings": walls.SUPPORTED,
-            "filter": walls.SUPPORTED,
+            "siblings": isolation.SUPPORTED,
+            "filter": isolation.SUPPORTED,
             "forks": self.forks,
             "watch_disk": self.level == "rootless",
             "nice": 0,  # lower, and a busy trainer on the same machine would make honest programs time out

@@ -21,7 +21,7 @@ INSIDE = (
     "capture",
     "loop",
     "processes",
-    "walls",
+    "isolation",
     "forks",
     "episode",
     "zygote",

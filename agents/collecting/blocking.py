@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
-class Left(Exception):
+class LoopInterrupted(Exception):
     """Carries a KeyboardInterrupt raised by an agent (a person who left) out of an event loop.
 
     Left to itself it would tear the loop down, and with it whatever else lives there.
@@ -36,11 +36,11 @@ class LoopThread:
             try:
                 return await asyncio.wait_for(work(), timeout)
             except KeyboardInterrupt as stop:
-                raise Left(*stop.args) from None
+                raise LoopInterrupted(*stop.args) from None
 
         try:
             return self._start(awaited).result()
-        except Left as left:
+        except LoopInterrupted as left:
             raise KeyboardInterrupt(*left.args) from None
 
     async def awaited(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
@@ -94,6 +94,6 @@ def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         first: BaseException = errors
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        if isinstance(first, Left):
+        if isinstance(first, LoopInterrupted):
             raise KeyboardInterrupt(*first.args) from None
         raise first from first.__cause__

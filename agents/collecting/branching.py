@@ -1,4 +1,5 @@
-"""Groups that part at turn k: one trunk is played, and every member of the group goes on from where it stands."""
+"""Groups that part at turn k: one shared prefix is played, and every member of the group goes on from where it
+stands."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ _J = TypeVar("_J")
 
 
 @dataclass(frozen=True)
-class Trunk:
+class SharedPrefix:
     """The shared beginning of a group.
 
     Attributes:
         asked: The turn at which the group was to part.
         agent: Name of who played it.
         version: Which weights played it.
-        turns: The shared turns, at most `asked`: a trunk that ends before is left at its last turn.
+        turns: The shared turns, at most `asked`: a shared prefix that ends before is left at its last turn.
         observation: What the environment said then.
         task_id: Which problem or topic this is.
         info: The environment's info at reset.
@@ -58,9 +59,9 @@ class Trunk:
         }
 
     @classmethod
-    def of(cls, member: Trajectory) -> Trunk:
-        """The trunk of a member that has one."""
-        kept = dict(member.info["trunk"])
+    def of(cls, member: Trajectory) -> SharedPrefix:
+        """The shared prefix of a member that has one."""
+        kept = dict(member.info["shared_prefix"])
         shared = member.turns[: kept.pop("turns")]
         return cls(**kept, turns=shared, task_id=member.task_id)
 
@@ -81,13 +82,13 @@ def branch_turns(branch_at: BranchAt | None, groups: int) -> list[int | None]:
 
 
 def check_branching(
-    env: gymnasium.Env[str, str], env_id: str, trunk: Agent, members: Sequence[Agent], *, same_noise: bool
+    env: gymnasium.Env[str, str], env_id: str, prefix: Agent, members: Sequence[Agent], *, same_noise: bool
 ) -> None:
     """Says before any work what cannot branch.
 
     Raises:
-        ValueError: The environment has no snapshots, or cannot renew the noise it says it takes; or the trunk's tokens
-            mean something else to a member.
+        ValueError: The environment has no snapshots, or cannot renew the noise it says it takes; or the shared prefix's
+            tokens mean something else to a member.
     """
     needed = ["snapshot", "restore"]
     if getattr(env.unwrapped, "takes_noise", False) and not same_noise:
@@ -97,12 +98,12 @@ def check_branching(
             f"collect(branch_at): expected an environment with {', '.join(needed)}, got {env_id} without "
             f"{' and '.join(missing)}; add them (polyturn.envs.text_env says what they promise) or leave branch_at out"
         )
-    tokenizers = {id(found): found for agent in (trunk, *members) if (found := _tokenizer(agent)) is not None}
+    tokenizers = {id(found): found for agent in (prefix, *members) if (found := _tokenizer(agent)) is not None}
     words = [tokenizer.get_vocab() for tokenizer in tokenizers.values()] if len(tokenizers) > 1 else []
     if any(other != words[0] for other in words[1:]):
         raise ValueError(
             "collect(branch_at): expected agents that share one tokenizer, got several: the tokens of the shared turns "
-            "would be read as other words; let policies of one family play the trunk and go on from it"
+            "would be read as other words; let policies of one family play the shared prefix and go on from it"
         )
 
 
@@ -113,12 +114,13 @@ def _tokenizer(agent: Agent) -> Any:
 class Todo(Generic[_J]):
     """What is left to play, in an order in which nobody waits for long.
 
-    Members come as soon as their trunk stands and before any other trunk is begun, so that no more trunks are held
-    than are being worked on.
+    Members come as soon as their shared prefix stands and before any other shared prefix is begun, so that no more
+    shared prefixes are held than are being worked on.
 
     Args:
         ready: Jobs that may be played at once.
-        after: For every trunk that is still to be played: the trunk's own job, and those that follow it.
+        after: For every shared prefix that is still to be played: the shared prefix's own job, and those that follow
+            it.
     """
 
     def __init__(self, ready: Iterable[_J], after: Iterable[tuple[_J, Sequence[_J]]] = ()) -> None:
@@ -134,15 +136,15 @@ class Todo(Generic[_J]):
                 if self._ready:
                     return self._ready.popleft()
                 if self._after:
-                    trunk, members = self._after.popleft()
-                    self._growing[trunk] = members
-                    return trunk
+                    prefix, members = self._after.popleft()
+                    self._growing[prefix] = members
+                    return prefix
                 if not self._growing:
                     return None
                 await self._changed.wait()
 
-    async def stands(self, trunk: _J) -> None:
-        """A trunk has been played: its members may go on."""
+    async def stands(self, prefix: _J) -> None:
+        """A shared prefix has been played: its members may go on."""
         async with self._changed:
-            self._ready.extend(self._growing.pop(trunk))
+            self._ready.extend(self._growing.pop(prefix))
             self._changed.notify_all()

@@ -20,8 +20,16 @@ from tqdm import tqdm
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.blocking import block
-from polyturn.agents.collecting.branching import BranchAt, Todo, Trunk, branch_turns, check_branching
-from polyturn.agents.collecting.playing import TRUNK, Course, Job, Player, TextEnvironment, call, noise_of, who
+from polyturn.agents.collecting.branching import BranchAt, SharedPrefix, Todo, branch_turns, check_branching
+from polyturn.agents.collecting.playing import (
+    EpisodePlayer,
+    EpisodeState,
+    Job,
+    TextEnvironment,
+    agent_id,
+    call,
+    noise_of,
+)
 from polyturn.agents.collecting.roles import BothSides
 from polyturn.envs.registration import make
 from polyturn.envs.store import Store, read
@@ -47,7 +55,7 @@ def collect(
     tasks: Sequence[int] | None = None,
     env_options: Mapping[str, Any] | None = None,
     branch_at: BranchAt | None = None,
-    trunk: Agent | None = None,
+    prefix_agent: Agent | None = None,
     same_noise: bool = False,
     timeout: float | None = None,
     concurrency: int = 64,
@@ -62,10 +70,10 @@ def collect(
     anew where the environment can do so (it says `takes_noise`, see `polyturn.envs.text_env`), since a preference is
     an expectation over both conversations' noise. `same_noise=True` gives all of them the same, for paired comparisons.
 
-    With `branch_at=k` they share more than the start: for each group one trunk is played to the agent's turn k, and
-    every member goes on from there with random numbers of its own. The first k turns are the same in all members, to
-    the last token and log-probability, and the group says so: `group.branched_at`. A trunk whose episode ends before
-    it has k turns is left at its last turn, which the members then take anew.
+    With `branch_at=k` they share more than the start: for each group one shared prefix is played to the agent's turn k,
+    and every member goes on from there with random numbers of its own. The first k turns are the same in all members,
+    to the last token and log-probability, and the group says so: `group.branched_at`. A shared prefix whose episode
+    ends before it has k turns is left at its last turn, which the members then take anew.
 
     Args:
         agent: Who acts; or one agent for each member of a group (`group_size` of them), for example 20 of the
@@ -74,14 +82,14 @@ def collect(
         groups: How many starts; default one a task, or 1.
         group_size: Episodes per start.
         seed: Fixes everything: each start's environment seed comes from (seed, group), each episode's generator from
-            (seed, group, member), a trunk's from (seed, group).
+            (seed, group, member), a shared prefix's from (seed, group).
         tasks: Task index of each start, passed to the environment's `reset(options={"task": index})`; without it the
             environment picks by its seed.
         env_options: Keyword arguments for the environment.
         branch_at: The agent's turn, counted from 0, at which the members of a group part; or a function of the group's
             index that gives it, the same at every call. None: they part at the start.
-        trunk: Who plays the shared turns; default the first member's agent. A transformer among the members needs
-            turns with tokens, so a transformer with the same tokenizer.
+        prefix_agent: Who plays the shared turns; default the first member's agent. A transformer among the members
+            needs turns with tokens, so a transformer with the same tokenizer.
         same_noise: Whether members share the environment's noise too.
         timeout: Seconds that an agent which is awaited may take for a turn; then the episode has failed. None waits for
             ever. A model's own limit is `Sampling.max_new_tokens`.
@@ -113,7 +121,7 @@ def collect(
     members = list(agent) if isinstance(agent, Sequence) else [agent] * group_size
     if len(members) != group_size:
         raise ValueError(f"collect: expected one agent for each of {group_size} members, got {len(members)}")
-    for each in members if trunk is None else [*members, trunk]:
+    for each in members if prefix_agent is None else [*members, prefix_agent]:
         if isinstance(each, type) or not isinstance(each, Agent):
             raise ValueError(
                 f"collect: expected agents, anything with act(episode), got {each!r:.200}; of a Policy "
@@ -130,13 +138,13 @@ def collect(
     recorded = plain_options(options)
 
     parts = branch_turns(branch_at, count)
-    trunk_agent = members[0] if trunk is None else trunk
-    if trunk is not None and branch_at is None:
-        raise ValueError("collect: expected branch_at to go with a trunk, got none")
+    if prefix_agent is not None and branch_at is None:
+        raise ValueError("collect: expected branch_at to go with prefix_agent, got none")
+    prefix_agent = members[0] if prefix_agent is None else prefix_agent
     if branch_at is not None:
         probe = factory()
         try:
-            check_branching(probe, env_id, trunk_agent, members, same_noise=same_noise)
+            check_branching(probe, env_id, prefix_agent, members, same_noise=same_noise)
         finally:
             probe.close()
 
@@ -145,16 +153,16 @@ def collect(
         for group in range(count)
         for member in range(group_size)
     ]
-    done = _already_there(store, env_id, recorded, jobs, members, trunk_agent, same_noise)
+    done = _already_there(store, env_id, recorded, jobs, members, prefix_agent, same_noise)
     left = [job for job in jobs if (job.group, job.member) not in done]
     keep: Store | BothSides | None = store
     if store is not None and partner_store is not None:
         keep = BothSides(store, partner_store, done.values())
-    player = Player(members, trunk_agent, env_id, recorded, seed, same_noise, timeout)
+    player = EpisodePlayer(members, prefix_agent, env_id, recorded, seed, same_noise, timeout)
     runner = _Runner(player, factory, env_id, keep)
     todo = runner.plan(left, done)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
-    speakers = [*members, *([] if branch_at is None else [trunk_agent]), *options.values()]
+    speakers = [*members, *([] if branch_at is None else [prefix_agent]), *options.values()]
     width = min([concurrency, len(left) or 1, *(getattr(a, "max_concurrency", concurrency) for a in speakers)])
     with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=not progress, leave=False) as bar:
         done |= block(lambda: runner.run(todo, width, bar))
@@ -166,8 +174,8 @@ def _group(members: Sequence[Trajectory]) -> Group:
     """The group of a start; who failed before the environment named the task is given the task of the others."""
     task = next((member.task_id for member in members if member.task_id), "")
     named = tuple(m if m.task_id or m.error is None else replace(m, task_id=task) for m in members)
-    trunk = named[0].info.get("trunk")
-    return Group(named, None if trunk is None else trunk["turns"])
+    prefix = named[0].info.get("shared_prefix")
+    return Group(named, None if prefix is None else prefix["turns"])
 
 
 def group_seed(seed: int, group: int) -> int:
@@ -194,7 +202,7 @@ def _already_there(
     options: Mapping[str, Any],
     jobs: Iterable[Job],
     members: Sequence[Agent],
-    trunk_agent: Agent,
+    prefix_agent: Agent,
     same_noise: bool,
 ) -> dict[tuple[int, int], Trajectory]:
     if store is None:
@@ -210,8 +218,8 @@ def _already_there(
             and trajectory.error is None
             and json.dumps(dict(trajectory.env_options), sort_keys=True) == plain
             and trajectory.info.get("task_index") == job.task
-            and (trajectory.agent, trajectory.policy_version) == who(members[job.member])
-            and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *who(trunk_agent)))
+            and (trajectory.agent, trajectory.policy_version) == agent_id(members[job.member])
+            and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *agent_id(prefix_agent)))
             and trajectory.info.get("noise", noise_of(job, same_noise)) == noise_of(job, same_noise)
         ):
             found[job.group, job.member] = trajectory
@@ -219,30 +227,35 @@ def _already_there(
 
 
 def _parted(trajectory: Trajectory) -> tuple[int, str, str] | None:
-    """Where its group was to part, and who played the trunk."""
-    trunk = trajectory.info.get("trunk")
-    return None if trunk is None else (trunk["asked"], trunk["agent"], trunk["version"])
+    """Where its group was to part, and who played the shared prefix."""
+    prefix = trajectory.info.get("shared_prefix")
+    return None if prefix is None else (prefix["asked"], prefix["agent"], prefix["version"])
 
 
 class _Runner:
     def __init__(
-        self, player: Player, factory: Callable[[], TextEnvironment], env_id: str, store: Store | BothSides | None
+        self,
+        player: EpisodePlayer,
+        factory: Callable[[], TextEnvironment],
+        env_id: str,
+        store: Store | BothSides | None,
     ) -> None:
         self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
-        self._trunks: dict[int, Trunk] = {}
+        self._prefixes: dict[int, SharedPrefix] = {}
         self._failures_in_a_row = 0
 
     def plan(self, jobs: Sequence[Job], done: Mapping[tuple[int, int], Trajectory]) -> Todo[Job]:
-        """What can be played at once, and what after a trunk; a trunk that a finished member has kept stands."""
+        """What can be played at once, and what after a shared prefix; a shared prefix that a finished member has kept
+        stands."""
         for (group, _), member in done.items():
-            if "trunk" in member.info:
-                self._trunks.setdefault(group, Trunk.of(member))
+            if "shared_prefix" in member.info:
+                self._prefixes.setdefault(group, SharedPrefix.of(member))
         after: dict[int, list[Job]] = {}
         for job in jobs:
-            if job.branch_at is not None and job.group not in self._trunks:
+            if job.branch_at is not None and job.group not in self._prefixes:
                 after.setdefault(job.group, []).append(job)
         ready = [job for job in jobs if job.group not in after]
-        return Todo(ready, [(replace(jobs[0], member=TRUNK), jobs) for jobs in after.values()])
+        return Todo(ready, [(replace(jobs[0], kind="shared prefix"), jobs) for jobs in after.values()])
 
     def check_any(self, trajectories: Iterable[Trajectory]) -> None:
         """Raises CollectError if nothing but failures came back."""
@@ -277,12 +290,12 @@ class _Runner:
         held: list[TextEnvironment] = []
         try:
             while (job := await todo.next()) is not None:
-                course = await self._tried(held, job, pool)
-                if job.member == TRUNK:
-                    self._trunks[job.group] = self._player.trunk(job, course)
+                state = await self._tried(held, job, pool)
+                if job.kind == "shared prefix":
+                    self._prefixes[job.group] = self._player.prefix(job, state)
                     await todo.stands(job)
                     continue
-                trajectory = self._player.trajectory(job, course)
+                trajectory = self._player.trajectory(job, state)
                 self._failures_in_a_row = 0 if trajectory.error is None else self._failures_in_a_row + 1
                 results[job.group, job.member] = trajectory
                 if self._store is not None:
@@ -294,20 +307,20 @@ class _Runner:
             for env in held:
                 await self._close(env, pool)
 
-    async def _tried(self, held: list[TextEnvironment], job: Job, pool: ThreadPoolExecutor) -> Course:
+    async def _tried(self, held: list[TextEnvironment], job: Job, pool: ThreadPoolExecutor) -> EpisodeState:
         """Plays a job in the environment that is held, or in a new one; once more if it fails."""
-        trunk = self._trunks.get(job.group)
-        if trunk is not None and trunk.error is not None:
-            return Course(task_id=trunk.task_id, first=dict(trunk.info), error=trunk.error)
+        prefix = self._prefixes.get(job.group)
+        if prefix is not None and prefix.error is not None:
+            return EpisodeState(task_id=prefix.task_id, first=dict(prefix.info), error=prefix.error)
         for _ in range(_RETRIES + 1):
             if not held:
                 held.append(self._factory())
-            course = await self._player.play(held[0], job, trunk, pool)
-            if course.error is None:
+            state = await self._player.play(held[0], job, prefix, pool)
+            if state.error is None:
                 break
             # Whatever state it is in, it is not worth trusting again.
             await self._close(held.pop(), pool)
-        return course
+        return state
 
     async def _close(self, env: TextEnvironment, pool: ThreadPoolExecutor) -> None:
         """Closes an environment; one that fails even at that takes nothing finished with it."""

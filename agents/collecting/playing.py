@@ -1,4 +1,5 @@
-"""How one episode is played: from its start, or from where its group's trunk was left; and how a trunk is."""
+"""How one episode is played: from its start, or from where its group's shared prefix was left; and how a shared prefix
+is."""
 
 from __future__ import annotations
 
@@ -9,33 +10,34 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import gymnasium
 import numpy as np
 
 from polyturn.agents.agent import Action, Agent, ContextFull, Episode, Reply
-from polyturn.agents.collecting.blocking import Left
-from polyturn.agents.collecting.branching import Trunk
+from polyturn.agents.collecting.blocking import LoopInterrupted
+from polyturn.agents.collecting.branching import SharedPrefix
 from polyturn.envs.trajectory import Trajectory, Turn
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 TextEnvironment = gymnasium.Env[str, str]
-TRUNK = -1
-"""The member of a job that plays a trunk."""
+JobKind = Literal["episode", "shared prefix"]
+"""What a job plays: a member's episode, or the turns that a group shares."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to play.
+    """One episode, or one group's shared prefix, to play.
 
     Attributes:
         group: Which start.
-        member: Position in its group, or `TRUNK`.
+        member: Position in its group; without meaning for a shared prefix.
         seed: The start's environment seed.
         task: The start's task index, or None.
         branch_at: The turn at which the group is to part; None: at the start.
+        kind: What is played.
     """
 
     group: int
@@ -43,10 +45,11 @@ class Job:
     seed: int
     task: int | None
     branch_at: int | None = None
+    kind: JobKind = "episode"
 
 
 @dataclass
-class Course:
+class EpisodeState:
     """An episode in the making; `before` is the environment's state before the last turn, where that is kept."""
 
     observation: str = ""
@@ -70,27 +73,27 @@ def episode_rng(seed: int, group: int, member: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, group, member + 1])))
 
 
-def trunk_rng(seed: int, group: int) -> np.random.Generator:
-    """The generator of a group's trunk; independent of every member's."""
+def prefix_rng(seed: int, group: int) -> np.random.Generator:
+    """The generator of a group's shared prefix; independent of every member's."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, group], spawn_key=(0,))))
 
 
 def noise_of(job: Job, same_noise: bool) -> int:
-    """Which noise a member has; 0 is that of the start itself, which a trunk has used already."""
+    """Which noise a member has; 0 is that of the start itself, which a shared prefix has used already."""
     return 0 if same_noise else job.member + (job.branch_at is not None)
 
 
-def who(agent: Agent) -> tuple[str, str]:
+def agent_id(agent: Agent) -> tuple[str, str]:
     """Name and version of an agent, as trajectories record them."""
     return str(getattr(agent, "name", type(agent).__name__)), str(getattr(agent, "version", ""))
 
 
-class Player:
+class EpisodePlayer:
     """Plays the episodes of one collection.
 
     Args:
         members: Who acts, one agent a member.
-        trunk_agent: Who plays the trunks.
+        prefix_agent: Who plays the shared prefixes.
         env_id: What trajectories say of the environment.
         options: Its options, as recorded.
         seed: Of the collection.
@@ -104,7 +107,7 @@ class Player:
     def __init__(
         self,
         members: Sequence[Agent],
-        trunk_agent: Agent,
+        prefix_agent: Agent,
         env_id: str,
         options: Mapping[str, Any],
         seed: int,
@@ -112,62 +115,64 @@ class Player:
         timeout: float | None = None,
     ) -> None:
         self._timeout = timeout
-        self._members, self._trunk_agent = members, trunk_agent
+        self._members, self._prefix_agent = members, prefix_agent
         self._env_id, self._options, self._seed, self._same_noise = env_id, options, seed, same_noise
         self.last_failure: Exception | None = None
 
     def _agent(self, job: Job) -> Agent:
-        return self._trunk_agent if job.member == TRUNK else self._members[job.member]
+        return self._prefix_agent if job.kind == "shared prefix" else self._members[job.member]
 
-    async def play(self, env: TextEnvironment, job: Job, trunk: Trunk | None, pool: ThreadPoolExecutor) -> Course:
-        """Plays an episode to its end, or a trunk to where it is left."""
+    async def play(
+        self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, pool: ThreadPoolExecutor
+    ) -> EpisodeState:
+        """Plays an episode to its end, or a shared prefix to where it is left."""
         agent = self._agent(job)
-        course, episode = Course(), None
+        state, episode = EpisodeState(), None
         try:
-            await self._begin(env, job, trunk, course, pool)
-            growing = job.member == TRUNK
-            numbers = trunk_rng(self._seed, job.group) if growing else episode_rng(self._seed, job.group, job.member)
-            at, place = course.observation, max(job.member, 0)
-            episode = Episode(self._env_id, job.seed, course.task_id, place, numbers, at, course.turns, course.first)
-            while not course.over and not (growing and len(course.turns) == job.branch_at):
-                await self._turn(env, agent, episode, course, pool, keep=growing)
-            if growing:
-                await self._leave(env, course, pool)
+            await self._begin(env, job, prefix, state, pool)
+            shared = job.kind == "shared prefix"
+            numbers = prefix_rng(self._seed, job.group) if shared else episode_rng(self._seed, job.group, job.member)
+            at, place = state.observation, 0 if shared else job.member
+            episode = Episode(self._env_id, job.seed, state.task_id, place, numbers, at, state.turns, state.first)
+            while not state.over and not (shared and len(state.turns) == job.branch_at):
+                await self._turn(env, agent, episode, state, pool, keep=shared)
+            if shared:
+                await self._leave(env, state, pool)
         except KeyboardInterrupt as stop:
-            raise Left(*stop.args) from None
+            raise LoopInterrupted(*stop.args) from None
         except (SandboxUnavailable, ImageMissing):
             raise  # no episode can go on without it; what is finished is in the store
         except Exception as failure:  # infrastructure: recorded on the trajectory, never turned into a reward
-            course.error = f"{type(failure).__name__}: {failure}".strip()
+            state.error = f"{type(failure).__name__}: {failure}".strip()
             self.last_failure = failure
         finally:
             release = getattr(agent, "release", None)
             if release is not None and episode is not None:
                 release(episode)
-        return course
+        return state
 
     async def _begin(
-        self, env: TextEnvironment, job: Job, trunk: Trunk | None, course: Course, pool: ThreadPoolExecutor
+        self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, state: EpisodeState, pool: ThreadPoolExecutor
     ) -> None:
-        """Brings the environment to the start, or to where the group's trunk was left."""
-        noisy = bool(getattr(env.unwrapped, "takes_noise", False)) and job.member != TRUNK
+        """Brings the environment to the start, or to where the group's shared prefix was left."""
+        noisy = bool(getattr(env.unwrapped, "takes_noise", False)) and job.kind == "episode"
         noise = noise_of(job, self._same_noise)
         if noisy:
-            course.extra["noise"] = noise
-        if trunk is None:
+            state.extra["noise"] = noise
+        if prefix is None:
             options = ({} if job.task is None else {"task": job.task}) | ({"noise": noise} if noisy else {})
             reset = functools.partial(env.reset, seed=job.seed, options=options or None)
-            course.observation, first = await call(env, pool, reset)
-            course.first |= first
-            course.task_id = str(first.get("task_id", ""))
+            state.observation, first = await call(env, pool, reset)
+            state.first |= first
+            state.task_id = str(first.get("task_id", ""))
             return
-        course.extra["trunk"] = trunk.record()
-        course.observation, course.task_id = trunk.observation, trunk.task_id
-        course.first |= trunk.info
-        course.turns += trunk.turns
+        state.extra["shared_prefix"] = prefix.record()
+        state.observation, state.task_id = prefix.observation, prefix.task_id
+        state.first |= prefix.info
+        state.turns += prefix.turns
         # A copy of its own: an environment may go on writing into what it was given.
-        state = json.loads(json.dumps(trunk.snapshot))
-        await call(env, pool, functools.partial(env.get_wrapper_attr("restore"), state))
+        snapshot = json.loads(json.dumps(prefix.snapshot))
+        await call(env, pool, functools.partial(env.get_wrapper_attr("restore"), snapshot))
         if noisy and not self._same_noise:
             await call(env, pool, functools.partial(env.get_wrapper_attr("renew_noise"), noise))
 
@@ -176,7 +181,7 @@ class Player:
         env: TextEnvironment,
         agent: Agent,
         episode: Episode,
-        course: Course,
+        state: EpisodeState,
         pool: ThreadPoolExecutor,
         *,
         keep: bool,
@@ -184,63 +189,64 @@ class Player:
         try:
             action = await _reply(agent.act(episode), self._timeout)
         except ContextFull as full:
-            course.truncated = True
-            course.extra |= {"truncated_by": "context", "context": str(full)}
+            state.truncated = True
+            state.extra |= {"truncated_by": "context", "context": str(full)}
             return
         if keep:
-            course.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
-        said, step = course.observation, functools.partial(env.step, action.text)
-        course.observation, reward, course.terminated, course.truncated, info = await call(env, pool, step)
+            state.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
+        said, step = state.observation, functools.partial(env.step, action.text)
+        state.observation, reward, state.terminated, state.truncated, info = await call(env, pool, step)
         if action.info:
             info = {**info, "agent": dict(action.info)}
-        course.turns.append(
+        state.turns.append(
             Turn(said, action.text, float(reward), action.context_ids, action.action_ids, action.logps, info)
         )
-        episode.observation = course.observation
+        episode.observation = state.observation
         # Where neither agent nor environment ever waits, this is when Ctrl-C is heard.
         await asyncio.sleep(0)
 
-    async def _leave(self, env: TextEnvironment, course: Course, pool: ThreadPoolExecutor) -> None:
-        """Takes the state a trunk is left in: the present one, or that before the last turn of one that ended."""
-        if course.over and course.turns:
-            course.observation = course.turns.pop().observation
+    async def _leave(self, env: TextEnvironment, state: EpisodeState, pool: ThreadPoolExecutor) -> None:
+        """Takes the state a shared prefix is left in: the present one, or that before the last turn of one that
+        ended."""
+        if state.over and state.turns:
+            state.observation = state.turns.pop().observation
         else:
-            course.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
+            state.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
 
-    def trunk(self, job: Job, course: Course) -> Trunk:
+    def prefix(self, job: Job, state: EpisodeState) -> SharedPrefix:
         """What the members of a group go on from."""
-        name, version = who(self._trunk_agent)
+        name, version = agent_id(self._prefix_agent)
         assert job.branch_at is not None
-        return Trunk(
+        return SharedPrefix(
             asked=job.branch_at,
             agent=name,
             version=version,
-            turns=tuple(course.turns),
-            observation=course.observation,
-            task_id=course.task_id,
-            info=course.first,
-            snapshot=course.before,
-            error=course.error,
+            turns=tuple(state.turns),
+            observation=state.observation,
+            task_id=state.task_id,
+            info=state.first,
+            snapshot=state.before,
+            error=state.error,
         )
 
-    def trajectory(self, job: Job, course: Course) -> Trajectory:
+    def trajectory(self, job: Job, state: EpisodeState) -> Trajectory:
         """What an episode leaves behind."""
-        name, version = who(self._agent(job))
+        name, version = agent_id(self._agent(job))
         info: dict[str, Any] = {"group": job.group} | ({} if job.task is None else {"task_index": job.task})
-        last = {key: value for key, value in course.turns[-1].info.items() if key != "agent"} if course.turns else {}
-        info |= {**course.first, **last, **course.extra}
+        last = {key: value for key, value in state.turns[-1].info.items() if key != "agent"} if state.turns else {}
+        info |= {**state.first, **last, **state.extra}
         return Trajectory(
             env_id=self._env_id,
             seed=job.seed,
-            turns=tuple(course.turns),
-            task_id=course.task_id,
+            turns=tuple(state.turns),
+            task_id=state.task_id,
             agent=name,
             policy_version=version,
             member=job.member,
-            final_observation=course.observation if course.turns else "",
-            terminated=course.terminated,
-            truncated=course.truncated,
-            error=course.error,
+            final_observation=state.observation if state.turns else "",
+            terminated=state.terminated,
+            truncated=state.truncated,
+            error=state.error,
             env_options=self._options,
             info=info,
         )

@@ -27,7 +27,7 @@ from polyturn.algorithms.losses import logistic
 from polyturn.algorithms.methods.base import Loss
 from polyturn.algorithms.networks.compound import Compound
 from polyturn.algorithms.pairing import Example, judged_pairs
-from polyturn.algorithms.training.feed import minibatches
+from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import TrainResult, train
 from polyturn.envs.preference import Judged, Pair, Preference
 from polyturn.envs.trajectory import Group, TokenIds, Trajectory, Turn

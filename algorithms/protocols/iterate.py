@@ -24,7 +24,7 @@ from polyturn.algorithms.methods.base import Method, needs_reference
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError
-from polyturn.algorithms.training.feed import minibatches, steps_of
+from polyturn.algorithms.training.data_source import minibatches, steps_of
 from polyturn.algorithms.training.loop import train
 from polyturn.envs.preference import Annotator, Preference, by_return
 from polyturn.envs.store import Store

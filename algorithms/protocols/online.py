@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.branching import BranchAt
 from polyturn.agents.collecting.collect import EnvironmentSource, collect
-from polyturn.agents.collecting.playing import who
+from polyturn.agents.collecting.playing import agent_id
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.networks.moving_average import MovingAverage
 from polyturn.algorithms.protocols.iterate import learnable, tasks_of
-from polyturn.algorithms.training.feed import AnnotatedGroup
+from polyturn.algorithms.training.data_source import AnnotatedGroup
 from polyturn.envs.preference import Annotator, Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory
 
@@ -114,11 +114,11 @@ def online(
     members = [speaking(policy if actor is None else actor)] * group_size
     if opponent is not None:
         rival = speaking(opponent.average if isinstance(opponent, MovingAverage) else opponent)
-        if who(rival) == who(members[0]):
+        if agent_id(rival) == agent_id(members[0]):
             raise ValueError(
-                f"online: expected an opponent of another name or version than the policy, got {who(rival)} for both, "
-                'which nobody could tell apart; name its weights, as in policy.copy(version="opponent"), or leave the '
-                "opponent out for self-play"
+                f"online: expected an opponent of another name or version than the policy, got {agent_id(rival)} for "
+                "both, which cannot be told apart; name its weights, as in policy.copy(version='opponent'), or leave "
+                "the opponent out for self-play"
             )
         members += [rival] * (group_size if opponents is None else opponents)
     annotate = preference or (by_return if reward is None else _by_reward(reward))

@@ -9,7 +9,7 @@ from typing import Any
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.training.feed import minibatches, steps_of
+from polyturn.algorithms.training.data_source import minibatches, steps_of
 from polyturn.algorithms.training.loop import TrainResult, train
 from polyturn.envs.trajectory import Trajectory
 

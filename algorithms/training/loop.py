@@ -26,7 +26,7 @@ from polyturn.algorithms.methods.base import Method
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable
-from polyturn.algorithms.training.feed import AnnotatedGroup, Feed, Source
+from polyturn.algorithms.training.data_source import AnnotatedGroup, DataSource, Source
 from polyturn.algorithms.training.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.schedule import Schedule, factor
@@ -111,7 +111,7 @@ def train(
             which loses most updates; with float32 weights `mixed_precision="bf16"` computes in it all the same.
         reference: What log-ratios are taken to, usually `policy.copy()`. None if the method needs none, or if the
             policy's model is a peft model: then its base, with the adapter switched off, is the reference.
-        batches: One step's examples (or batch) after another; see `polyturn.algorithms.training.feed.Source`.
+        batches: One step's examples (or batch) after another; see `polyturn.algorithms.training.data_source.Source`.
         steps: How many updates in all, resumed ones included.
         lr: Learning rate.
         weight_decay: Of matrices; biases and norms have none.
@@ -179,7 +179,9 @@ def train(
     )
     if start >= steps:
         return TrainResult(log.records, start, found / "model" if found else None)
-    feed = Feed(batches, start=start, state=before["sources"][accelerator.process_index % len(before["sources"])])
+    data_source = DataSource(
+        batches, start=start, state=before["sources"][accelerator.process_index % len(before["sources"])]
+    )
     learner = Learner(
         method, policy, reference, accelerator,
         optimizer=optimizer, lr=lr, weight_decay=weight_decay, clip=clip, accumulate=accumulate,
@@ -213,7 +215,7 @@ def train(
         return {f"eval/{name}": float(value) for name, value in evaluate(policy, done).items()}
 
     # `position` is the source's as of the last whole step: one that fails may have moved it on already.
-    done, position = start, feed.state
+    done, position = start, data_source.state
     bar = tqdm(
         total=steps, initial=start, disable=not (progress and accelerator.is_main_process), desc=identity["name"]
     )
@@ -225,14 +227,14 @@ def train(
                 note({"step": start, **first})
             while done < steps:
                 begun = time.perf_counter()
-                batch = _next_batch(feed, method, max_length)
+                batch = _next_batch(data_source, method, max_length)
                 if batch is None:
                     warnings.warn(f"batches ended after {done} of {steps} steps", stacklevel=2)
                     break
                 rate = factor(done, steps=steps, warmup=warmup, schedule=schedule)
                 numbers = learner.step(batch, done, lr_factor=rate)
-                done, position = done + 1, feed.state
-                record = {"step": done, **numbers, **feed.metrics, "seconds": time.perf_counter() - begun}
+                done, position = done + 1, data_source.state
+                record = {"step": done, **numbers, **data_source.metrics, "seconds": time.perf_counter() - begun}
                 try:
                     record |= evaluated(done)
                 finally:
@@ -390,13 +392,13 @@ def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         warnings.warn(f"resuming with other settings: {'; '.join(changed)}", ResumeWarning, stacklevel=3)
 
 
-def _next_batch(feed: Feed, method: Method, max_length: int | None) -> Batch | None:
+def _next_batch(data_source: DataSource, method: Method, max_length: int | None) -> Batch | None:
     """The next step's batch; None where the source has ended.
 
     Fresh groups may hold nothing to compare (all right, all wrong); then the source is asked again.
     """
     for _ in range(_EMPTY_DRAWS):
-        item: Any = feed.next()
+        item: Any = data_source.next()
         if item is None:
             return None
         if isinstance(item, Batch):

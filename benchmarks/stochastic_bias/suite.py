@@ -104,12 +104,12 @@ def method_of(name: str, *, beta: float, sampled: bool) -> Method:
 def judged(claim: Claim, paid: PaidGame, policy: Sequence[Any], reference: Sequence[Any], beta: float) -> list[float]:
     """Regret, the share of the reference's regret that this is, and KL(optimum || policy), by the claim."""
 
-    def regret(who: Sequence[Any]) -> tuple[float, float]:
+    def regret(policy: Sequence[Any]) -> tuple[float, float]:
         if claim == "reward":
-            return reward_regret(paid, who, reference, beta=beta)
+            return reward_regret(paid, policy, reference, beta=beta)
         if claim == "response":
-            return response_regret(paid, who, reference, alpha=beta / 4.0)
-        return preference_regret(paid, who, reference, alpha=beta / 4.0)
+            return response_regret(paid, policy, reference, alpha=beta / 4.0)
+        return preference_regret(paid, policy, reference, alpha=beta / 4.0)
 
     found, divergence = regret(policy)
     return [found, found / regret(reference)[0], divergence]

@@ -25,9 +25,9 @@ from gymnasium.utils.env_match import check_environments_match
 from polyturn.envs.checking.contract import (
     RULES,
     Agent,
+    ContractPlayer,
     ContractViolation,
-    Episode,
-    Player,
+    EpisodeRecord,
     agent_rng,
     canonical,
     shown,
@@ -108,7 +108,7 @@ def _silence(rng: np.random.Generator, observation: str) -> str:
     return ""
 
 
-def _longest(plain: dict[int, Episode]) -> list[int]:
+def _longest(plain: dict[int, EpisodeRecord]) -> list[int]:
     """Seeds, those of long episodes first: they reach the most states."""
     return sorted(plain, key=lambda seed: -len(plain[seed].actions))
 
@@ -153,7 +153,7 @@ class _Checker:
         self, name: str, new: Callable[[], Any], actions: Agent, seeds: tuple[int, ...], max_turns: int
     ) -> None:
         self.name, self.actions, self.seeds = name, actions, seeds
-        self.player = Player(max_turns)
+        self.player = ContractPlayer(max_turns)
         self.made: list[Any] = []
 
         def remembered() -> Any:
@@ -238,7 +238,7 @@ class _Checker:
             return True
         return False
 
-    def _hostile(self, env: Any) -> list[Episode]:
+    def _hostile(self, env: Any) -> list[EpisodeRecord]:
         """Each hostile text as the first action and after a plausible one; returns the episodes of the latter."""
         episodes = []
         for name, text in HOSTILE.items():
@@ -253,7 +253,7 @@ class _Checker:
             episodes.append(episode)
         return episodes
 
-    def _transcripts(self) -> dict[int, Episode]:
+    def _transcripts(self) -> dict[int, EpisodeRecord]:
         a, b = self.new(), self.new()
         first = self.seeds[0]
         plain = {first: self.player.play(b, first, self.actions)}
@@ -279,7 +279,7 @@ class _Checker:
             self._same("independent", mine, theirs, "keep state in the instance, not in the class or the module")
         return plain
 
-    def _seeds(self, env: Any, plain: dict[int, Episode]) -> None:
+    def _seeds(self, env: Any, plain: dict[int, EpisodeRecord]) -> None:
         deterministic = bool(env.unwrapped.metadata.get("deterministic"))
         first = plain[self.seeds[0]]
         differ = any(self.player.play(env, seed, first.again()).lines != first.lines for seed in self.seeds[1:])
@@ -299,7 +299,7 @@ class _Checker:
         observation, _ = self.player.reset(env, seed)
         self.player.step(env, self.actions(agent_rng(seed), observation), "")
 
-    def _interleaved(self, a: Any, b: Any, plain: dict[int, Episode]) -> Iterator[tuple[list[str], list[str]]]:
+    def _interleaved(self, a: Any, b: Any, plain: dict[int, EpisodeRecord]) -> Iterator[tuple[list[str], list[str]]]:
         """Plays two seeds in two instances in turns; yields expected and actual transcripts."""
         seeds = _longest(plain)[:2]
         lines: list[list[str]] = [[], []]
@@ -325,7 +325,7 @@ class _Checker:
                         "reward only what the agent did, not that the episode ended without complaint",
                     )
 
-    def _snapshots(self, plain: dict[int, Episode], hostile: list[Episode]) -> None:
+    def _snapshots(self, plain: dict[int, EpisodeRecord], hostile: list[EpisodeRecord]) -> None:
         longest = _longest(plain)
         episode, env = plain[longest[0]], self.new()
         taken: list[tuple[Any, str]] = []

@@ -67,7 +67,7 @@ def shown(value: object, length: int = 160) -> str:
 
 
 @dataclass
-class Episode:
+class EpisodeRecord:
     """What was done in an episode, and everything it gave back, one line a call."""
 
     lines: list[str]
@@ -80,7 +80,7 @@ class Episode:
         return lambda rng, observation: next(left, "")
 
 
-class Player:
+class ContractPlayer:
     """Plays episodes and raises at the first answer that breaks a rule.
 
     Args:
@@ -92,12 +92,12 @@ class Player:
         self.bounds = (-math.inf, math.inf)
         self.episodes = self.turns = 0
 
-    def play(self, env: Any, seed: int, agent: Agent, situation: str = "") -> Episode:
+    def play(self, env: Any, seed: int, agent: Agent, situation: str = "") -> EpisodeRecord:
         """Plays one episode to its end and judges it as a whole; `situation` explains an exception."""
         rng = agent_rng(seed)
         observation, info = self.reset(env, seed)
         infos = [info]
-        episode = Episode([canonical([observation, info])], [])
+        episode = EpisodeRecord([canonical([observation, info])], [])
         for _ in range(self.max_turns):
             action = agent(rng, observation)
             observation, reward, terminated, truncated, info = self.step(env, action, situation)

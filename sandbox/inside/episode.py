@@ -136,7 +136,7 @@ def classify(error: BaseException) -> int:
     return ERROR
 
 
-class Episode:
+class EpisodeInterpreter:
     """The loop of one interpreter."""
 
     def __init__(self, fork: Callable[[], int], confine: Callable[[str], None], silence: Callable[[], None]) -> None:
@@ -160,7 +160,7 @@ class Episode:
         signal.signal(signal.SIGINT, self.interrupted)
 
     def settle(self, folder: str, limit: int, confine: Callable[[str], None]) -> None:
-        """What is known only once it has become somebody's: its folder, its limit of output, its walls."""
+        """What is known only once it has become somebody's: its folder, its limit of output, its isolation."""
         self.folder, self.limit, self.confine = folder, limit, confine
         self.ends = {target: _identity(target) for target in (CONTROL, 1, 2)}
 

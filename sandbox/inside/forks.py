@@ -12,10 +12,10 @@ import resource
 import time
 from collections.abc import Callable
 
-from polyturn.sandbox.inside import walls
+from polyturn.sandbox.inside import isolation
 
 # PyDLL keeps the interpreter lock while calling: nothing may run between a raw clone and its bookkeeping.
-_libc = ctypes.PyDLL(None, use_errno=True) if walls.LINUX else None
+_libc = ctypes.PyDLL(None, use_errno=True) if isolation.LINUX else None
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _TID_IN_THREAD = {"x86_64": 720, "aarch64": 208}  # where glibc keeps a thread's id in its record of the thread
 
@@ -25,10 +25,10 @@ def _tid_address() -> int:
     address = ctypes.c_void_p(0)
     zero = ctypes.c_ulong(0)
     assert _libc is not None
-    if _libc.prctl(walls.PR_GET_TID_ADDRESS, ctypes.byref(address), zero, zero, zero) == 0 and address.value:
+    if _libc.prctl(isolation.PR_GET_TID_ADDRESS, ctypes.byref(address), zero, zero, zero) == 0 and address.value:
         return address.value
     _libc.pthread_self.restype = ctypes.c_size_t
-    guess: int = _libc.pthread_self() + _TID_IN_THREAD[walls.MACHINE]
+    guess: int = _libc.pthread_self() + _TID_IN_THREAD[isolation.MACHINE]
     if ctypes.c_int.from_address(guess).value != os.getpid():  # only a process's first thread forks here
         raise OSError(errno.ENOSYS, "no thread id address")
     return guess
@@ -49,8 +49,8 @@ def clone_sibling() -> int:
     flags = ctypes.c_ulong(clone_parent | child_settid | child_cleartid | sigchld)
     null = ctypes.c_void_p(0)
     # x86_64: (flags, stack, parent_tid, child_tid, tls); aarch64 swaps the last two
-    tail = (tid, null) if walls.MACHINE == "x86_64" else (null, tid)
-    number = ctypes.c_long(_CLONE[walls.MACHINE])
+    tail = (tid, null) if isolation.MACHINE == "x86_64" else (null, tid)
+    number = ctypes.c_long(_CLONE[isolation.MACHINE])
     api = ctypes.pythonapi
     assert _libc is not None
     api.PyOS_BeforeFork()
@@ -114,7 +114,7 @@ def process_limit_works(uid: int) -> bool:
     try:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        walls.set_limit(resource.RLIMIT_NPROC, 1)
+        isolation.set_limit(resource.RLIMIT_NPROC, 1)
         os.fork()
     except BlockingIOError:
         os._exit(0)

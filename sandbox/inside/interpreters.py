@@ -18,7 +18,7 @@ import sys
 from collections import deque
 from typing import Any
 
-from polyturn.sandbox.inside import episode, walls, zygote
+from polyturn.sandbox.inside import episode, isolation, zygote
 from polyturn.sandbox.inside.capture import Capture
 from polyturn.sandbox.inside.loop import READ, WRITE, Loop
 from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_folder
@@ -82,7 +82,7 @@ class Interpreters(Loop):
         self.doubtful_uids: set[int] = set()  # of families that may have left something
         self.processes = ProcessTable()
         self.zygote, theirs = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET if walls.LINUX else socket.SOCK_DGRAM
+            socket.AF_UNIX, socket.SOCK_SEQPACKET if isolation.LINUX else socket.SOCK_DGRAM
         )
         self.zygote_pid = os.fork()
         if self.zygote_pid == 0:
@@ -265,12 +265,12 @@ class Interpreters(Loop):
             if child.pid:
                 self.said(child, token, kind, texts)
             else:
-                self.greeted(child, token, sender or (int(texts[2] or b"0") if not walls.LINUX else 0))
+                self.greeted(child, token, sender or (int(texts[2] or b"0") if not isolation.LINUX else 0))
 
     @staticmethod
     def receive_named(child: Interpreter) -> tuple[bytes, int]:
         """Reads together with the sender's process id, which the kernel vouches for; 0 where it does not."""
-        if not walls.LINUX:
+        if not isolation.LINUX:
             return child.control.recv(1 << 16), 0
         data, ancillary, _, _ = child.control.recvmsg(1 << 16, socket.CMSG_SPACE(12))
         for level, kind, payload in ancillary:

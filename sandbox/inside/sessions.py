@@ -27,7 +27,7 @@ class Call:
         self.why = ""
 
 
-class Session:
+class SessionRecord:
     """What the host holds: an interpreter now, perhaps another one after a kill."""
 
     def __init__(self, number: int, limits: dict[str, Any], seed: int) -> None:
@@ -37,8 +37,8 @@ class Session:
         self.runs = 0
         self.lost = ""  # why its state went, until the host has been told
         self.opening: tuple[Peer, int] | None = None
-        self.branch: Session | None = None  # is being forked off this one
-        self.origin: Session | None = None  # this one is being forked off that one
+        self.branch: SessionRecord | None = None  # is being forked off this one
+        self.origin: SessionRecord | None = None  # this one is being forked off that one
 
     def blame(self, why: str) -> None:
         """Notes why its interpreter is about to be killed."""

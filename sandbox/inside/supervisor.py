@@ -18,10 +18,10 @@ import time
 from collections import deque
 from typing import Any
 
-from polyturn.sandbox.inside import episode, walls, zygote
+from polyturn.sandbox.inside import episode, isolation, zygote
 from polyturn.sandbox.inside.interpreters import FORGERY, Interpreter
 from polyturn.sandbox.inside.loop import Peer
-from polyturn.sandbox.inside.sessions import Call, Session
+from polyturn.sandbox.inside.sessions import Call, SessionRecord
 from polyturn.sandbox.inside.watch import FIRST, Watch
 
 GRACE_S = 0.5  # between the interrupt and the kill
@@ -36,7 +36,7 @@ class Supervisor(Watch):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, SessionRecord] = {}
         self.spares: deque[Interpreter] = deque()
         self.spare_limits: dict[str, Any] | None = None
         self.next_session = 1
@@ -80,9 +80,9 @@ class Supervisor(Watch):
             "cleaning": len(self.cleaners),
         }
 
-    def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> Session:
+    def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> SessionRecord:
         """Registers a session that the host waits for."""
-        session = Session(self.next_session, limits, seed)
+        session = SessionRecord(self.next_session, limits, seed)
         self.next_session += 1
         self.sessions[session.number] = session
         session.opening = (peer, number)
@@ -98,7 +98,7 @@ class Supervisor(Watch):
         self.spare_limits = request["limits"]
         self.after(REFILL_S, self.refill)
 
-    def close(self, session: Session) -> None:
+    def close(self, session: SessionRecord) -> None:
         """Ends a session and its interpreter."""
         self.sessions.pop(session.number, None)
         self.running.pop(session.number, None)
@@ -112,7 +112,7 @@ class Supervisor(Watch):
             child.session = None
             self.kill(child, "")
 
-    def attach(self, session: Session) -> None:
+    def attach(self, session: SessionRecord) -> None:
         """Gives a session an interpreter."""
         child = next((spare for spare in self.spares if spare.limits == session.limits), None)
         if child is not None:
@@ -133,7 +133,7 @@ class Supervisor(Watch):
         for _ in range(self.config["spares"] - ready if self.spare_limits is not None else 0):
             self.spawn(self.spare_limits or {})
 
-    def opened(self, session: Session) -> None:
+    def opened(self, session: SessionRecord) -> None:
         """Answers the host once interpreter and, for a branch, its origin are ready."""
         if session.opening is not None and session.origin is None and session.child is not None and session.child.pid:
             (peer, number), session.opening = session.opening, None
@@ -142,7 +142,7 @@ class Supervisor(Watch):
             else:  # who asked has gone, and nobody else knows it
                 self.close(session)
 
-    def lose(self, session: Session, why: str, status: str = "crash") -> None:
+    def lose(self, session: SessionRecord, why: str, status: str = "crash") -> None:
         """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""
         session.child = None
         self.drop_branch(session, session.lost or "the session died while it was forked")
@@ -158,7 +158,7 @@ class Supervisor(Watch):
         else:
             session.lost = session.lost or why
 
-    def drop_branch(self, session: Session, why: str) -> None:
+    def drop_branch(self, session: SessionRecord, why: str) -> None:
         """Where a session is being forked: nothing comes of it. The copy, if there is one already, is ended."""
         if session.branch is None:
             return
@@ -170,7 +170,7 @@ class Supervisor(Watch):
             twin.session = None
             self.kill(twin, "")
 
-    def fork(self, session: Session, peer: Peer, number: int) -> None:
+    def fork(self, session: SessionRecord, peer: Peer, number: int) -> None:
         """Branches a session's interpreter."""
         child = session.child
         problem = ""
@@ -215,7 +215,7 @@ class Supervisor(Watch):
 
     # one run
 
-    def start_call(self, session: Session, peer: Peer, request: dict[str, Any]) -> None:
+    def start_call(self, session: SessionRecord, peer: Peer, request: dict[str, Any]) -> None:
         """Hands a program to the interpreter and starts the clock."""
         if session.call is not None or session.branch is not None:
             peer.reply(request["id"], fail="busy")
@@ -240,7 +240,7 @@ class Supervisor(Watch):
         self.tell(child, b"R", token, request["code"].encode("utf-8", "surrogatepass"))
         self.keep_ticking()
 
-    def interrupt(self, session: Session, call: Call, status: str) -> None:
+    def interrupt(self, session: SessionRecord, call: Call, status: str) -> None:
         """Sends SIGINT to the program, and SIGKILL to its group after the grace."""
         if call.stopped_for:
             return
@@ -266,7 +266,7 @@ class Supervisor(Watch):
 
     def said(self, child: Interpreter, token: bytes, kind: int, texts: list[bytes]) -> None:
         """Takes the end of a run, or the outcome of a fork."""
-        session: Session | None = child.session
+        session: SessionRecord | None = child.session
         if session is not None and session.branch is not None and token == FORK:
             child.idle_cpu = self.processes.cpu(child.pid)  # what the fork itself took is nobody's thread
             branch = session.branch
@@ -294,12 +294,12 @@ class Supervisor(Watch):
 
     def flooded(self, child: Interpreter) -> None:
         """Too much output ends the run."""
-        session: Session | None = child.session
+        session: SessionRecord | None = child.session
         if session is not None and session.call is not None:
             self.interrupt(session, session.call, "output-limit")
 
     def finish(
-        self, session: Session, call: Call, status: str, value: bytes = b"", error: str = "", cut: bool = False,
+        self, session: SessionRecord, call: Call, status: str, value: bytes = b"", error: str = "", cut: bool = False,
         lost: bool = False, last: Interpreter | None = None,
     ) -> None:  # fmt: skip
         """Ends a call: decides its status, removes what it left running, answers the host."""
@@ -330,7 +330,7 @@ class Supervisor(Watch):
         """An interpreter is gone: says how its call ended."""
         if child in self.spares:
             self.spares.remove(child)
-        session: Session | None = child.session
+        session: SessionRecord | None = child.session
         if session is None or session.child is not child:
             return
         call, status = session.call, "crash"
@@ -354,10 +354,10 @@ class Supervisor(Watch):
 
 def main(config: dict[str, Any]) -> None:
     """Starts up, says so on descriptor 1, and serves until descriptor 0 ends."""
-    if walls.LINUX:
-        walls.prctl(walls.PR_SET_DUMPABLE, 0)
+    if isolation.LINUX:
+        isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
         if os.getpid() != 1:
-            walls.prctl(walls.PR_SET_CHILD_SUBREAPER, 1)
+            isolation.prctl(isolation.PR_SET_CHILD_SUBREAPER, 1)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 20) if hard >= 0 else 1 << 16, hard))
     if config["nice"]:
@@ -382,7 +382,7 @@ def main(config: dict[str, Any]) -> None:
     for fd in (0, 1):
         os.set_blocking(fd, False)
     host = Peer(supervisor, 0, 1, supervisor.command, supervisor.shut_down)
-    host.reply(0, ready=True, pid=os.getpid(), abi=walls.landlock_abi() if walls.LINUX else 0,
+    host.reply(0, ready=True, pid=os.getpid(), abi=isolation.landlock_abi() if isolation.LINUX else 0,
                forks=supervisor.config["forks"], python=sys.version.split()[0])  # fmt: skip
     supervisor.run()
 

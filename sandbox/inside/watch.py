@@ -10,7 +10,7 @@ from typing import Any
 
 from polyturn.sandbox.inside.interpreters import Interpreter, Interpreters
 from polyturn.sandbox.inside.processes import folder_usage
-from polyturn.sandbox.inside.sessions import Call, Session
+from polyturn.sandbox.inside.sessions import Call, SessionRecord
 
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
@@ -28,7 +28,7 @@ class Watch(Interpreters):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.running: dict[int, Session] = {}
+        self.running: dict[int, SessionRecord] = {}
         self.ticking = False
         # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
         self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
@@ -36,7 +36,7 @@ class Watch(Interpreters):
         self.uncounted = config["watch_disk"] and not self.disk[1]  # gVisor does not say how many files there are
         self.after(SLOW_TICK_S, self.slow_tick)
 
-    def interrupt(self, session: Session, call: Call, status: str) -> None:
+    def interrupt(self, session: SessionRecord, call: Call, status: str) -> None:
         """Ends a call, softly first, with this status."""
         raise NotImplementedError
 
@@ -146,7 +146,7 @@ class Watch(Interpreters):
         finally:
             self.as_user(None)
 
-    def check_files(self, session: Session) -> None:
+    def check_files(self, session: SessionRecord) -> None:
         """Kills a session whose files together exceed its share; the kernel limits single files only."""
         child = session.child
         if child is None or child.dead:
@@ -189,7 +189,7 @@ class Watch(Interpreters):
         self.processes.refresh(self.leaders)
         at_work = [session.child for session in self.running.values()]
         for child in list(self.children):
-            session: Session | None = child.session
+            session: SessionRecord | None = child.session
             if not child.pid or (session is not None and session.call is not None):
                 continue
             self.end_strays(child)
@@ -209,7 +209,7 @@ class Watch(Interpreters):
 
     # after a run
 
-    def after_run(self, session: Session, child: Interpreter, lasted: float = 0.0) -> None:
+    def after_run(self, session: SessionRecord, child: Interpreter, lasted: float = 0.0) -> None:
         """Ends what the program started and left, and checks the room its files take."""
         if child.dead or session.child is not child:
             return

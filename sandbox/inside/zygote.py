@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from polyturn.sandbox.inside import episode, forks, walls
+from polyturn.sandbox.inside import episode, forks, isolation
 
 WARM_UP = """
 import sympy
@@ -73,11 +73,11 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         os.rmdir(area)
     rehearse(REHEARSALS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    room.size = walls.address_space() if walls.LINUX else 0
+    room.size = isolation.address_space() if isolation.LINUX else 0
     gc.collect()
     gc.freeze()  # objects of the parent never move through the collector: their pages stay shared
-    if walls.LINUX:
-        walls.use_huge_pages()
+    if isolation.LINUX:
+        isolation.use_huge_pages()
     channel.sendall(json.dumps({"forks": room.forks}).encode())
     while copy_ahead(channel, room):
         pass
@@ -86,7 +86,7 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
 def copy_ahead(channel: socket.socket, room: Prepared) -> bool:
     """Forks the next copy before anybody asks and waits until it has taken a request; False at the channel's end.
 
-    The copy is nobody's yet: user, folder, limits and walls come with the request.
+    The copy is nobody's yet: user, folder, limits and isolation come with the request.
     """
     taken, takes = os.pipe()
     try:
@@ -148,7 +148,7 @@ def rehearse(times: int) -> None:
     theirs.close()
     sample = json.dumps({"limits": {"memory_mb": 1, "programs": False}, "uid": 1, "area": "", "folder": ""})
     for number in range(times):
-        trial = episode.Episode(os.getpid, lambda _: None, lambda: None)
+        trial = episode.EpisodeInterpreter(os.getpid, lambda _: None, lambda: None)
         trial.seed(str(number).encode())
         for program in TRIAL_PROGRAMS:
             ours.sendall(TRIAL_HEAD.pack(9 + len(program), b"R", episode.HELLO) + program)
@@ -165,15 +165,15 @@ def rehearse(times: int) -> None:
     ours.close()
 
 
-def get_ready(channel: socket.socket, room: Prepared) -> episode.Episode:
+def get_ready(channel: socket.socket, room: Prepared) -> episode.EpisodeInterpreter:
     """What a fresh copy can do before it is anybody's."""
     os.setpgid(0, 0)
-    if walls.LINUX:
+    if isolation.LINUX:
         _first_to_be_killed()
     if not select.select([channel], [], [], 0)[0]:
         rehearse(1)
     _in_turn(hurried=True)
-    return episode.Episode(room.fork, lambda _: None, room.silence)
+    return episode.EpisodeInterpreter(room.fork, lambda _: None, room.silence)
 
 
 class Prepared:
@@ -185,16 +185,16 @@ class Prepared:
         self.forks: bool = config["forks"] and (not config["users"] or forks.process_limit_works(config["uid_base"]))
         self.filters: dict[bool, bytes] = {}
         self._silence = b""
-        self.landlock = walls.Landlock(config["readable"], ["/dev/null"])
+        self.landlock = isolation.Landlock(config["readable"], ["/dev/null"])
         self.landlock.prepare()
         self.size = 0  # bytes of address space, once everything is loaded
         for which in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK):
-            walls.set_limit(which, 0)
-        if walls.LINUX:
+            isolation.set_limit(which, 0)
+        if isolation.LINUX:
             for which, value in ((resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_RTPRIO, 0),
                                  (resource.RLIMIT_SIGPENDING, 256), (resource.RLIMIT_NICE, 0)):  # fmt: skip
                 with contextlib.suppress(ValueError):  # gVisor has neither these limits nor what they would limit
-                    walls.set_limit(which, value)
+                    isolation.set_limit(which, value)
         if self.nice:
             os.setpriority(os.PRIO_PROCESS, 0, 0)  # the high priority is the supervisor's alone
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -206,18 +206,20 @@ class Prepared:
         sys.path.append("")
         if config["filter"]:
             for programs in (False, True):
-                self.filters[programs] = walls.episode_program(processes=self.forks, programs=programs)
-            self._silence = walls.silence_program()
-            walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
-            walls.install_filter(walls.zygote_program())
+                self.filters[programs] = isolation.episode_program(processes=self.forks, programs=programs)
+            self._silence = isolation.silence_program()
+            isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
+            isolation.install_filter(isolation.zygote_program())
 
     def silence(self) -> None:
         """Takes the right to signal away."""
         if self._silence:
-            walls.install_filter(self._silence)
+            isolation.install_filter(self._silence)
 
 
-def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared, served: episode.Episode) -> None:
+def start(
+    request: dict[str, Any], fds: array.array[int], prepared: Prepared, served: episode.EpisodeInterpreter
+) -> None:
     """Turns a fresh copy of the zygote into one walled-in episode and serves it."""
     for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
         os.dup2(fd, target, inheritable=True)
@@ -238,15 +240,15 @@ def start(request: dict[str, Any], fds: array.array[int], prepared: Prepared, se
     os.environ["HOME"] = os.environ["TMPDIR"] = folder
     _limit(limits, uid is not None, prepared.size)
     landlock = prepared.landlock
-    if walls.LINUX:
-        walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        walls.prctl(walls.PR_SET_DUMPABLE, 0)
-        walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
+    if isolation.LINUX:
+        isolation.prctl(isolation.PR_SET_PDEATHSIG, signal.SIGKILL)
+        isolation.prctl(isolation.PR_SET_DUMPABLE, 0)
+        isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
         landlock.restrict(area, execute=programs)
         landlock.forget()
     os.closerange(4, 4096)
     if prepared.filters:
-        walls.install_filter(prepared.filters[programs])
+        isolation.install_filter(prepared.filters[programs])
 
     def confine(own: str) -> None:
         landlock.restrict(own, execute=programs)
@@ -306,9 +308,9 @@ def _first_to_be_killed() -> None:
 def _limit(limits: dict[str, Any], own_user: bool, size: int) -> None:
     """Sets the rlimits of one episode; memory is above what the interpreter itself maps."""
     megabyte = 1 << 20
-    if walls.LINUX:
-        walls.set_limit(resource.RLIMIT_AS, size + limits["memory_mb"] * megabyte)
-    walls.set_limit(resource.RLIMIT_FSIZE, limits["disk_mb"] * megabyte)
-    walls.set_limit(resource.RLIMIT_NOFILE, limits["files"])
+    if isolation.LINUX:
+        isolation.set_limit(resource.RLIMIT_AS, size + limits["memory_mb"] * megabyte)
+    isolation.set_limit(resource.RLIMIT_FSIZE, limits["disk_mb"] * megabyte)
+    isolation.set_limit(resource.RLIMIT_NOFILE, limits["files"])
     if own_user:  # the kernel counts per user: shared, the limit would be everybody's
-        walls.set_limit(resource.RLIMIT_NPROC, limits["processes"] + limits["branches"])
+        isolation.set_limit(resource.RLIMIT_NPROC, limits["processes"] + limits["branches"])

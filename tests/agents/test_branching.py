@@ -16,7 +16,7 @@ import torch
 
 from polyturn.agents.agent import ContextFull, Episode, RandomAgent, ScriptedAgent
 from polyturn.agents.collecting.collect import CollectError, collect
-from polyturn.agents.collecting.playing import trunk_rng
+from polyturn.agents.collecting.playing import prefix_rng
 from polyturn.agents.collecting.roles import AgentPartner, other_sides
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
@@ -69,7 +69,7 @@ def tokens(turns: Any) -> list[tuple[bytes, bytes, bytes]]:
     return [(turn.context_ids.tobytes(), turn.action_ids.tobytes(), turn.logps.tobytes()) for turn in turns]
 
 
-def test_members_share_the_trunk_to_the_last_bit_and_then_part() -> None:
+def test_members_share_the_prefix_to_the_last_bit_and_then_part() -> None:
     groups = collect(model_agent(), Diary, groups=3, group_size=4, seed=5, branch_at=2, progress=False)
     for group in groups:
         assert group.branched_at == 2
@@ -115,16 +115,16 @@ def test_concurrency_changes_nothing(blocking: bool) -> None:
         assert run(concurrency) == expected
 
 
-def test_the_random_numbers_of_trunk_and_members_are_their_own() -> None:
+def test_the_random_numbers_of_prefix_and_members_are_their_own() -> None:
     (group,) = collect(ScriptedAgent(words), Diary, group_size=2, seed=7, branch_at=1, progress=False)
-    assert group[0].turns[0].action == " ".join(str(n) for n in trunk_rng(7, 0).integers(1000, size=3))
+    assert group[0].turns[0].action == " ".join(str(n) for n in prefix_rng(7, 0).integers(1000, size=3))
     (plain,) = collect(ScriptedAgent(words), Diary, group_size=2, seed=7, progress=False)
     assert [m.turns[1].action for m in group] == [m.turns[0].action for m in plain]
     assert group[0].turns[0].action not in [m.turns[0].action for m in plain]
 
 
 @pytest.mark.parametrize(("asked", "parted"), [(0, 0), (4, 4), (5, 4), (99, 4)])
-def test_a_trunk_that_ends_before_is_left_at_its_last_turn(asked: int, parted: int) -> None:
+def test_a_shared_prefix_that_ends_before_is_left_at_its_last_turn(asked: int, parted: int) -> None:
     """Five turns: after the fifth the episode is over, so the last that can be taken anew is turn 4."""
     (group,) = collect(ScriptedAgent(words), Diary, group_size=3, branch_at=asked, progress=False)
     assert group.branched_at == parted
@@ -132,7 +132,7 @@ def test_a_trunk_that_ends_before_is_left_at_its_last_turn(asked: int, parted: i
     assert len({member.turns[parted].action for member in group}) == 3
 
 
-def test_a_trunk_that_fills_the_context_is_left_at_its_last_turn() -> None:
+def test_a_shared_prefix_that_fills_the_context_is_left_at_its_last_turn() -> None:
     class Forgetful:
         def act(self, episode: Episode) -> str:
             if len(episode.turns) == 2:
@@ -142,7 +142,7 @@ def test_a_trunk_that_fills_the_context_is_left_at_its_last_turn() -> None:
     (group,) = collect(Forgetful(), Diary, group_size=2, branch_at=3, progress=False)
     assert group.branched_at == 1
     assert all(member.truncated and len(member.turns) == 2 for member in group)
-    (at_once,) = collect([ScriptedAgent(["x"])], Diary, branch_at=3, trunk=Full(), progress=False)
+    (at_once,) = collect([ScriptedAgent(["x"])], Diary, branch_at=3, prefix_agent=Full(), progress=False)
     assert at_once.branched_at == 0
     assert at_once[0].terminated
 
@@ -152,17 +152,17 @@ class Full:
         raise ContextFull("no room at all")
 
 
-def test_another_agent_may_play_the_trunk() -> None:
+def test_another_agent_may_play_the_shared_prefix() -> None:
     """By default the first member's; each member still answers for itself afterwards."""
     a, b, root = (ScriptedAgent([name], name=name) for name in ("a", "b", "root"))
     (group,) = collect([a, b], Diary, group_size=2, branch_at=2, progress=False)
     assert [[turn.action for turn in m.turns] for m in group] == [list("aaaaa"), list("aabbb")]
-    (group,) = collect([a, b], Diary, group_size=2, branch_at=2, trunk=root, progress=False)
+    (group,) = collect([a, b], Diary, group_size=2, branch_at=2, prefix_agent=root, progress=False)
     assert [m.turns[1].action for m in group] == ["root", "root"]
     assert [m.agent for m in group] == ["a", "b"]
-    assert group[0].info["trunk"]["agent"] == "root"
+    assert group[0].info["shared_prefix"]["agent"] == "root"
     old, new = model_agent(seed=1), model_agent(seed=2)
-    (group,) = collect([old, new], Diary, group_size=2, branch_at=1, trunk=old, progress=False)
+    (group,) = collect([old, new], Diary, group_size=2, branch_at=1, prefix_agent=old, progress=False)
     assert [m.policy_version for m in group] == ["weights-1", "weights-2"]
     assert tokens(group[0].turns[:1]) == tokens(group[1].turns[:1])
 
@@ -189,14 +189,14 @@ def test_what_cannot_branch_is_said_once_and_before_any_work() -> None:
     for wrong in wrongs:
         with pytest.raises(ValueError, match="0 or more, got"):
             collect(ScriptedAgent(["x"]), Diary, branch_at=wrong, progress=False)
-    with pytest.raises(ValueError, match="branch_at to go with a trunk"):
-        collect(ScriptedAgent(["x"]), Diary, trunk=ScriptedAgent(["y"]), progress=False)
+    with pytest.raises(ValueError, match="branch_at to go with prefix_agent"):
+        collect(ScriptedAgent(["x"]), Diary, prefix_agent=ScriptedAgent(["y"]), progress=False)
     foreign = model_agent(words=["zzz yyy xxx qqq " * 9])
     with pytest.raises(ValueError, match="share one tokenizer"):
         collect([model_agent(), foreign], Diary, group_size=2, branch_at=1, progress=False)
 
 
-def test_a_trunk_that_fails_twice_takes_its_group_and_no_other() -> None:
+def test_a_shared_prefix_that_fails_twice_takes_its_group_and_no_other() -> None:
     tries: list[int] = []
 
     def act(episode: Episode) -> str:
@@ -229,17 +229,18 @@ def test_a_member_that_fails_after_the_branch_starts_from_it_again() -> None:
     assert [group] == collect(ScriptedAgent(words), Diary, group_size=3, branch_at=2, progress=False)
 
 
-def test_a_killed_collection_goes_on_from_the_same_trunks(tmp_path: Path) -> None:
-    """Seven of 24 episodes were stored: two groups and one member of the third, whose trunk is not played again."""
+def test_a_killed_collection_goes_on_from_the_same_prefixes(tmp_path: Path) -> None:
+    """Seven of 24 episodes were stored: two groups and one member of the third, whose shared prefix is not played
+    again."""
     cut = tmp_path / "cut.jsonl"
     expected, _ = _run(None)
     child = subprocess.run([sys.executable, __file__, str(cut)], env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
     assert child.returncode == -signal.SIGKILL
     assert len(list(read(cut))) == 7
     with Store(cut) as store:
-        again, trunks = _run(store)
+        again, prefixes = _run(store)
     assert again == expected
-    assert trunks == 8 - 3
+    assert prefixes == 8 - 3
     assert len(list(read(cut))) == 24
     assert sorted(map(_key, read_groups(cut))) == sorted(map(_key, expected))
 
@@ -256,7 +257,7 @@ def test_a_store_keeps_branched_and_other_groups_apart(tmp_path: Path) -> None:
         assert run(branch_at=2) == 2
         assert run(branch_at=3) == 2
         assert run(branch_at=2) == run() == 0
-        assert run(branch_at=2, trunk=ScriptedAgent(["x"], name="x")) == 2
+        assert run(branch_at=2, prefix_agent=ScriptedAgent(["x"], name="x")) == 2
     kept = list(read_groups(store.path))
     assert [group.branched_at for group in kept] == [None, 2, 2, 3]
     assert group_by_start(read(store.path)) == kept
@@ -307,7 +308,7 @@ def test_luck_is_renewed_for_the_turns_that_are_left() -> None:
     assert rest(1)[1] != rest(2)[1]
 
 
-def test_an_agent_on_the_other_side_shares_the_trunk_too() -> None:
+def test_an_agent_on_the_other_side_shares_the_prefix_too() -> None:
     options = {"student": AgentPartner(RandomAgent()), "turns": 4}
     (group,) = collect(
         ScriptedAgent(["Go on."]), EDUCATION, group_size=4, branch_at=2, env_options=options, progress=False
@@ -318,8 +319,8 @@ def test_an_agent_on_the_other_side_shares_the_trunk_too() -> None:
     assert group_by_start(sides) == [sides]
 
 
-def test_programs_of_the_trunk_are_there_in_every_member_and_no_others() -> None:
-    """x is 1 after the trunk; each member adds its own number to its own copy and prints that."""
+def test_programs_of_the_shared_prefix_are_there_in_every_member_and_no_others() -> None:
+    """x is 1 after the shared prefix; each member adds its own number to its own copy and prints that."""
 
     def act(episode: Episode) -> str:
         if len(episode.turns) == 0:
@@ -345,18 +346,18 @@ def _key(group: Group) -> tuple[int, list[Any], int | None]:
 
 
 def _run(store: Store | None) -> tuple[list[Group], int]:
-    trunks: list[int] = []
+    prefixes: list[int] = []
 
     def act(episode: Episode) -> str:
         if not episode.turns:
-            trunks.append(1)
+            prefixes.append(1)
         return words(episode)
 
     found = collect(
         ScriptedAgent(act), Diary, groups=8, group_size=3, seed=3, branch_at=2, concurrency=1, store=store,
         progress=False,
     )  # fmt: skip
-    return found, len(trunks)
+    return found, len(prefixes)
 
 
 class _Mortal(Store):

@@ -25,7 +25,7 @@ from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.protocols.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
 from polyturn.algorithms.training.checkpoint import CheckpointError
-from polyturn.algorithms.training.feed import steps_of
+from polyturn.algorithms.training.data_source import steps_of
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.store import read

@@ -241,8 +241,8 @@ def test_nash_pg_takes_the_policys_members_and_their_mean_win_rate() -> None:
     """Members 0 and 2 are the policy's, 1 and 3 another agent's: 0 beats them .9 and .5, 2 nobody asked but once."""
     nan = math.nan
     matrix = np.array([[nan, 0.9, 0.1, 0.5], [0.1, nan, nan, nan], [0.9, nan, nan, 0.2], [0.5, nan, 0.8, nan]])
-    who = ["policy", "mixture", "policy", "mixture"]
-    group = Group(tuple(answer((0, n % 3), agent=name) for n, name in enumerate(who)))
+    agent_id = ["policy", "mixture", "policy", "mixture"]
+    group = Group(tuple(answer((0, n % 3), agent=name) for n, name in enumerate(agent_id)))
     example = NashPG().examples(group, Preference(matrix, "oracle"), np.random.default_rng(0))
     assert example is not None
     assert [row.agent for row in example.trajectories] == ["policy", "policy"]
@@ -256,8 +256,8 @@ def test_nash_pg_takes_the_policys_members_and_their_mean_win_rate() -> None:
 @pytest.mark.parametrize("method", [REINFORCE(), RLOO(), GRPO(), PPO(), PPO(reward="turns")], ids=repr)
 def test_policy_gradients_do_not_learn_from_an_opponents_samples(method: Any) -> None:
     """-A log pi is the gradient on the policy's own samples alone; the others' part of it would be anything."""
-    who = ["policy", "mixture", "policy", "mixture"]
-    group = Group(tuple(answer((0, n % 3), agent=name, reward=float(n)) for n, name in enumerate(who)))
+    agent_id = ["policy", "mixture", "policy", "mixture"]
+    group = Group(tuple(answer((0, n % 3), agent=name, reward=float(n)) for n, name in enumerate(agent_id)))
     example = method.examples(group, by_return(group), np.random.default_rng(0))
     assert [row.agent for row in example.trajectories] == ["policy", "policy"]
     assert example.scores.tolist() == [0.0, 2.0]

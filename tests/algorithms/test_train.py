@@ -25,7 +25,7 @@ from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
 from polyturn.algorithms.methods.base import Method
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.training.feed import AnnotatedGroup
+from polyturn.algorithms.training.data_source import AnnotatedGroup
 from polyturn.algorithms.training.schedule import factor
 from polyturn.envs.preference import by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn

@@ -24,7 +24,7 @@ import pytest
 
 from polyturn.sandbox import ImageMissing, SandboxLost, SandboxUnavailable, cli, local, open_sandbox, server
 from polyturn.sandbox.images import image
-from polyturn.sandbox.inside import walls, zygote
+from polyturn.sandbox.inside import isolation, zygote
 from polyturn.sandbox.inside.capture import Capture
 from polyturn.sandbox.link import FrameReader, StreamLink, encode
 from polyturn.sandbox.server import BOOT, boot_frame, safe_text
@@ -171,7 +171,7 @@ def test_an_answer_that_does_not_come_is_a_lost_sandbox() -> None:
     theirs.close()
 
 
-FILTERS = pytest.mark.skipif(not walls.SUPPORTED, reason="the filter is for Linux on x86_64 and aarch64")
+FILTERS = pytest.mark.skipif(not isolation.SUPPORTED, reason="the filter is for Linux on x86_64 and aarch64")
 ALLOW, DENY, ABSENT, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 
 
@@ -180,7 +180,11 @@ def judged(program: bytes, number: int, argument: int = 0, machine: int | None =
 
     `argument` stands for every argument of the call.
     """
-    fields = {0: number, 4: machine or walls._AUDIT_ARCH[walls.MACHINE], **dict.fromkeys(range(16, 64, 8), argument)}
+    fields = {
+        0: number,
+        4: machine or isolation._AUDIT_ARCH[isolation.MACHINE],
+        **dict.fromkeys(range(16, 64, 8), argument),
+    }
     code = list(struct.iter_unpack("HBBI", program))
     accumulator, at = 0, 0
     while True:
@@ -197,8 +201,8 @@ def judged(program: bytes, number: int, argument: int = 0, machine: int | None =
 
 def both(number: int, argument: int = 0, *, processes: bool = True, programs: bool = False) -> int:
     """What an episode meets: the zygote's filter, which it inherits, and its own; the stricter counts."""
-    second = walls.episode_program(processes=processes, programs=programs)
-    answers = (judged(walls.zygote_program(), number, argument), judged(second, number, argument))
+    second = isolation.episode_program(processes=processes, programs=programs)
+    answers = (judged(isolation.zygote_program(), number, argument), judged(second, number, argument))
     return next((answer for answer in (KILL, DENY, ABSENT) if answer in answers), ALLOW)
 
 
@@ -206,10 +210,10 @@ def both(number: int, argument: int = 0, *, processes: bool = True, programs: bo
 def test_the_filters_are_well_formed() -> None:
     """Every jump of the classic-BPF programs lands inside and the last instruction returns."""
     for program in (
-        walls.zygote_program(),
-        walls.episode_program(processes=True, programs=False),
-        walls.episode_program(processes=False, programs=True),
-        walls.silence_program(),
+        isolation.zygote_program(),
+        isolation.episode_program(processes=True, programs=False),
+        isolation.episode_program(processes=False, programs=True),
+        isolation.silence_program(),
     ):
         code = list(struct.iter_unpack("HBBI", program))
         assert len(code) < 4096
@@ -221,35 +225,42 @@ def test_the_filters_are_well_formed() -> None:
 @FILTERS
 def test_the_two_filters_together_allow_what_is_listed_and_nothing_else() -> None:
     """Call by call: what only an interpreter's entry needs is gone once the second filter is on."""
-    column = 0 if walls.MACHINE == "x86_64" else 1
-    listed = {numbers[column] for numbers in walls._ALLOWED.values()}
-    entering = {numbers[column] for numbers in walls._ENTERING.values()}
-    walled = (walls._CLONE, walls._FORK, walls._VFORK, walls._CLONE3, walls._PRCTL, walls._PRLIMIT)
-    special = {pair[column] for pair in (*walled, walls._SOCKETPAIR, walls._EXECVE, walls._EXECVEAT)}
+    column = 0 if isolation.MACHINE == "x86_64" else 1
+    listed = {numbers[column] for numbers in isolation._ALLOWED.values()}
+    entering = {numbers[column] for numbers in isolation._ENTERING.values()}
+    isolated = (
+        isolation._CLONE,
+        isolation._FORK,
+        isolation._VFORK,
+        isolation._CLONE3,
+        isolation._PRCTL,
+        isolation._PRLIMIT,
+    )
+    special = {pair[column] for pair in (*isolated, isolation._SOCKETPAIR, isolation._EXECVE, isolation._EXECVEAT)}
     for number in range(512):
         if number not in special:
-            expected = ALLOW if number in listed else DENY if number < walls._NEWEST_KNOWN else ABSENT
+            expected = ALLOW if number in listed else DENY if number < isolation._NEWEST_KNOWN else ABSENT
             assert both(number) == expected, number
             if number in entering:
-                assert judged(walls.zygote_program(), number) == ALLOW, number
-    assert judged(walls.zygote_program(), walls._ALLOWED["read"][column], machine=0x40000003) == KILL
+                assert judged(isolation.zygote_program(), number) == ALLOW, number
+    assert judged(isolation.zygote_program(), isolation._ALLOWED["read"][column], machine=0x40000003) == KILL
 
 
 @FILTERS
 def test_what_the_filters_make_of_forks_programs_and_process_attributes() -> None:
-    column = 0 if walls.MACHINE == "x86_64" else 1
-    clone, execve, prctl = (pair[column] for pair in (walls._CLONE, walls._EXECVE, walls._PRCTL))
+    column = 0 if isolation.MACHINE == "x86_64" else 1
+    clone, execve, prctl = (pair[column] for pair in (isolation._CLONE, isolation._EXECVE, isolation._PRCTL))
     thread, new_user = 0x00010000, 0x10000000
     assert (both(clone), both(clone, processes=False), both(clone, thread, processes=False)) == (ALLOW, DENY, ALLOW)
     assert both(clone, new_user) == both(clone, new_user | thread, processes=False) == DENY
     assert (both(execve), both(execve, programs=True)) == (DENY, ALLOW)
-    assert both(walls._CLONE3[column]) == ABSENT
-    for option in (walls.PR_SET_PDEATHSIG, walls.PR_SET_DUMPABLE):
-        assert judged(walls.zygote_program(), prctl, option) == ALLOW
+    assert both(isolation._CLONE3[column]) == ABSENT
+    for option in (isolation.PR_SET_PDEATHSIG, isolation.PR_SET_DUMPABLE):
+        assert judged(isolation.zygote_program(), prctl, option) == ALLOW
         assert both(prctl, option) == DENY
     assert both(prctl, 15) == ALLOW  # its own name
-    assert both(walls._SOCKETPAIR[column], 1) == ALLOW
-    assert both(walls._SOCKETPAIR[column], 2) == DENY
+    assert both(isolation._SOCKETPAIR[column], 1) == ALLOW
+    assert both(isolation._SOCKETPAIR[column], 2) == DENY
 
 
 def test_where_no_copy_can_be_made_a_request_fails_at_once_and_its_descriptors_close() -> None:

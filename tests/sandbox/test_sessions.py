@@ -232,7 +232,7 @@ def test_killing_a_branch_leaves_its_siblings_alone(session: Session) -> None:
 
 
 def test_a_branch_can_neither_signal_nor_read_its_siblings(session: Session) -> None:
-    """They share a user id, so the kernel's usual wall is not between them: Landlock domains and seccomp are."""
+    """They share a user id, so the kernel's usual barrier is not between them: Landlock domains and seccomp are."""
     pid = session.run("import os; secret = 'abc'; os.getpid()").value
     branch = session.fork()
     other = branch.run("os.getpid()").value

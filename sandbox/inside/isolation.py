@@ -1,4 +1,4 @@
-"""The kernel's walls round one episode: seccomp, Landlock, rlimits, process attributes. Runs inside the sandbox.
+"""The kernel's isolation of one episode: seccomp, Landlock, rlimits, process attributes. Runs inside the sandbox.
 
 Standard library only: the file is sent into the container as text and runs there, so it imports nothing of polyturn.
 The filter is an allow-list: a system call nobody thought of is refused, not let through.

@@ -77,7 +77,7 @@ def steps_of(count: int, size: int, *, epochs: float = 1.0) -> int:
     return max(1, round(epochs * -(-count // size)))
 
 
-class Feed:
+class DataSource:
     """One step's examples after another.
 
     Args:
