@@ -19,6 +19,7 @@ from .api import (
     ServerUnreachable as ServerUnreachable,
 )
 from .collecting.collect import CollectError as CollectError, collect as collect
+from .collecting.options import CollectOptions as CollectOptions
 from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
 from .judging import PromptedJudge as PromptedJudge, agent_judge as agent_judge, human_judge as human_judge
 from .scripted.demonstrator import Demonstrator as Demonstrator, Habits as Habits

@@ -100,14 +100,14 @@ class TabularScorer(nn.Module):
         self,
         ids: Tensor,
         mask: Tensor,
-        where: Tensor | None = None,
+        token_mask: Tensor | None = None,
         *,
         against: Prediction | None = None,
         reference_first: bool = True,
     ) -> Tensor | dict[str, Tensor]:
         """See `polyturn.agents.transformer.policy.Scorer.forward`."""
         prediction = self.predict(ids, mask)
-        wanted = wanted_tokens(mask, where)
+        wanted = wanted_tokens(mask, token_mask)
         logps = prediction.logps(ids, wanted)
         if against is None and self.model.value is None:
             return logps
@@ -270,9 +270,9 @@ class TabularPolicy:
             kl = float(loss.detach())
         return kl
 
-    def logps(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
+    def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Log-probabilities `[N, T]` of given tokens; see `polyturn.agents.transformer.policy.Scorer.forward`."""
-        return self.scorer.predict(ids, mask).logps(ids, wanted_tokens(mask, where))
+        return self.scorer.predict(ids, mask).logps(ids, wanted_tokens(mask, token_mask))
 
     def copy(self, *, version: str | None = None) -> TabularPolicy:
         """An independent, frozen copy, for use as a reference or an opponent."""

@@ -13,7 +13,7 @@ from .feedback.reward_models import (
 )
 from .feedback.single_turns import turn_feedback as turn_feedback, upto as upto
 from .methods.actor_critic import MTPO as MTPO, PPO as PPO
-from .methods.base import Loss as Loss, Method as Method
+from .methods.base import GroupMethod as GroupMethod, Loss as Loss, Method as Method, Needs as Needs
 from .methods.distillation import Distillation as Distillation
 from .methods.imitation import RAFT as RAFT, RWR as RWR, SFT as SFT, BestOfN as BestOfN
 from .methods.pairwise import GPO as GPO, IPO as IPO, MDPO as MDPO
@@ -23,9 +23,21 @@ from .methods.unpaired import DROV as DROV, MKTO as MKTO, PMPO as PMPO, standard
 from .networks.moving_average import MovingAverage as MovingAverage
 from .networks.value import ActorCritic as ActorCritic
 from .pairing import Example as Example, ExampleError as ExampleError, pairs_by_outcome as pairs_by_outcome
+from .protocols.evaluate import Report as Report, evaluate as evaluate, report as report
+from .protocols.iterate import Iteration as Iteration, NothingToLearn as NothingToLearn, iterate as iterate
 from .protocols.online import Online as Online, online as online
-from .training.checkpoint import CheckpointError as CheckpointError, latest as latest
+from .protocols.warmup import (
+    demonstrations as demonstrations,
+    imitation_options as imitation_options,
+    warm_start as warm_start,
+)
+from .training.checkpoint import (
+    CheckpointError as CheckpointError,
+    DamagedCheckpointWarning as DamagedCheckpointWarning,
+    latest as latest,
+)
 from .training.data_source import AnnotatedGroup as AnnotatedGroup, minibatches as minibatches
 from .training.learner import NonFiniteError as NonFiniteError
 from .training.loop import ResumeWarning as ResumeWarning, TrainResult as TrainResult, train as train
+from .training.options import TrainOptions as TrainOptions
 from .training.signals import Interrupted as Interrupted

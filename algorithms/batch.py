@@ -22,7 +22,7 @@ from polyturn.algorithms.estimators import mismatched_partners
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.trajectory import Trajectory
 
-_MAPPINGS = ("shared", "outputs")
+_MAPPINGS = ("statistics", "outputs")
 _Row = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.float32]]
 
 
@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         ids: `[N, T]` int64 tokens, exactly as sampled.
         mask: `[N, T]` bool, True on real tokens.
-        turn: `[N, T]` int16, the turn whose action wrote the token; -1 where the agent did not write it.
+        turn_ids: `[N, T]` int16, the turn whose action wrote the token; -1 where the agent did not write it.
         behaviour_logps: `[N, T]` float32, log-probability as sampled; nan where none was recorded, 0 outside actions.
         pairs: `[P, 2]` int64 row indices (winner, loser).
         probability: `[P]` float32, P(first beats second).
@@ -48,7 +48,7 @@ class Batch:
         group: `[N]` int64, which example the row came from. Rows of one group stay together.
         mismatched: `[N]` bool, rows that join one example's prompt with another's continuation. They estimate how far
             the policy is from the reference; nothing is learned from them.
-        shared: Means over a whole training step that couple its rows, and "step", how many steps were done before
+        statistics: Means over a whole training step that couple its rows, and "step", how many steps were done before
             this one (both set by `train`); scalars by name.
         outputs: What the policy's network says of each token besides its log-probability, `[N, T]` by name, with
             gradient (set by `train`): "values" of a value network, "kl" over the whole vocabulary.
@@ -56,7 +56,7 @@ class Batch:
 
     ids: Tensor
     mask: Tensor
-    turn: Tensor
+    turn_ids: Tensor
     behaviour_logps: Tensor
     pairs: Tensor
     probability: Tensor
@@ -66,7 +66,7 @@ class Batch:
     desirable: Tensor
     group: Tensor
     mismatched: Tensor
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -98,21 +98,21 @@ class Batch:
         kept = (pairs >= 0).all(1)
         mask = self.mask[rows]
         width = int(mask.sum(1).max()) if len(rows) else 0
-        per_token = {n: getattr(self, n)[rows][:, :width] for n in ("ids", "mask", "turn", "behaviour_logps")}
+        per_token = {n: getattr(self, n)[rows][:, :width] for n in ("ids", "mask", "turn_ids", "behaviour_logps")}
         per_row = {n: getattr(self, n)[rows] for n in ("scores", "rewards", "desirable", "group", "mismatched")}
         per_pair = {"pairs": pairs[kept], "probability": self.probability[kept], "weight": self.weight[kept]}
         outputs = {name: value[rows][:, :width] for name, value in self.outputs.items()}
-        return Batch(**per_token, **per_row, **per_pair, shared=self.shared, outputs=outputs)
+        return Batch(**per_token, **per_row, **per_pair, statistics=self.statistics, outputs=outputs)
 
-    def share(self, values: Mapping[str, Tensor]) -> Batch:
-        """The same batch with `shared` values added."""
-        return replace(self, shared={**self.shared, **values})
+    def with_statistics(self, values: Mapping[str, Tensor]) -> Batch:
+        """The same batch with these `statistics` added."""
+        return replace(self, statistics={**self.statistics, **values})
 
     def save(self, stem: str | Path) -> None:
         """Writes `stem.safetensors` and a readable `stem.json`; all but `outputs`, which come from the weights."""
         names = [f.name for f in fields(self) if f.name not in _MAPPINGS]
         tensors: dict[str, Tensor] = {name: getattr(self, name).cpu().contiguous() for name in names}
-        tensors |= {f"shared.{name}": value.cpu().contiguous() for name, value in self.shared.items()}
+        tensors |= {f"statistics.{name}": value.cpu().contiguous() for name, value in self.statistics.items()}
         save_file(tensors, f"{stem}.safetensors")
         text = {name: value.tolist() for name, value in tensors.items() if value.ndim < 2 or name == "pairs"}
         text["lengths"] = self.mask.sum(1).tolist()
@@ -122,9 +122,9 @@ class Batch:
     def load(cls, stem: str | Path) -> Batch:
         """Reads what `save` wrote."""
         tensors = load_file(f"{stem}.safetensors")
-        shared = {name.removeprefix("shared."): tensors.pop(name) for name in list(tensors) if "." in name}
+        statistics = {name.removeprefix("statistics."): tensors.pop(name) for name in list(tensors) if "." in name}
         loaded: dict[str, Any] = tensors
-        return cls(**loaded, shared=shared)
+        return cls(**loaded, statistics=statistics)
 
 
 def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: int = 0) -> Batch:
@@ -155,13 +155,13 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
     width = max(len(ids) for ids, _, _ in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    turn = torch.full((len(rows), width), -1, dtype=torch.int16)
+    turn_ids = torch.full((len(rows), width), -1, dtype=torch.int16)
     behaviour = torch.zeros((len(rows), width), dtype=torch.float32)
     for index, (row_ids, row_turn, row_logps) in enumerate(rows):
         size = len(row_ids)
         ids[index, :size] = torch.from_numpy(row_ids.astype(np.int64))
         mask[index, :size] = True
-        turn[index, :size] = torch.from_numpy(row_turn)
+        turn_ids[index, :size] = torch.from_numpy(row_turn)
         behaviour[index, :size] = torch.from_numpy(row_logps)
     extra = len(rows) - len(trajectories)
 
@@ -176,7 +176,7 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
     return Batch(
         ids=ids,
         mask=mask,
-        turn=turn,
+        turn_ids=turn_ids,
         behaviour_logps=behaviour,
         pairs=torch.from_numpy(pairs.astype(np.int64)),
         probability=joined("probability"),
@@ -209,7 +209,7 @@ def drop_long(examples: Sequence[Example], max_length: int) -> list[Example]:
 
 
 def _row(trajectory: Trajectory) -> _Row:
-    ids, turn = trajectory.tokens
+    ids, turn_ids = trajectory.tokens
     logps = [
         np.concatenate(
             [
@@ -219,16 +219,16 @@ def _row(trajectory: Trajectory) -> _Row:
         )
         for step in trajectory.turns
     ]
-    return ids, turn, np.concatenate(logps)
+    return ids, turn_ids, np.concatenate(logps)
 
 
 def _joined(prompt: Trajectory, continuation: Trajectory) -> _Row:
     head = prompt.turns[0].context_ids
     skip = len(continuation.turns[0].context_ids)
-    ids, turn, logps = _row(continuation)
+    ids, turn_ids, logps = _row(continuation)
     return (
         np.concatenate([head, ids[skip:]]),
-        np.concatenate([np.full(len(head), -1, np.int16), turn[skip:]]),
+        np.concatenate([np.full(len(head), -1, np.int16), turn_ids[skip:]]),
         # Nobody sampled this row, so nobody's log-probabilities belong to it.
         np.concatenate([np.zeros(len(head), np.float32), np.full(len(logps) - skip, np.nan, np.float32)]),
     )

@@ -1,7 +1,7 @@
 """From per-token numbers to what the losses take: masked sums, quantities to go, baselines, KL estimates.
 
-`turn [N, T]` says which turn of the agent wrote each token, -1 where the agent did not (observations, template headers,
-padding). Only tokens with turn >= 0 ever count, whatever the other positions hold, nan and inf included.
+`turn_ids [N, T]` says which turn of the agent wrote each token, -1 where the agent did not (observations, template
+headers, padding). Only tokens with turn >= 0 ever count, whatever the other positions hold, nan and inf included.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from polyturn.algorithms.losses import safe_exp
 Turns = Literal["all", "last"]
 
 
-def policy_mask(turn: Tensor, *, turns: Turns = "all") -> Tensor:
+def policy_mask(turn_ids: Tensor, *, turns: Turns = "all") -> Tensor:
     """`[N, T]` bool: tokens the agent wrote, in all its turns or only in the last turn of each row.
 
     Raises:
         ValueError: `turns` is neither "all" nor "last".
     """
     if turns == "all":
-        return turn >= 0
+        return turn_ids >= 0
     if turns == "last":
-        return (turn >= 0) & (turn == turn.max(dim=1, keepdim=True).values)
+        return (turn_ids >= 0) & (turn_ids == turn_ids.max(dim=1, keepdim=True).values)
     raise ValueError(f'turns: expected "all" or "last", got {turns!r}')
 
 
-def sequence_sum(values: Tensor, turn: Tensor, *, turns: Turns = "all") -> Tensor:
+def sequence_sum(values: Tensor, turn_ids: Tensor, *, turns: Turns = "all") -> Tensor:
     """Sum of per-token values over the policy's tokens.
 
     Args:
         values: `[N, T]`.
-        turn: `[N, T]` int, -1 where the agent did not write the token.
+        turn_ids: `[N, T]` int, -1 where the agent did not write the token.
         turns: "all" for the whole trajectory (M-DPO, M-KTO), "last" for the last turn alone (single-turn baselines).
 
     Returns:
         `[N]`; 0 for a row without policy tokens.
     """
     # where, not multiplication: a masked nan or inf would survive 0 * nan, in value and in gradient.
-    return torch.where(policy_mask(turn, turns=turns), values, torch.zeros_like(values)).sum(dim=1)
+    return torch.where(policy_mask(turn_ids, turns=turns), values, torch.zeros_like(values)).sum(dim=1)
 
 
-def sequence_logratio(logps: Tensor, reference: Tensor, turn: Tensor, *, turns: Turns = "all") -> Tensor:
+def sequence_logratio(logps: Tensor, reference: Tensor, turn_ids: Tensor, *, turns: Turns = "all") -> Tensor:
     """g = log pi(y|x) - log pi_ref(y|x), `[N]` nats, summed over the policy's tokens.
 
     Args:
         logps: `[N, T]` log-probabilities under the policy.
         reference: `[N, T]` under the reference. No gradient flows through it.
-        turn: `[N, T]` int, -1 where the agent did not write the token.
+        turn_ids: `[N, T]` int, -1 where the agent did not write the token.
         turns: "all" or "last", as in `sequence_sum`.
     """
-    mask = policy_mask(turn, turns=turns)
+    mask = policy_mask(turn_ids, turns=turns)
     zero = torch.zeros_like(logps)
     return (torch.where(mask, logps, zero) - torch.where(mask, reference.detach(), zero)).sum(dim=1)
 
 
-def log_ratio_to_go(logps: Tensor, reference: Tensor, turn: Tensor) -> Tensor:
+def log_ratio_to_go(logps: Tensor, reference: Tensor, turn_ids: Tensor) -> Tensor:
     """Log-ratio of each policy token and all later policy tokens of its row.
 
     As an advantage, minus this makes an unbiased gradient of minus KL(pi || pi_ref) (arXiv 2312.00886): a token answers
@@ -68,7 +68,7 @@ def log_ratio_to_go(logps: Tensor, reference: Tensor, turn: Tensor) -> Tensor:
     Returns:
         `[N, T]` nats, 0 at tokens the agent did not write; entry of a row's first policy token is `sequence_logratio`.
     """
-    mask = policy_mask(turn)
+    mask = policy_mask(turn_ids)
     zero = torch.zeros_like(logps)
     ratio = torch.where(mask, logps, zero) - torch.where(mask, reference.detach(), zero)
     return torch.where(mask, _to_go(ratio), zero)
@@ -79,12 +79,12 @@ def _to_go(values: Tensor) -> Tensor:
     return values.flip(1).cumsum(1).flip(1)
 
 
-def turn_sums(values: Tensor, turn: Tensor, *, count: int | None = None) -> Tensor:
+def turn_sums(values: Tensor, turn_ids: Tensor, *, count: int | None = None) -> Tensor:
     """Per-token values summed turn by turn.
 
     Args:
         values: `[N, T]`.
-        turn: `[N, T]` int, -1 where the agent did not write the token.
+        turn_ids: `[N, T]` int, -1 where the agent did not write the token.
         count: H, the number of turns of the result; None for the longest row's.
 
     Returns:
@@ -93,14 +93,14 @@ def turn_sums(values: Tensor, turn: Tensor, *, count: int | None = None) -> Tens
     Raises:
         ValueError: A turn index is `count` or more.
     """
-    longest = int(turn.max()) + 1 if turn.numel() else 0
+    longest = int(turn_ids.max()) + 1 if turn_ids.numel() else 0
     count = longest if count is None else count
     if longest > count:
         raise ValueError(f"turn_sums: expected turns below count={count}, got turn {longest - 1}")
-    mask = turn >= 0
+    mask = turn_ids >= 0
     kept = torch.where(mask, values, torch.zeros_like(values))
     # Tokens of nobody go to an extra column that is cut off.
-    column = torch.where(mask, turn, torch.full_like(turn, count)).long()
+    column = torch.where(mask, turn_ids, torch.full_like(turn_ids, count)).long()
     return values.new_zeros(values.shape[0], count + 1).scatter_add(1, column, kept)[:, :count]
 
 

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
@@ -31,6 +32,7 @@ from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
@@ -98,13 +100,14 @@ def learn(
         teacher,
         source,
         steps=steps,
-        lr=lr,
-        warmup=steps // 10,
-        schedule="cosine",
-        optimizer=functools.partial(torch.optim.AdamW, betas=(0.9, 0.98)),
-        tokens_per_micro_batch=8192,
+        options=TrainOptions(
+            lr=lr,
+            warmup=steps // 10,
+            schedule="cosine",
+            optimizer=functools.partial(torch.optim.AdamW, betas=(0.9, 0.98)),
+            cpu=True,
+        ),
         progress=False,
-        cpu=True,
     ).history
 
 
@@ -116,7 +119,7 @@ def score(policy: Policy, teacher: Policy, members: Sequence[Trajectory]) -> dic
     examples = demonstrations(policy, members)
     for start in range(0, len(examples), 16):
         batch = collate(examples[start : start + 16])
-        where = batch.turn >= 0
+        where = batch.turn_ids >= 0
         against = teacher.scorer.predict(batch.ids, batch.mask)
         tokens += int(where.sum())
         for first in ("teacher_first", "student_first"):
@@ -180,12 +183,14 @@ def _study(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
         own = online(
             student,
             ENV,
-            groups=batch,
-            group_size=1,
-            env_options={"turns": turns},
-            sampling=Sampling(max_new_tokens=MAX_NEW),
-            max_tokens=MAX_TOKENS,
-            slots=32,
+            collect=CollectOptions(
+                groups=batch,
+                group_size=1,
+                env_options={"turns": turns},
+                sampling=Sampling(max_new_tokens=MAX_NEW),
+                max_tokens=MAX_TOKENS,
+                slots=32,
+            ),
             seed=seed,
         )
         source = stored if name.startswith("stored") else own

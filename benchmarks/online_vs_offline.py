@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Episode
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.feedback.ai_feedback import ai_feedback, position_bias
 from polyturn.algorithms.methods.base import Method
@@ -26,6 +27,7 @@ from polyturn.algorithms.methods.pairwise import GPO, IPO
 from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
@@ -190,10 +192,15 @@ def _trainable(reference: Policy) -> Policy:
     return policy
 
 
-def _fresh(task: Task, policy: Policy, **options: Any) -> Any:
-    return online(
-        policy, task.env, env_options=task.options, sampling=task.sampling(), max_tokens=CONTEXT, slots=64, **options
+def _fresh(task: Task, policy: Policy, *, groups: int, group_size: int, **options: Any) -> Any:
+    collect = CollectOptions(
+        groups=groups,
+        group_size=group_size,
+        env_options=task.options,
+        sampling=task.sampling(),
+        max_tokens=CONTEXT,
     )
+    return online(policy, task.env, collect=collect, **options)
 
 
 def _train(
@@ -212,11 +219,9 @@ def _train(
         reference,
         batches,
         steps=steps,
-        lr=options["lr"],
+        options=TrainOptions(lr=options["lr"], evaluate_every=max(2, steps // 10), cpu=True),
         evaluate=Measure(task, reference, samples=options["samples"], seed=seed),
-        evaluate_every=max(2, steps // 10),
         progress=False,
-        cpu=True,
     )
     return curve(result.history)
 

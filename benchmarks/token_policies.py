@@ -28,7 +28,7 @@ from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.batch import collate
 from polyturn.algorithms.estimators import sequence_logratio
 from polyturn.algorithms.pairing import Example
-from polyturn.algorithms.protocols.warmup import warm_start
+from polyturn.algorithms.protocols.warmup import imitation_options, warm_start
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 Array = NDArray[np.float64]
@@ -106,7 +106,8 @@ def start(task: Task, folder: Path, *, seed: int, demonstrations: int, steps: in
     told = [member for group in groups for member in group]
     texts = [part for member in told for part in (member.turns[0].observation, member.turns[0].action)]
     policy = tiny_policy(texts, seed=seed, hidden=32, layers=2, heads=2, context=CONTEXT, init=0.1)
-    warm_start(policy, told, steps=steps, batch_size=64, lr=lr, seed=seed, progress=False, cpu=True)
+    options = imitation_options(steps, lr=lr, cpu=True)
+    warm_start(policy, told, steps=steps, batch_size=64, options=options, seed=seed, progress=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
         # The settings are written last: a folder without them is not used.
@@ -133,8 +134,8 @@ def win_rate(ours: Array, theirs: Array) -> float:
 def log_ratios(policy: Policy, reference: Policy, members: Sequence[Trajectory]) -> Array:
     """log pi - log pi_ref of every answer, in nats; the mean over the policy's own answers estimates KL(pi || ref)."""
     batch = collate([Example((member,)) for member in members])
-    own, other = (each.logps(batch.ids, batch.mask, batch.turn >= 0) for each in (policy, reference))
-    return np.asarray(sequence_logratio(own, other, batch.turn).numpy(), np.float64)
+    own, other = (each.logps(batch.ids, batch.mask, batch.turn_ids >= 0) for each in (policy, reference))
+    return np.asarray(sequence_logratio(own, other, batch.turn_ids).numpy(), np.float64)
 
 
 class Measure:

@@ -19,17 +19,20 @@ from typing import Any, Literal
 import torch
 
 from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.scripted.demonstrator import Demonstrator
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
+from polyturn.algorithms.methods.base import GroupMethod
 from polyturn.algorithms.methods.imitation import RAFT
 from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.methods.unpaired import MKTO
 from polyturn.algorithms.protocols.evaluate import Report, evaluate, report
-from polyturn.algorithms.protocols.iterate import Iteration, OfflineMethod, iterate
-from polyturn.algorithms.protocols.warmup import warm_start
+from polyturn.algorithms.protocols.iterate import Iteration, iterate
+from polyturn.algorithms.protocols.warmup import imitation_options, warm_start
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, mean_interval, table, write_json
 from polyturn.envs.store import Store
 from polyturn.envs.tool_math.problems import Problems
@@ -107,13 +110,13 @@ class Variant:
         iterations: At most this many; an ablation is compared before the figures flatten out.
     """
 
-    method: Callable[[Setting], OfflineMethod]
+    method: Callable[[Setting], GroupMethod]
     reference: Literal["previous", "first"] = "previous"
     lr_scale: float = 1.0
     iterations: int = 1
 
 
-def _mdpo(**changes: Any) -> Callable[[Setting], OfflineMethod]:
+def _mdpo(**changes: Any) -> Callable[[Setting], GroupMethod]:
     return lambda setting: MDPO(beta=setting.beta, pairs_per_group=setting.pairs, **changes)
 
 
@@ -160,14 +163,13 @@ def supervised(setting: Setting, seed: int, folder: Path, *, progress: bool = Fa
             policy,
             trajectories,
             steps=setting.sft_steps,
-            lr=setting.sft_lr,
+            options=imitation_options(
+                setting.sft_steps, lr=setting.sft_lr, save_every=max(1, setting.sft_steps // 4), keep=1, **TRAINING
+            ),
             seed=seed,
             out=folder / "train",
-            save_every=max(1, setting.sft_steps // 4),
-            keep=1,
             resume=True,
             progress=progress,
-            **TRAINING,
         )
         policy.save_pretrained(folder / "policy")
         write_json(note, found.to_json())
@@ -216,22 +218,22 @@ def learn(
         ENV,
         out=folder,
         iterations=setting.iterations,
-        groups=setting.groups,
-        group_size=setting.group_size,
+        collect=CollectOptions(
+            groups=setting.groups,
+            group_size=setting.group_size,
+            tasks=range(len(problems)),
+            env_options=setting.options(problems),
+            sampling=Sampling(max_new_tokens=96),
+            max_tokens=MAX_TOKENS,
+        ),
         from_previous=setting.from_previous,
-        tasks=range(len(problems)),
-        env_options=setting.options(problems),
         reference=chosen.reference,
-        sampling=Sampling(max_new_tokens=96),
-        max_tokens=MAX_TOKENS,
         epochs=setting.epochs,
         batch_size=setting.batch_size,
         evaluate=scores,
         seed=seed,
         progress=progress,
-        lr=setting.lr * chosen.lr_scale,
-        warmup=2,
-        **TRAINING,
+        options=TrainOptions(lr=setting.lr * chosen.lr_scale, warmup=2, **TRAINING),
     )
 
 

@@ -24,6 +24,7 @@ from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.running.plots import save
 from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
@@ -234,11 +235,9 @@ def train_transformer(name: str, options: Mapping[str, Any], work: Path, seed: i
         reference,
         minibatches(examples, options["groups"], seed=seed),
         steps=options["steps"],
-        lr=options["lr"],
+        options=TrainOptions(lr=options["lr"], evaluate_every=max(2, options["steps"] // 6), cpu=True),
         evaluate=measure,
-        evaluate_every=max(2, options["steps"] // 6),
         progress=False,
-        cpu=True,
     )
     return {**curve(result.history), "answers": np.round(measure.answers, 4).tolist()}
 

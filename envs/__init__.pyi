@@ -17,6 +17,13 @@ from .education.env import EducationDialogue as EducationDialogue
 from .education.oracle import EducationOracle as EducationOracle
 from .education.student import ScriptedStudent as ScriptedStudent
 from .export import export_dpo as export_dpo, export_parquet as export_parquet, export_sft as export_sft
+from .games.bandits import Bandit as Bandit
+from .games.guess import Guess as Guess
+from .games.matrix_games import MatrixGame as MatrixGame
+from .games.tabular_env import TabularGameEnv as TabularGameEnv
+from .games.token_tasks import TokenBandit as TokenBandit, TokenLength as TokenLength
+from .grading.boxed import extract_answer as extract_answer
+from .grading.grade import grade as grade
 from .preference import (
     Annotator as Annotator,
     Judged as Judged,
@@ -46,6 +53,9 @@ from .store import (
     read_groups as read_groups,
 )
 from .text_env import TextEnv as TextEnv
+from .tool_math.env import ToolMath as ToolMath
+from .tool_math.problem_set import Problem as Problem, ProblemFileError as ProblemFileError, Problems as Problems
+from .tool_math.problems import load_problems as load_problems
 from .trajectory import (
     Group as Group,
     GroupError as GroupError,

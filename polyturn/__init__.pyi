@@ -4,7 +4,17 @@ __version__: str
 
 from . import agents as agents, algorithms as algorithms, benchmarks as benchmarks, envs as envs, sandbox as sandbox
 from .agents import Policy as Policy, TransformerAgent as TransformerAgent, collect as collect
-from .algorithms import MDPO as MDPO, MKTO as MKTO, RAFT as RAFT, SFT as SFT, train as train
+from .algorithms import (
+    MDPO as MDPO,
+    MKTO as MKTO,
+    RAFT as RAFT,
+    SFT as SFT,
+    TrainOptions as TrainOptions,
+    evaluate as evaluate,
+    iterate as iterate,
+    online as online,
+    train as train,
+)
 from .envs import (
     Group as Group,
     Preference as Preference,

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Some tests start processes that load a test file, and with it the modules that test files share.
+_HELPERS = str(Path(__file__).parent / "helpers")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_HELPERS, os.environ.get("PYTHONPATH"))))
 
 # A shell that starts something in the background has it ignore Ctrl-C, and children inherit that; the tests of Ctrl-C
 # need what a terminal gives.

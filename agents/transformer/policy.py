@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ class Scorer(nn.Module):
         self,
         ids: Tensor,
         mask: Tensor,
-        where: Tensor | None = None,
+        token_mask: Tensor | None = None,
         *,
         against: Prediction | None = None,
         reference_first: bool = True,
@@ -53,7 +54,7 @@ class Scorer(nn.Module):
         Args:
             ids: `[N, T]` int64, right padded.
             mask: `[N, T]` bool, True on real tokens.
-            where: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
+            token_mask: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
             against: Another model's prediction of the same rows, to be compared with over the whole vocabulary.
             reference_first: Direction of that comparison: KL(other || this), or KL(this || other).
 
@@ -63,7 +64,7 @@ class Scorer(nn.Module):
             `[N, T]`.
         """
         prediction = self.predict(ids, mask)
-        wanted = wanted_tokens(mask, where)
+        wanted = wanted_tokens(mask, token_mask)
         logps = prediction.logps(ids, wanted)
         if against is None:
             return logps
@@ -101,9 +102,9 @@ class Scorer(nn.Module):
         return self._direct_head
 
 
-def wanted_tokens(mask: Tensor, where: Tensor | None) -> Tensor:
+def wanted_tokens(mask: Tensor, token_mask: Tensor | None) -> Tensor:
     """`[N, T]` bool: real tokens that are asked for and that something predicts (never the first of a row)."""
-    wanted = (mask if where is None else where & mask).clone()
+    wanted = (mask if token_mask is None else token_mask & mask).clone()
     wanted[:, 0] = False
     return wanted
 
@@ -239,9 +240,13 @@ class Policy:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def logps(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
+    def fingerprint(self) -> str:
+        """A digest of all weights: equal for equal weights, whatever they are called."""
+        return weights_fingerprint(self.model)
+
+    def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Log-probabilities of given tokens; see `Scorer.forward`."""
-        return cast("Tensor", self.scorer(ids, mask, where))
+        return cast("Tensor", self.scorer(ids, mask, token_mask))
 
     def copy(self, *, version: str | None = None, trainable: bool = False) -> Policy:
         """An independent copy: frozen, for use as a reference or an opponent, unless it is to be trained."""
@@ -257,6 +262,16 @@ class Policy:
             Scorer(model),
         )
         return twin
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A digest of a model's parameters, by name, type, shape and every bit."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        value = parameter.detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _load_model(place: str, **options: Any) -> PreTrainedModel:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.estimators import sequence_sum
 from polyturn.algorithms.feedback.agreement import Calibration, calibration
 from polyturn.algorithms.losses import logistic
-from polyturn.algorithms.methods.base import Loss
+from polyturn.algorithms.methods.base import Loss, Needs
 from polyturn.algorithms.networks.compound import Compound
 from polyturn.algorithms.pairing import Example, judged_pairs
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import TrainResult, train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.preference import Judged, Pair, Preference
 from polyturn.envs.trajectory import Group, TokenIds, Trajectory, Turn
 
@@ -42,12 +43,12 @@ Annotations = Sequence[tuple[Group, Preference]]
 class BradleyTerry:
     """-p log sigmoid(s1 - s2) - (1 - p) log sigmoid(s2 - s1) on the scores of two rows (Bradley and Terry 1952)."""
 
-    name: str = "bradley_terry"
-    needs_reference: bool = False
+    name: ClassVar[str] = "bradley_terry"
+    needs: ClassVar[Needs] = Needs(reference=False)
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """Cross-entropy of each pair; what stands where log-probabilities would are scores, at each row's end."""
-        score = sequence_sum(logps, batch.turn)
+        score = sequence_sum(logps, batch.turn_ids)
         margin = score[batch.pairs[:, 0]] - score[batch.pairs[:, 1]]
         p = batch.probability
         values = p * logistic(margin) + (1.0 - p) * logistic(-margin)
@@ -69,7 +70,7 @@ class _Scorer(nn.Module):
         found: Tensor = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
         return found
 
-    def forward(self, ids: Tensor, mask: Tensor, where: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """`[N, T]`: the row's score at its last real token, 0 elsewhere."""
         states = self.states(ids, mask)
         last = (mask.sum(1) - 1).clamp(min=0)[:, None]
@@ -266,9 +267,11 @@ def fit(
     *,
     steps: int,
     batch_size: int = 32,
-    lr: float = 1e-5,
+    options: TrainOptions | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     seed: int = 0,
-    **options: Any,
+    progress: bool = True,
 ) -> Fit:
     """Fits a model to preferences, in place, and says how accurate and how well calibrated it is on others.
 
@@ -278,9 +281,11 @@ def fit(
         held_out: Groups of other starts, for the report alone.
         steps: Updates.
         batch_size: Groups an update.
-        lr: Learning rate.
+        options: How it trains; default `TrainOptions(lr=1e-5)`.
+        out: Folder for checkpoints and metrics.
+        resume: Go on from the newest checkpoint in `out`, if there is one.
         seed: Of the order of groups.
-        options: Further arguments of `train`: checkpoints, precision, micro-batches.
+        progress: Show a progress bar.
 
     Raises:
         ValueError: No comparison to learn from or to report on, or a start in both sets.
@@ -299,9 +304,10 @@ def fit(
         None,
         minibatches(examples, batch_size, seed=seed),
         steps=steps,
-        lr=lr,
-        seed=seed,
-        **options,
+        options=TrainOptions(lr=1e-5) if options is None else options,
+        out=out,
+        resume=resume,
+        progress=progress,
     )
     return Fit(result, before, calibration(model, held_out))
 

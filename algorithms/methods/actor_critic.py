@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import gae, policy_mask, turn_sums
 from polyturn.algorithms.losses import ppo_clip
-from polyturn.algorithms.methods.base import Loss, behaviour, check_choice, check_range, clipped, masked, output, scored
+from polyturn.algorithms.methods.base import Loss, Needs, behaviour, clipped, masked, output, scored
 from polyturn.algorithms.networks.value import token_slots, turn_slots
 from polyturn.algorithms.pairing import Example, against_opponents, own_members
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
 
 
@@ -82,8 +83,7 @@ class PPO:
     policy_weight: float = 1.0
     value_warmup: int = 0
     whiten: bool = True
-    name: str = "ppo"
-    needs_values: bool = True
+    name: ClassVar[str] = "ppo"
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -96,14 +96,9 @@ class PPO:
             check_range(f"{kind}.{what}", getattr(self, what), 0, 1)
 
     @property
-    def needs_reference(self) -> bool:
-        """Only for the KL."""
-        return self.kl > 0
-
-    @property
-    def looks_ahead(self) -> bool:
-        """For the mean and deviation of advantages."""
-        return self.whiten
+    def needs(self) -> Needs:
+        """A reference only for the KL; a look ahead for the mean and deviation of advantages."""
+        return Needs(reference=self.kl > 0, values=True, behaviour=True, look_ahead=self.whiten)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """The policy's members with a score; all its valid ones where turns are paid."""
@@ -113,10 +108,10 @@ class PPO:
         totals = np.array([member.total_reward for member in valid], np.float32)
         return Example(valid, scores=totals) if valid else None
 
-    def shared(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Mapping[str, Tensor]:
+    def step_statistics(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Mapping[str, Tensor]:
         """First and second moments of the advantages of all agent tokens and of the targets of all steps."""
         found = self._estimate(reference, batch)
-        advantage, target = found.advantage[policy_mask(batch.turn)], found.target[found.steps]
+        advantage, target = found.advantage[policy_mask(batch.turn_ids)], found.target[found.steps]
         return {
             "advantage": advantage,
             "advantage_squared": advantage.square(),
@@ -126,9 +121,9 @@ class PPO:
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """Clipped surrogate and value loss of each row, counted by its tokens."""
-        mask = policy_mask(batch.turn)
+        mask = policy_mask(batch.turn_ids)
         found = self._estimate(reference, batch)
-        given = batch.shared if "advantage" in batch.shared else self.shared(logps, reference, batch)
+        given = batch.statistics if "advantage" in batch.statistics else self.step_statistics(logps, reference, batch)
         moments = {name: given[name].mean() for name in ("advantage", "advantage_squared", "target", "target_squared")}
         advantage = found.advantage
         if self.whiten:
@@ -151,7 +146,7 @@ class PPO:
             "clipped": clipped(own, before, self.clip)[mask],
             **(_turn_kl(found.logratio, batch) if self.kl else {}),
         }
-        moving = float(batch.shared.get("step", torch.tensor(torch.inf))) >= self.value_warmup
+        moving = float(batch.statistics.get("step", torch.tensor(torch.inf))) >= self.value_warmup
         return Loss(
             (self.policy_weight if moving else 0.0) * surrogate + self.value_weight * value_loss,
             tokens,
@@ -161,27 +156,29 @@ class PPO:
     @torch.no_grad()
     def _estimate(self, reference: Tensor | None, batch: Batch) -> _Estimate:
         values = output(batch, "values", self.name)
-        column, steps = (token_slots if self.over == "token" else turn_slots)(batch.turn)
-        mask = policy_mask(batch.turn)
+        column, steps = (token_slots if self.over == "token" else turn_slots)(batch.turn_ids)
+        mask = policy_mask(batch.turn_ids)
         logratio = torch.zeros_like(values)
         if self.kl:
             assert reference is not None
             before, anchor = masked(mask, behaviour(batch, self.name), reference)
             logratio = (before - anchor).to(values.dtype)
         paid = self._paid(batch, mask).to(values.dtype) - self.kl * logratio
-        rewards = paid.gather(1, column) if self.over == "token" else turn_sums(paid, batch.turn, count=column.shape[1])
+        rewards = (
+            paid.gather(1, column) if self.over == "token" else turn_sums(paid, batch.turn_ids, count=column.shape[1])
+        )
         rewards = torch.where(steps, rewards, torch.zeros_like(rewards))
         advantage, target = gae(rewards, values.gather(1, column), steps, discount=self.discount, lam=self.lam)
-        step_of = mask.cumsum(1) - 1 if self.over == "token" else batch.turn.long()
+        step_of = mask.cumsum(1) - 1 if self.over == "token" else batch.turn_ids.long()
         spread = torch.where(mask, advantage.gather(1, step_of.clamp(min=0)), torch.zeros_like(values))
         return _Estimate(spread, target, column, steps, logratio)
 
     def _paid(self, batch: Batch, mask: Tensor) -> Tensor:
         """`[N, T]` what is paid, at the last token of the row or of each turn."""
-        following = torch.cat([batch.turn[:, 1:], torch.full_like(batch.turn[:, :1], -1)], 1)
-        closes = mask & (batch.turn != following)
+        following = torch.cat([batch.turn_ids[:, 1:], torch.full_like(batch.turn_ids[:, :1], -1)], 1)
+        closes = mask & (batch.turn_ids != following)
         if self.reward == "turns":
-            due = batch.rewards.gather(1, batch.turn.long().clamp(min=0))
+            due = batch.rewards.gather(1, batch.turn_ids.long().clamp(min=0))
             return torch.where(closes, due, torch.zeros_like(due))
         last = closes & (closes.flip(1).cumsum(1).flip(1) == 1)
         return torch.where(last, batch.scores[:, None], torch.zeros_like(batch.scores[:, None]))
@@ -216,7 +213,7 @@ class MTPO(PPO):
     kl: float = 0.005
     over: Literal["token", "turn"] = "turn"
     value_weight: float = 1.0
-    name: str = "mtpo"
+    name: ClassVar[str] = "mtpo"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,7 +227,7 @@ class MTPO(PPO):
 
 def _turn_kl(logratio: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The log-ratio of each row, and of each turn by its number; turns that a row has not are not counted."""
-    by_turn = turn_sums(logratio, batch.turn)
-    count = batch.turn.max(1).values + 1
+    by_turn = turn_sums(logratio, batch.turn_ids)
+    count = batch.turn_ids.max(1).values + 1
     each = {f"kl_turn_{h + 1}": by_turn[count > h, h] for h in range(by_turn.shape[1])}
     return {"kl": by_turn.sum(1), **each}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
-from polyturn.algorithms.methods.base import Loss, check_choice
+from polyturn.algorithms.methods.base import FullKL, Loss, Needs
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_choice
 from polyturn.envs.trajectory import Group
 
 First = Literal["teacher", "student"]
@@ -46,8 +47,7 @@ class Distillation:
     first: First = "teacher"
     likelihood: float = 0.0
     turns: Turns = "all"
-    name: str = "distillation"
-    needs_reference: bool = True
+    name: ClassVar[str] = "distillation"
 
     def __post_init__(self) -> None:
         check_choice("Distillation.first", self.first, ("teacher", "student"))
@@ -56,18 +56,19 @@ class Distillation:
             raise ValueError(f"Distillation.likelihood: expected 0 or more, got {self.likelihood}")
 
     @property
-    def full_kl(self) -> Literal["reference_first", "policy_first"]:
-        """The divergence that training computes for the loss."""
-        return "reference_first" if self.first == "teacher" else "policy_first"
+    def needs(self) -> Needs:
+        """A teacher in the reference's place, and the divergence from it that training computes for the loss."""
+        direction: FullKL = "reference_first" if self.first == "teacher" else "policy_first"
+        return Needs(teacher=True, preference=False, full_kl=direction)
 
     def examples(self, group: Group, preference: Preference | None, rng: np.random.Generator) -> Example | None:
         """Every valid member; nobody is compared with anybody."""
         rows = np.flatnonzero([member.valid for member in group])
         return Example(tuple(group[int(row)] for row in rows)) if len(rows) else None
 
-    def where(self, batch: Batch) -> Tensor:
+    def token_mask(self, batch: Batch) -> Tensor:
         """`[N, T]` bool: the agent's tokens."""
-        return policy_mask(batch.turn, turns=self.turns)
+        return policy_mask(batch.turn_ids, turns=self.turns)
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """The divergence of each row, counted by tokens.
@@ -77,9 +78,9 @@ class Distillation:
         """
         if "kl" not in batch.outputs:
             raise ValueError('Distillation.loss: expected batch.outputs["kl"], which `train` computes, got none')
-        divergence = sequence_sum(batch.outputs["kl"], batch.turn, turns=self.turns)
-        likelihood = sequence_sum(logps, batch.turn, turns=self.turns)
-        count = policy_mask(batch.turn, turns=self.turns).sum(1).to(divergence.dtype)
+        divergence = sequence_sum(batch.outputs["kl"], batch.turn_ids, turns=self.turns)
+        likelihood = sequence_sum(logps, batch.turn_ids, turns=self.turns)
+        count = policy_mask(batch.turn_ids, turns=self.turns).sum(1).to(divergence.dtype)
         values = divergence - self.likelihood * likelihood
         written = torch.clamp(count, min=1)
         metrics = {"divergence": divergence / written, "nll": -likelihood / written}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
 from polyturn.algorithms.losses import rwr
-from polyturn.algorithms.methods.base import Loss, check_choice, check_positive, scored
+from polyturn.algorithms.methods.base import Loss, Needs, scored
 from polyturn.algorithms.pairing import Example, winners
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
 
 
@@ -33,8 +35,8 @@ class SFT:
     best: int | None = 1
     above: float | None = None
     turns: Turns = "all"
-    name: str = "sft"
-    needs_reference: bool = False
+    name: ClassVar[str] = "sft"
+    needs: ClassVar[Needs] = Needs(reference=False, preference=False)
 
     def __post_init__(self) -> None:
         check_choice(f"{type(self).__name__}.turns", self.turns, ("all", "last"))
@@ -47,9 +49,9 @@ class SFT:
             rows = winners(group, preference, rng, count=self.best, above=self.above)
         return Example(tuple(group[int(row)] for row in rows)) if len(rows) else None
 
-    def where(self, batch: Batch) -> Tensor:
+    def token_mask(self, batch: Batch) -> Tensor:
         """`[N, T]` bool: the agent's tokens."""
-        return policy_mask(batch.turn, turns=self.turns)
+        return policy_mask(batch.turn_ids, turns=self.turns)
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """NLL per row, counted by tokens. Rows that lost a pair or are marked undesirable are left out."""
@@ -57,8 +59,8 @@ class SFT:
         if len(batch.pairs):
             keep &= torch.isin(torch.arange(len(batch), device=batch.pairs.device), batch.pairs[:, 0])
         rows = keep.nonzero()[:, 0]
-        values = -sequence_sum(logps, batch.turn, turns=self.turns)[rows]
-        count = policy_mask(batch.turn, turns=self.turns).sum(1)[rows].to(values.dtype)
+        values = -sequence_sum(logps, batch.turn_ids, turns=self.turns)[rows]
+        count = policy_mask(batch.turn_ids, turns=self.turns).sum(1)[rows].to(values.dtype)
         return Loss(values, count, {"tokens_per_row": count})
 
 
@@ -71,7 +73,8 @@ class RAFT(SFT):
 
     best: int | None = None
     above: float | None = 0.0
-    name: str = "raft"
+    name: ClassVar[str] = "raft"
+    needs: ClassVar[Needs] = Needs(reference=False)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class BestOfN(SFT):
     The best is the member with the highest win rate; of several, one at random. Groups of equals teach nothing.
     """
 
-    name: str = "best_of_n"
+    name: ClassVar[str] = "best_of_n"
+    needs: ClassVar[Needs] = Needs(reference=False)
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,11 @@ class RWR:
 
     beta: float = 1.0
     max_weight: float = 20.0
-    name: str = "rwr"
-    needs_reference: bool = False
+    name: ClassVar[str] = "rwr"
+    needs: ClassVar[Needs] = Needs(reference=False)
 
     def __post_init__(self) -> None:
-        check_positive("RWR.beta", self.beta)
+        check_range("RWR.beta", self.beta, 0, above=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """Every valid member with its score; without scores, with its win rate."""
@@ -110,5 +114,5 @@ class RWR:
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """Weighted negative log-likelihood of each row."""
         reward = batch.scores.to(logps.dtype)
-        values = rwr(sequence_sum(logps, batch.turn), reward, beta=self.beta, max_weight=self.max_weight)
+        values = rwr(sequence_sum(logps, batch.turn_ids), reward, beta=self.beta, max_weight=self.max_weight)
         return Loss(values, None, {"score": batch.scores})

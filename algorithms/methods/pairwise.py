@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from polyturn.algorithms import losses
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import Turns, policy_mask, sequence_logratio, sequence_sum
 from polyturn.algorithms.losses import MarginFunction, gpo, ipo, logistic
-from polyturn.algorithms.methods.base import Loss, check_choice, check_pairs, check_positive, check_range
+from polyturn.algorithms.methods.base import Loss, Needs, check_pairs
 from polyturn.algorithms.pairing import Example, compare, judged_pairs, pairs_by_outcome
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
 
 Mask = Literal["agent", "all"]
@@ -65,8 +66,8 @@ class MDPO:
     pairs_per_group: int | None = 1
     drop_error_winners: bool = True
     soft_labels: bool = False
-    name: str = "mdpo"
-    needs_reference: bool = True
+    name: ClassVar[str] = "mdpo"
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
         check_range("MDPO.beta", self.beta, 0, above=True)
@@ -83,7 +84,7 @@ class MDPO:
         pairs = pairs_by_outcome(group, preference, rng, pairs_per_group=self.pairs_per_group, drop_error_winners=drop)
         return compare(group, preference, pairs, soft=self.soft_labels)
 
-    def where(self, batch: Batch) -> Tensor:
+    def token_mask(self, batch: Batch) -> Tensor:
         """`[N, T]` bool: tokens that count in the margin."""
         return policy_mask(self._turn(batch), turns=self.turns)
 
@@ -95,15 +96,15 @@ class MDPO:
         margin, metrics = margins(logratio, batch)
         values = gpo(margin, beta=self.beta, f=self.f, probability=batch.probability)
         if self.nll_weight:
-            length = policy_mask(batch.turn, turns=self.turns).sum(1).clamp(min=1)
-            values = values - self.nll_weight * (sequence_sum(logps, batch.turn, turns=self.turns) / length)[winner]
+            length = policy_mask(batch.turn_ids, turns=self.turns).sum(1).clamp(min=1)
+            values = values - self.nll_weight * (sequence_sum(logps, batch.turn_ids, turns=self.turns) / length)[winner]
         return Loss(values * batch.weight, batch.weight, metrics)
 
     def _turn(self, batch: Batch) -> Tensor:
         if self.mask == "agent":
-            return batch.turn
-        started = (batch.turn >= 0).cumsum(1) > 0
-        return torch.where(started & batch.mask, batch.turn.clamp(min=0), torch.full_like(batch.turn, -1))
+            return batch.turn_ids
+        started = (batch.turn_ids >= 0).cumsum(1) > 0
+        return torch.where(started & batch.mask, batch.turn_ids.clamp(min=0), torch.full_like(batch.turn_ids, -1))
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class GPO:
     turns: Turns = "all"
     pairs_per_group: int | None = 1
     drop_error_winners: bool = False
-    name: str = "gpo"
-    needs_reference: bool = True
+    name: ClassVar[str] = "gpo"
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
         check_range("GPO.beta", self.beta, 0, above=True)
@@ -146,14 +147,14 @@ class GPO:
         """Random pairs; None where nothing can be compared."""
         return _pairs(self, group, preference, rng)
 
-    def where(self, batch: Batch) -> Tensor:
+    def token_mask(self, batch: Batch) -> Tensor:
         """`[N, T]` bool: tokens that count in the margin."""
-        return policy_mask(batch.turn, turns=self.turns)
+        return policy_mask(batch.turn_ids, turns=self.turns)
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """p f(beta h) + (1 - p) f(-beta h) per pair, times the pair's weight."""
         assert reference is not None
-        logratio = sequence_logratio(logps, reference, batch.turn, turns=self.turns)
+        logratio = sequence_logratio(logps, reference, batch.turn_ids, turns=self.turns)
         margin, metrics = margins(logratio, batch)
         smooth = self.label_smoothing
         probability = (1.0 - smooth) * batch.probability + smooth * (1.0 - batch.probability)
@@ -184,28 +185,28 @@ class IPO:
     turns: Turns = "all"
     pairs_per_group: int | None = None
     drop_error_winners: bool = False
-    name: str = "ipo"
-    needs_reference: bool = True
+    name: ClassVar[str] = "ipo"
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
         check_pairs("IPO", self.pairs_per_group)
         check_choice("IPO.turns", self.turns, ("all", "last"))
-        check_positive("IPO.tau", self.tau)
+        check_range("IPO.tau", self.tau, 0, above=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """Judged pairs; None where there are none."""
         return _pairs(self, group, preference, rng)
 
-    def where(self, batch: Batch) -> Tensor:
+    def token_mask(self, batch: Batch) -> Tensor:
         """`[N, T]` bool: tokens that count in the margin."""
-        return policy_mask(batch.turn, turns=self.turns)
+        return policy_mask(batch.turn_ids, turns=self.turns)
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """p (h - 1/(2 tau))^2 + (1 - p) (h + 1/(2 tau))^2 per pair, times the pair's weight."""
         assert reference is not None
-        logratio = sequence_logratio(logps, reference, batch.turn, turns=self.turns)
+        logratio = sequence_logratio(logps, reference, batch.turn_ids, turns=self.turns)
         if self.average:
-            logratio = logratio / self.where(batch).sum(1).clamp(min=1)
+            logratio = logratio / self.token_mask(batch).sum(1).clamp(min=1)
         margin, metrics = margins(logratio, batch)
         values = ipo(margin, tau=self.tau, probability=batch.probability)
         return Loss(values * batch.weight, batch.weight, metrics)

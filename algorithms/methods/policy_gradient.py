@@ -8,7 +8,7 @@ policy's; others, an opponent's or an earlier policy's, are compared with and ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from polyturn.algorithms.estimators import (
     sequence_sum,
 )
 from polyturn.algorithms.losses import nash_md, policy_gradient, ppo_clip
-from polyturn.algorithms.methods.base import Loss, behaviour, check_choice, check_range, clipped, masked, scored
+from polyturn.algorithms.methods.base import Loss, Needs, behaviour, clipped, masked, scored
 from polyturn.algorithms.pairing import Example, against_opponents
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
 
 Baseline = Literal["none", "leave_one_out", "group"]
@@ -50,7 +51,7 @@ class REINFORCE:
     baseline: Baseline = "none"
     kl: float = 0.0
     score_clip: float | None = None
-    name: str = "reinforce"
+    name: ClassVar[str] = "reinforce"
 
     def __post_init__(self) -> None:
         check_choice("baseline", self.baseline, ("none", "leave_one_out", "group"))
@@ -58,9 +59,9 @@ class REINFORCE:
             raise ValueError(f"kl: expected 0 or more, got {self.kl}")
 
     @property
-    def needs_reference(self) -> bool:
-        """Only for the KL."""
-        return self.kl > 0
+    def needs(self) -> Needs:
+        """A reference only for the KL."""
+        return Needs(reference=self.kl > 0)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """The policy's members with a score; None where a baseline over the group has nobody to compare with."""
@@ -70,14 +71,14 @@ class REINFORCE:
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """-(A - kl log-ratio to go) log pi, summed over the row's tokens."""
-        mask = policy_mask(batch.turn)
+        mask = policy_mask(batch.turn_ids)
         advantage = self._advantage(batch).to(logps.dtype)[:, None]
         metrics = {"score": batch.scores, "advantage": advantage[:, 0]}
         if self.kl:
             assert reference is not None
-            togo = log_ratio_to_go(logps.detach(), reference, batch.turn)
+            togo = log_ratio_to_go(logps.detach(), reference, batch.turn_ids)
             advantage = advantage - self.kl * togo
-            metrics["logratio"] = sequence_logratio(logps.detach(), reference, batch.turn)
+            metrics["logratio"] = sequence_logratio(logps.detach(), reference, batch.turn_ids)
         zero = torch.zeros_like(logps)
         values = policy_gradient(torch.where(mask, logps, zero), advantage.expand_as(logps))
         return Loss(values.sum(1), None, metrics)
@@ -101,7 +102,7 @@ class RLOO(REINFORCE):
     """
 
     baseline: Baseline = "leave_one_out"
-    name: str = "rloo"
+    name: ClassVar[str] = "rloo"
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,16 @@ class GRPO:
     kl: float = 0.0
     scale: bool = True
     length_norm: bool = True
-    name: str = "grpo"
+    name: ClassVar[str] = "grpo"
 
     def __post_init__(self) -> None:
         check_range("GRPO.clip", self.clip, 0, above=True)
         check_range("GRPO.kl", self.kl, 0)
 
     @property
-    def needs_reference(self) -> bool:
-        """Only for the KL."""
-        return self.kl > 0
+    def needs(self) -> Needs:
+        """A reference only for the KL."""
+        return Needs(reference=self.kl > 0, behaviour=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """The policy's members with a score; None where there are not two, or all have the same."""
@@ -140,7 +141,7 @@ class GRPO:
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """Clipped surrogate of each row's tokens, plus the KL."""
-        mask = policy_mask(batch.turn)
+        mask = policy_mask(batch.turn_ids)
         advantage = group_normalised(batch.scores, batch.group, scale=self.scale).to(logps.dtype)
         own, before = masked(mask, logps, behaviour(batch, self.name))
         values = ppo_clip(own, before, advantage[:, None].expand_as(own), clip=self.clip)
@@ -149,7 +150,7 @@ class GRPO:
             assert reference is not None
             penalty = k3(*masked(mask, logps, reference.detach()))
             values = values + self.kl * penalty
-            metrics["kl"] = sequence_sum(penalty.detach(), batch.turn)
+            metrics["kl"] = sequence_sum(penalty.detach(), batch.turn_ids)
         rows = torch.where(mask, values, torch.zeros_like(values)).sum(1)
         return Loss(rows / mask.sum(1).clamp(min=1) if self.length_norm else rows, None, metrics)
 
@@ -170,8 +171,8 @@ class NashPG:
     """
 
     tau: float = 0.01
-    name: str = "nash_pg"
-    needs_reference: bool = True
+    name: ClassVar[str] = "nash_pg"
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
         if not self.tau >= 0:
@@ -184,12 +185,12 @@ class NashPG:
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """The policy gradient of each row, summed over its tokens."""
         assert reference is not None
-        mask = policy_mask(batch.turn)
-        togo = log_ratio_to_go(logps.detach(), reference, batch.turn)
+        mask = policy_mask(batch.turn_ids)
+        togo = log_ratio_to_go(logps.detach(), reference, batch.turn_ids)
         own = torch.where(mask, logps, torch.zeros_like(logps))
         values = nash_md(own, batch.scores[:, None].to(own.dtype), togo, tau=self.tau)
         metrics = {
             "win_rate": batch.scores,
-            "logratio": sequence_logratio(logps.detach(), reference, batch.turn),
+            "logratio": sequence_logratio(logps.detach(), reference, batch.turn_ids),
         }
         return Loss(values.sum(1), None, metrics)

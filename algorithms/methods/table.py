@@ -1,13 +1,14 @@
-"""Methods by the name the command line knows them by."""
+"""Methods by the name the command line knows them by; help and options of the command line are made from this table."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 from polyturn.algorithms.methods.actor_critic import MTPO, PPO
-from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.base import GroupMethod
 from polyturn.algorithms.methods.distillation import Distillation
 from polyturn.algorithms.methods.imitation import RAFT, RWR, SFT, BestOfN
 from polyturn.algorithms.methods.pairwise import GPO, IPO, MDPO
@@ -18,29 +19,26 @@ from polyturn.envs.suggest import did_you_mean
 METHODS: dict[str, Callable[..., Any]] = {
     "sft": SFT,
     "raft": RAFT,
-    "mdpo": MDPO,
-    "mkto": MKTO,
-    "gpo": GPO,
-    "ipo": IPO,
-    "pmpo": PMPO,
-    "dro_v": DROV,
     "best_of_n": BestOfN,
     "rwr": RWR,
+    "mdpo": MDPO,
+    "gpo": GPO,
+    "ipo": IPO,
+    "mkto": MKTO,
+    "pmpo": PMPO,
+    "dro_v": DROV,
     "reinforce": REINFORCE,
     "rloo": RLOO,
     "grpo": GRPO,
+    "nash_pg": NashPG,
     "ppo": PPO,
     "mtpo": MTPO,
-    "nash_pg": NashPG,
     "distillation": Distillation,
 }
-"""Every method of this package; a user's own may be added."""
-
-# What a method is, not what it may be told to do.
-_FIXED = ("name", "needs_reference", "needs_values", "mismatched", "full_kl")
+"""Every method of this package; your own may be added."""
 
 
-def make(name: str, **options: Any) -> Method:
+def make(name: str, **options: Any) -> GroupMethod:
     """A method by name.
 
     Raises:
@@ -50,10 +48,19 @@ def make(name: str, **options: Any) -> Method:
         raise ValueError(
             f"expected a method out of {', '.join(sorted(METHODS))}, got {name!r}.{did_you_mean(name, METHODS)}"
         )
-    known = [field.name for field in fields(METHODS[name]) if field.name not in _FIXED]  # type: ignore[arg-type]
+    known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
     for option in options:
         if option not in known:
             hint = did_you_mean(option, known)
-            raise ValueError(f"{name}: expected options out of {', '.join(known)}, got {option!r}.{hint}")
-    method: Method = METHODS[name](**options)
+            raise ValueError(f"{name}: expected options out of {', '.join(known) or 'none'}, got {option!r}.{hint}")
+    method: GroupMethod = METHODS[name](**options)
     return method
+
+
+def summaries() -> str:
+    """One line a method: its name, and the first line of its docstring."""
+    width = max(map(len, METHODS))
+    lines = [
+        f"  {name:<{width}}  {inspect.cleandoc(made.__doc__ or '').splitlines()[0]}" for name, made in METHODS.items()
+    ]
+    return "\n".join(lines)

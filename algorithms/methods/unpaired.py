@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,17 +20,10 @@ from polyturn.algorithms.estimators import (
     sequence_sum,
 )
 from polyturn.algorithms.losses import dro, kto, pmpo
-from polyturn.algorithms.methods.base import (
-    Loss,
-    check_choice,
-    check_pairs,
-    check_positive,
-    check_range,
-    output,
-    scored,
-)
+from polyturn.algorithms.methods.base import Loss, Needs, check_pairs, output, scored
 from polyturn.algorithms.pairing import Example, pairs_by_outcome, unary
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
 
 
@@ -58,9 +51,8 @@ class MKTO:
     undesirable_weight: float = 1.0
     pairs_per_group: int | None = 1
     drop_error_winners: bool = True
-    name: str = "mkto"
-    needs_reference: bool = True
-    mismatched: bool = True
+    name: ClassVar[str] = "mkto"
+    needs: ClassVar[Needs] = Needs(mismatched=True)
 
     def __post_init__(self) -> None:
         check_range("MKTO.beta", self.beta, 0, above=True)
@@ -82,23 +74,23 @@ class MKTO:
             desirable=(members < len(group)).astype(np.float32),
         )
 
-    def where(self, batch: Batch) -> Tensor:
+    def token_mask(self, batch: Batch) -> Tensor:
         """`[N, T]` bool: tokens that count in the log-ratio."""
-        return policy_mask(batch.turn, turns=self.turns)
+        return policy_mask(batch.turn_ids, turns=self.turns)
 
-    def shared(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Mapping[str, Tensor]:
+    def step_statistics(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Mapping[str, Tensor]:
         """Log-ratios of mismatched rows; their mean over the whole step is the estimate of the KL."""
         assert reference is not None
         rows = batch.mismatched.nonzero()[:, 0]
-        return {"kl": sequence_logratio(logps, reference, batch.turn, turns=self.turns)[rows].detach()}
+        return {"kl": sequence_logratio(logps, reference, batch.turn_ids, turns=self.turns)[rows].detach()}
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """KTO's value per labelled row."""
         assert reference is not None
-        shared = batch.shared if "kl" in batch.shared else self.shared(logps, reference, batch)
-        z0 = kto_reference_point(shared["kl"].reshape(-1))
+        statistics = batch.statistics if "kl" in batch.statistics else self.step_statistics(logps, reference, batch)
+        z0 = kto_reference_point(statistics["kl"].reshape(-1))
         rows = (~batch.mismatched & ~batch.desirable.isnan()).nonzero()[:, 0]
-        logratio = sequence_logratio(logps, reference, batch.turn, turns=self.turns)[rows]
+        logratio = sequence_logratio(logps, reference, batch.turn_ids, turns=self.turns)[rows]
         desirable = batch.desirable[rows] > 0
         values = kto(
             logratio,
@@ -139,9 +131,8 @@ class PMPO:
     alpha: float = 0.5
     beta: float = 1.0
     above: float | None = None
-    name: str = "pmpo"
-    needs_reference: bool = True
-    full_kl: Literal["reference_first"] = "reference_first"
+    name: ClassVar[str] = "pmpo"
+    needs: ClassVar[Needs] = Needs(full_kl="reference_first")
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -163,7 +154,7 @@ class PMPO:
             return None
         return Example(tuple(group[int(row)] for row in rows), desirable=label)
 
-    def tally(self, batch: Batch) -> Mapping[str, Tensor]:
+    def row_statistics(self, batch: Batch) -> Mapping[str, Tensor]:
         """Shares of accepted and of rejected rows, so that either side is a mean over itself."""
         rows = batch.desirable[~batch.mismatched]
         return {"accepted": (rows == 1).float(), "rejected": (rows == 0).float()}
@@ -172,14 +163,14 @@ class PMPO:
         """Each row's part of the three means."""
         if "kl" not in batch.outputs:
             raise ValueError('PMPO.loss: expected batch.outputs["kl"], the KL that `train` computes, got none')
-        tally = {name: values.mean() for name, values in self.tally(batch).items()}
-        share = {name: batch.shared.get(name, tally[name]).to(logps.dtype) for name in tally}
+        here = {name: values.mean() for name, values in self.row_statistics(batch).items()}
+        share = {name: batch.statistics.get(name, here[name]).to(logps.dtype) for name in here}
         accepted, rejected = batch.desirable == 1, batch.desirable == 0
         zero = torch.zeros((), dtype=logps.dtype, device=logps.device)
         # A side without rows has the share 0, and no row that would be divided by it.
         balance = torch.where(accepted, 1 / share["accepted"], torch.where(rejected, 1 / share["rejected"], zero))
-        total = sequence_sum(logps, batch.turn)
-        kl = sequence_sum(batch.outputs["kl"], batch.turn)
+        total = sequence_sum(logps, batch.turn_ids)
+        kl = sequence_sum(batch.outputs["kl"], batch.turn_ids)
         values = pmpo(total * balance, accepted, kl, alpha=self.alpha, beta=self.beta)
         metrics = {"kl": kl, "accepted_logp": total[accepted], "rejected_logp": total[rejected]}
         return Loss(values, None, {name: value.detach() for name, value in metrics.items()})
@@ -206,11 +197,11 @@ class DROV:
     tau: float = 1.0
     per_token: bool = True
     value_weight: float = 1.0
-    name: str = "dro_v"
-    needs_reference: bool = True
+    name: ClassVar[str] = "dro_v"
+    needs: ClassVar[Needs] = Needs(values=True)
 
     def __post_init__(self) -> None:
-        check_positive("DROV.tau", self.tau)
+        check_range("DROV.tau", self.tau, 0, above=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """Every valid member with its score; without scores, with its win rate."""
@@ -220,10 +211,10 @@ class DROV:
         """Policy loss + value loss per row, means over the row's prefixes."""
         assert reference is not None
         values = output(batch, "values", self.name)
-        mask = policy_mask(batch.turn)
+        mask = policy_mask(batch.turn_ids)
         if not self.per_token:
             mask = mask & (mask.cumsum(1) == 1)
-        togo = log_ratio_to_go(logps, reference, batch.turn)
+        togo = log_ratio_to_go(logps, reference, batch.turn_ids)
         zero = torch.zeros_like(togo)
         reward = torch.where(mask, batch.scores[:, None].to(togo.dtype), zero)
         guess = torch.where(mask, values, zero)
@@ -234,7 +225,7 @@ class DROV:
             "policy_loss": parts[0],
             "value_loss": parts[1],
             "value": guess[mask],
-            "logratio": sequence_logratio(logps, reference, batch.turn),
+            "logratio": sequence_logratio(logps, reference, batch.turn_ids),
         }
         return Loss(parts[0] + parts[1], None, {name: value.detach() for name, value in metrics.items()})
 

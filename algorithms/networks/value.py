@@ -60,13 +60,13 @@ class _ActorCriticScorer(nn.Module):
         self,
         ids: Tensor,
         mask: Tensor,
-        where: Tensor | None = None,
+        token_mask: Tensor | None = None,
         *,
         against: Prediction | None = None,
         reference_first: bool = True,
     ) -> dict[str, Tensor]:
         prediction = self.scorer.predict(ids, mask)
-        wanted = wanted_tokens(mask, where)
+        wanted = wanted_tokens(mask, token_mask)
         result = {
             "logps": prediction.logps(ids, wanted),
             "values": self.value(ids, mask, prediction.states if self.value.body is None else None),
@@ -154,29 +154,31 @@ class ActorCritic:
         return both
 
 
-def token_slots(turn: Tensor) -> tuple[Tensor, Tensor]:
+def token_slots(turn_ids: Tensor) -> tuple[Tensor, Tensor]:
     """The agent's tokens of every row moved to its front, for recursions over them.
 
     Args:
-        turn: `[N, T]` int, -1 where the agent did not write the token.
+        turn_ids: `[N, T]` int, -1 where the agent did not write the token.
 
     Returns:
         `column [N, K]`: where each row's k-th agent token stands, K that of the row with most; `mask [N, K]`: the first
         n_i entries of each row.
     """
-    mask = policy_mask(turn)
+    mask = policy_mask(turn_ids)
     count = mask.sum(1)
     width = int(count.max()) if len(count) else 0
     column = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :width]
-    return column, torch.arange(width, device=turn.device)[None] < count[:, None]
+    return column, torch.arange(width, device=turn_ids.device)[None] < count[:, None]
 
 
-def turn_slots(turn: Tensor) -> tuple[Tensor, Tensor]:
+def turn_slots(turn_ids: Tensor) -> tuple[Tensor, Tensor]:
     """As `token_slots` for whole turns: where each row's h-th turn begins, and which turns there are.
 
     Returns:
         `column [N, H]` of a turn's first token; `mask [N, H]`.
     """
-    before = torch.cat([torch.full_like(turn[:, :1], -1), turn[:, :-1]], 1)
-    opens = torch.where((turn >= 0) & (turn != before), torch.zeros_like(turn), torch.full_like(turn, -1))
+    before = torch.cat([torch.full_like(turn_ids[:, :1], -1), turn_ids[:, :-1]], 1)
+    opens = torch.where(
+        (turn_ids >= 0) & (turn_ids != before), torch.zeros_like(turn_ids), torch.full_like(turn_ids, -1)
+    )
     return token_slots(opens)

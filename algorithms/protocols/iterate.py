@@ -8,35 +8,32 @@ iteration starts from. Every file an iteration writes makes the next run of the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+from accelerate.tracking import GeneralTracker
 
-from polyturn.agents.collecting.collect import collect, plain_options
+from polyturn.agents.collecting.collect import collect as collect_groups
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.agent import TransformerAgent
-from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
-from polyturn.algorithms.methods.base import Method, needs_reference
-from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.methods.base import GroupMethod, hooks_of
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError
 from polyturn.algorithms.training.data_source import minibatches, steps_of
 from polyturn.algorithms.training.loop import train
-from polyturn.envs.preference import Annotator, Preference, by_return
+from polyturn.algorithms.training.options import TrainOptions
+from polyturn.envs.files import write_whole
+from polyturn.envs.preference import Annotator, by_return
+from polyturn.envs.settings import changes, check_count, check_range, record
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group
 
-
-class OfflineMethod(Method, Protocol):
-    """A method that says what it takes of an annotated group."""
-
-    def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """What is learned from the group, or None where it teaches nothing."""
-        ...
+Reference = Literal["previous", "first"]
+_VERSION = "iteration-"
 
 
 class NothingToLearn(RuntimeError):
@@ -67,28 +64,23 @@ class Iteration:
 
 
 def iterate(
-    method: OfflineMethod,
+    method: GroupMethod,
     policy: Policy,
     env: str,
     *,
     out: str | Path,
     iterations: int = 3,
-    groups: int = 64,
-    group_size: int = 8,
+    collect: CollectOptions | None = None,
     from_previous: int = 0,
-    tasks: Sequence[int] | None = None,
-    env_options: Mapping[str, Any] | None = None,
-    annotate: Annotator = by_return,
-    reference: Literal["previous", "first"] = "previous",
-    sampling: Sampling | None = None,
-    max_tokens: int = 2048,
-    slots: int = 64,
+    preference: Annotator = by_return,
+    reference: Reference = "previous",
     epochs: float = 1.0,
     batch_size: int = 32,
+    options: TrainOptions | None = None,
     evaluate: Callable[[Policy], Mapping[str, Any]] | None = None,
+    trackers: Sequence[str | GeneralTracker] = (),
     seed: int = 0,
     progress: bool = True,
-    **options: Any,
 ) -> list[Iteration]:
     """Runs the protocol; the policy is trained in place and every iterate is saved.
 
@@ -97,24 +89,19 @@ def iterate(
         policy: The starting policy, usually after supervised fine-tuning.
         env: Registered id of the environment.
         out: Folder of the run. Calling again with the same arguments goes on with what is there, from the starting
-            policy saved in it; `iterations` may have grown.
+            policy saved in it; `iterations` may have grown. Any other difference is refused.
         iterations: How many.
-        groups: Starts per iteration.
-        group_size: Trajectories per start (N).
-        from_previous: How many of them the previous iterate samples, from the second iteration on.
-        tasks: Task indices to draw from, without repetition until all were used; default: the environment draws.
-        env_options: Keyword arguments of the environment.
-        annotate: From a group to its preference.
-        reference: "previous": the policy each iteration starts from; "first": the starting policy for ever.
-        sampling: How training episodes are sampled.
-        max_tokens: Tokens of an episode.
-        slots: Episodes sampled at once.
+        collect: What each iteration collects, and how the policies sample; default 64 groups of 8.
+        from_previous: How many of a group's members the previous iterate samples, from the second iteration on.
+        preference: From a group to its preference.
+        reference: "previous": the policy each iteration starts from; "first": the starting policy in all of them.
         epochs: Passes over an iteration's examples.
         batch_size: Examples an update.
+        options: How each iteration trains.
         evaluate: Called with each iterate, the starting policy included.
+        trackers: Accelerate's trackers, by name or object.
         seed: Fixes everything.
         progress: Show progress bars.
-        options: Further arguments of `train`.
 
     Returns:
         One record for the starting policy and each iteration.
@@ -124,87 +111,99 @@ def iterate(
         CheckpointError: The folder holds a run of another architecture.
         ValueError: Arguments that do not fit together, or not with those that the run in the folder was started with.
     """
-    if not 0 <= from_previous < group_size:
-        raise ValueError(f"iterate: expected 0 <= from_previous < group_size ({group_size}), got {from_previous}")
-    if iterations < 1 or groups < 1:
-        raise ValueError(f"iterate: expected at least one iteration and one group, got {iterations} and {groups}")
-    sampling = Sampling() if sampling is None else sampling
+    # What is asked for, checked before any work.
+    collect = CollectOptions() if collect is None else collect
+    options = TrainOptions() if options is None else options
+    hooks = hooks_of(method)
+    if hooks.examples is None:
+        raise ValueError(f"iterate: expected a method with examples(group, preference, rng), got {hooks.name}")
+    if not 0 <= from_previous < collect.group_size:
+        raise ValueError(
+            f"iterate: expected 0 <= from_previous < group_size ({collect.group_size}), got {from_previous}"
+        )
+    check_count("iterate: iterations", iterations)
+    check_count("iterate: batch_size", batch_size)
+    check_range("iterate: epochs", epochs, 0, above=True)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     _same_run(
         folder / "run.json",
         {
-            "method": _described(method), "env": env, "env_options": plain_options(env_options or {}), "groups": groups,
-            "group_size": group_size, "from_previous": from_previous, "tasks": None if tasks is None else len(tasks),
-            "reference": reference, "sampling": repr(sampling), "max_tokens": max_tokens, "slots": slots,
-            "epochs": epochs, "batch_size": batch_size, "seed": seed,
+            "method": {"class": type(method).__name__, **_settings_of(method)}, "env": env,
+            "collect": collect.recorded(), "from_previous": from_previous, "preference": _name_of(preference),
+            "reference": reference, "epochs": epochs, "batch_size": batch_size, "options": options.recorded(),
+            "seed": seed,
         },
     )  # fmt: skip
+    _same_start(folder / "start.json", policy)
     if (folder / "iteration-0" / "done.json").is_file():
         # The policy given may have been trained already, by the call that was interrupted.
         _load_into(policy, folder / "iteration-0" / "policy")
     records = [_once(folder / "iteration-0", lambda place: _start(place, policy, evaluate))]
-    anchored = needs_reference(method)
+    anchored = hooks.needs.reference
     first = policy.copy() if anchored and reference == "first" else None
     previous: Policy | None = None
     for number in range(1, iterations + 1):
         place = folder / f"iteration-{number}"
-        # Every copy is a whole model: one is made only for whoever needs the policy as it is now.
+        # Every copy is a whole model: one is made only where the policy as it is now is needed later.
         current = policy.copy() if from_previous or (anchored and first is None) else None
 
         def run(
             place: Path, number: int = number, current: Policy | None = current, previous: Policy | None = previous
         ) -> Iteration:
             place.mkdir(exist_ok=True)
-            acting = TransformerAgent(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
-            members = [acting] * group_size
+            # Collect: the current policy, and the one before it for some members.
+            acting = TransformerAgent(policy, **collect.acting)
+            members = [acting] * collect.group_size
             if previous is not None:
-                older = TransformerAgent(previous, sampling=sampling, max_tokens=max_tokens, slots=slots)
-                members[group_size - from_previous :] = [older] * from_previous
+                older = TransformerAgent(previous, **collect.acting)
+                members[collect.group_size - from_previous :] = [older] * from_previous
             with Store(place / "trajectories.jsonl") as store:
-                collected = collect(
+                collected = collect_groups(
                     members,
                     env,
-                    groups=groups,
-                    group_size=group_size,
+                    groups=collect.groups,
+                    group_size=collect.group_size,
                     seed=_derive(seed, number, 0),
-                    tasks=tasks_of(tasks, number, groups, seed),
-                    env_options=env_options,
-                    concurrency=slots,
+                    tasks=tasks_of(collect.tasks, number, collect.groups, seed),
+                    branch_at=collect.branch_at,
+                    env_options=collect.env_options,
+                    concurrency=collect.slots,
                     store=store,
                     progress=progress,
                     label=f"iteration {number}: collect",
                 )
+            # Compare, and take from each group what the method learns from.
             rng = np.random.default_rng([seed, number, 1])
-            taught = [group for group in map(learnable, collected) if group is not None]
-            found = [method.examples(group, annotate(group), rng) for group in taught]
+            comparable = [group for group in map(learnable, collected) if group is not None]
+            found = [method.examples(group, preference(group), rng) for group in comparable]
             examples = [example for example in found if example is not None]
             if not examples:
                 raise NothingToLearn(
                     f"iteration {number}: expected groups with better and worse trajectories, got {len(collected)} "
                     "groups without a difference; use a larger group_size, a higher temperature or other tasks"
                 )
-            policy.version = f"iteration-{number}"
-            steps = steps_of(len(examples), batch_size, epochs=epochs)
+            # Train, from the policy that collected.
+            policy.version = f"{_VERSION}{number}"
             train(
                 method,
                 policy,
                 (first or current) if anchored else None,
                 minibatches(examples, batch_size, seed=_derive(seed, number, 2)),
-                steps=steps,
+                steps=steps_of(len(examples), batch_size, epochs=epochs),
+                options=options.with_changes(keep=1),
                 out=place / "train",
                 resume=True,
-                keep=1,
+                trackers=trackers,
                 progress=progress,
-                **options,
             )
             policy.save_pretrained(place / "policy")
             valid = [m for group in collected for m in group if m.valid]
             return Iteration(
                 number,
                 f"iteration-{number}/policy",
-                episodes=groups * group_size,
-                invalid=groups * group_size - len(valid),
+                episodes=collect.groups * collect.group_size,
+                invalid=collect.groups * collect.group_size - len(valid),
                 mean_return=float(np.mean([m.total_reward for m in valid])),
                 examples=len(examples),
                 evaluation=dict(evaluate(policy)) if evaluate else {},
@@ -224,26 +223,67 @@ def learnable(group: Group) -> Group | None:
     return Group(members, group.branched_at) if members else None
 
 
-def _described(method: OfflineMethod) -> dict[str, str]:
-    """The method's settings as text; functions by their name, which is the same in every process."""
-    names: list[str] = [f.name for f in fields(method)] if is_dataclass(method) else []
-    values = {name: getattr(method, name) for name in names}
-    return {"class": type(method).__name__} | {n: getattr(v, "__qualname__", repr(v)) for n, v in values.items()}
+def _settings_of(method: GroupMethod) -> dict[str, Any]:
+    """The method's settings as JSON values; functions by their name, which is the same in every process."""
+    return record(method) if hasattr(method, "__dataclass_fields__") else {}
+
+
+def _name_of(preference: Annotator) -> Any:
+    """An annotator as a run's record knows it."""
+    if hasattr(preference, "__dataclass_fields__"):
+        return {"class": type(preference).__name__, **record(preference)}
+    return str(getattr(preference, "__qualname__", type(preference).__qualname__))
 
 
 def _same_run(note: Path, settings: Mapping[str, Any]) -> None:
-    """Writes down what a run is, or holds it against what was written when it began."""
+    """Writes down what a run is, or compares it with what was written when it began.
+
+    Raises:
+        ValueError: Something differs.
+    """
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     if not note.is_file():
-        _write_whole(note, plain)
+        write_whole(note, json.dumps(plain, indent=1) + "\n")
+        return
+    try:
+        before = json.loads(note.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{str(note)!r} is damaged ({error}); restore it, or pass another out") from error
+    if found := changes(_flat(before), _flat(plain)):
+        raise ValueError(
+            f"iterate: expected to go on with the run in {str(note.parent)!r} as it was started, got other settings: "
+            f"{'; '.join(found)}; pass the same, or another out"
+        )
+
+
+def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, each in value.items():
+        inner = _flat(each) if isinstance(each, Mapping) else {"": each}
+        flat |= {f"{name}.{key}" if key else name: item for key, item in inner.items()}
+    return flat
+
+
+def _same_start(note: Path, policy: Policy) -> None:
+    """Writes down which weights a run starts from, or compares them.
+
+    Raises:
+        ValueError: The run was started from other weights.
+    """
+    if policy.version.startswith(_VERSION):
+        return  # an earlier call with this very policy was interrupted after it had trained
+    mine = policy.fingerprint()
+    if not note.is_file():
+        write_whole(note, json.dumps({"version": policy.version, "weights": mine}) + "\n")
         return
     before = json.loads(note.read_text("utf-8"))
-    for name, value in plain.items():
-        if before.get(name) != value:
-            raise ValueError(
-                f"iterate: expected to go on with the run in {str(note.parent)!r}, whose {name} is "
-                f"{before.get(name)!r}, got {value!r}; pass the same, or another out"
-            )
+    if before["weights"] != mine:
+        raise ValueError(
+            f"iterate: expected the weights that the run in {str(note.parent)!r} was started from "
+            f"({before['version']!r}, {before['weights']}), got {policy.version!r}, {mine}; pass that policy, or "
+            "another out"
+        )
 
 
 def _start(place: Path, policy: Policy, evaluate: Callable[[Policy], Mapping[str, Any]] | None) -> Iteration:
@@ -256,15 +296,9 @@ def _once(place: Path, work: Callable[[Path], Iteration]) -> Iteration:
     note = place / "done.json"
     if note.is_file():
         return Iteration(**json.loads(note.read_text("utf-8")))
-    record = work(place)
-    _write_whole(note, record.__dict__)
-    return record
-
-
-def _write_whole(note: Path, value: Mapping[str, Any]) -> None:
-    temporary = note.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
-    os.replace(temporary, note)
+    done = work(place)
+    write_whole(note, json.dumps(done.__dict__, indent=1) + "\n")
+    return done
 
 
 def _load_into(policy: Policy, folder: Path) -> None:

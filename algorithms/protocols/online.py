@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.branching import BranchAt
-from polyturn.agents.collecting.collect import EnvironmentSource, collect
+from polyturn.agents.collecting.collect import EnvironmentSource, collect as collect_groups
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.collecting.playing import agent_id
 from polyturn.agents.transformer.agent import TransformerAgent
-from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.networks.moving_average import MovingAverage
 from polyturn.algorithms.protocols.iterate import learnable, tasks_of
 from polyturn.algorithms.training.data_source import AnnotatedGroup
 from polyturn.envs.preference import Annotator, Preference, by_return, by_score
+from polyturn.envs.settings import check_count
 from polyturn.envs.trajectory import Group, Trajectory
 
 TurnReward = Callable[[Group], Sequence[NDArray[np.float64]]]
@@ -33,19 +33,12 @@ def online(
     preference: Annotator | None = None,
     reward: Callable[[Trajectory], float] | None = None,
     turn_reward: TurnReward | None = None,
-    groups: int = 8,
-    group_size: int = 2,
+    collect: CollectOptions | None = None,
     opponent: Policy | Agent | MovingAverage | None = None,
     opponents: int | None = None,
     actor: Policy | Agent | None = None,
     reuse: int = 1,
     moving_baseline: float | None = None,
-    tasks: Sequence[int] | None = None,
-    branch_at: BranchAt | None = None,
-    env_options: Mapping[str, Any] | None = None,
-    sampling: Sampling | None = None,
-    max_tokens: int = 2048,
-    slots: int = 64,
     progress: bool = False,
     seed: int = 0,
 ) -> Online:
@@ -68,8 +61,9 @@ def online(
         reward: From a valid trajectory to its score, instead of `preference`.
         turn_reward: From a group of valid members to a reward for each turn of each, which replaces what the
             environment paid before anything else looks at the group: for `PPO(reward="turns")`.
-        groups: Starts a draw.
-        group_size: Trajectories of the policy per start.
+        collect: What each draw collects, and how the policy samples; default 8 groups of 2. Policy gradients and the
+            Nash methods need temperature 1 and top_p 1: drawn otherwise, samples are not the policy's own, and their
+            gradient is another's.
         opponent: Who draws the others that they are compared with; None: they are compared with each other. Methods
             know it from the policy by its name and version, so one of them must be another than the policy's. A group
             in which the episodes of either side all failed is left out.
@@ -79,14 +73,6 @@ def online(
             look at the log-probabilities as sampled (PPO, GRPO) correct for it.
         moving_baseline: Decay of the average of earlier draws' mean score, which is taken off all scores; None for
             scores as they are. The first draw, with none before it, has its own mean taken off.
-        tasks: Task indices to draw from, without repetition until all were used; default: the environment draws.
-        branch_at: The agent's turn at which the members of a group part, as in `collect`: pairs that share everything
-            before it. Default: they part at the start.
-        env_options: Keyword arguments of the environment.
-        sampling: How the policy's tokens are drawn. Policy gradients and the Nash methods need temperature 1 and top_p
-            1: drawn otherwise, samples are not the policy's own, and their gradient is another's.
-        max_tokens: Tokens of an episode.
-        slots: Episodes sampled at once.
         progress: Show a bar for each draw.
         seed: Fixes everything.
 
@@ -95,9 +81,8 @@ def online(
     """
     if preference is not None and reward is not None:
         raise ValueError("online: expected a preference or a reward, got both")
-    for name, value in (("groups", groups), ("group_size", group_size), ("reuse", reuse)):
-        if value < 1:
-            raise ValueError(f"online: expected {name} of at least 1, got {value}")
+    collect = CollectOptions(groups=8, group_size=2) if collect is None else collect
+    check_count("online: reuse", reuse)
     if opponent is None and opponents is not None:
         raise ValueError("online: expected an opponent to go with opponents, got none")
     if moving_baseline is not None and not 0 <= moving_baseline < 1:
@@ -105,13 +90,13 @@ def online(
 
     def speaking(speaker: Policy | Agent) -> Agent:
         if isinstance(speaker, Policy):
-            return TransformerAgent(speaker, sampling=sampling, max_tokens=max_tokens, slots=slots)
+            return TransformerAgent(speaker, **collect.acting)
         if isinstance(speaker, type) or not isinstance(speaker, Agent):
             raise ValueError(f"online: expected a policy, or an agent with act(episode), got {speaker!r:.200}")
         return speaker
 
     average = opponent if isinstance(opponent, MovingAverage) else None
-    members = [speaking(policy if actor is None else actor)] * group_size
+    members = [speaking(policy if actor is None else actor)] * collect.group_size
     if opponent is not None:
         rival = speaking(opponent.average if isinstance(opponent, MovingAverage) else opponent)
         if agent_id(rival) == agent_id(members[0]):
@@ -120,22 +105,22 @@ def online(
                 "both, which cannot be told apart; name its weights, as in policy.copy(version='opponent'), or leave "
                 "the opponent out for self-play"
             )
-        members += [rival] * (group_size if opponents is None else opponents)
+        members += [rival] * (collect.group_size if opponents is None else opponents)
     annotate = preference or (by_return if reward is None else _by_reward(reward))
 
     def draw(number: int) -> list[Group]:
         if average is not None:
             average.update(number)
-        return collect(
+        return collect_groups(
             members,
             env,
-            groups=groups,
+            groups=collect.groups,
             group_size=len(members),
             seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
-            tasks=tasks_of(tasks, number + 1, groups, seed),
-            branch_at=branch_at,
-            env_options=env_options,
-            concurrency=slots,
+            tasks=tasks_of(collect.tasks, number + 1, collect.groups, seed),
+            branch_at=collect.branch_at,
+            env_options=collect.env_options,
+            concurrency=collect.slots,
             progress=progress,
             label=f"draw {number}",
         )

@@ -11,6 +11,7 @@ from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.data_source import minibatches, steps_of
 from polyturn.algorithms.training.loop import TrainResult, train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.trajectory import Trajectory
 
 
@@ -37,15 +38,14 @@ def warm_start(
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 32,
-    lr: float = 2e-5,
-    schedule: Any = "cosine",
-    warmup: int | None = None,
+    options: TrainOptions | None = None,
     version: str = "sft",
     out: str | Path | None = None,
+    resume: bool = False,
     seed: int = 0,
-    **options: Any,
+    progress: bool = True,
 ) -> TrainResult:
-    """Trains the policy in place on conversations, on the tokens of the agent's turns alone.
+    """Trains the policy in place on conversations, only on the tokens of the agent's turns.
 
     Args:
         policy: What is trained.
@@ -53,13 +53,12 @@ def warm_start(
         steps: Updates; default `epochs` passes over the data.
         epochs: Passes, where `steps` is not given.
         batch_size: Conversations an update.
-        lr: Highest learning rate.
-        schedule: As in `train`.
-        warmup: Steps over which the rate rises; default a tenth of the steps, at most 40.
+        options: How it trains; default `imitation_options(steps)`.
         version: Name of the resulting weights.
         out: Folder for checkpoints and metrics.
+        resume: Go on from the newest checkpoint in `out`, if there is one.
         seed: Order of the data.
-        options: Further arguments of `train`.
+        progress: Show a progress bar.
 
     Raises:
         ValueError: No trajectory is valid.
@@ -73,9 +72,18 @@ def warm_start(
         None,
         minibatches(examples, batch_size, seed=seed),
         steps=total,
-        lr=lr,
-        schedule=schedule,
-        warmup=min(40, max(1, total // 10)) if warmup is None else warmup,
+        options=imitation_options(total) if options is None else options,
         out=out,
-        **options,
+        resume=resume,
+        progress=progress,
     )
+
+
+def imitation_options(steps: int, **changed: Any) -> TrainOptions:
+    """Usual options for imitation: 2e-5 on a cosine, after a rise over a tenth of the steps, at most 40.
+
+    Args:
+        steps: Of the whole run.
+        **changed: Options that are to be others.
+    """
+    return TrainOptions(**{"lr": 2e-5, "schedule": "cosine", "warmup": min(40, max(1, steps // 10)), **changed})

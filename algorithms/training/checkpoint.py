@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or not there: safetensors and JSON, never pickle.
 
 A checkpoint is a folder `step-00000100` that holds the model as `save_pretrained` writes it (so it loads anywhere), the
-optimizer's tensors, and `state.json`: step, method, settings, position in the data. It is written under another name,
-flushed to disk, and renamed; a process killed at any moment leaves the previous checkpoints untouched.
+optimizer's tensors, `state.json` (step, method, settings, position in the data), and `digests.json`, by which damage is
+found before anything is loaded. It is written under another name, flushed to disk, and renamed; a process killed at any
+moment leaves the previous checkpoints untouched.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from polyturn.envs.files import digest, flush
+
 _FORMAT = 1
 _TEMPORARY = ".tmp-"
+_DIGESTS = "digests.json"
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint was damaged after it was written, and an earlier one is used."""
 
 
 class CheckpointError(RuntimeError):
@@ -56,9 +65,49 @@ def checkpoints(out: str | Path) -> list[Path]:
 
 
 def latest(out: str | Path) -> Path | None:
-    """The newest whole checkpoint under `out`, or None."""
+    """The newest whole and undamaged checkpoint under `out`, or None where there is none at all.
+
+    A damaged one is passed over with a `DamagedCheckpointWarning`.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all of them are damaged.
+    """
     found = checkpoints(out)
-    return found[-1] if found else None
+    broken: list[str] = []
+    for folder in reversed(found):
+        if damage := damage_of(folder):
+            broken.append(f"{folder.name}: {damage}")
+            continue
+        if broken:
+            warnings.warn(
+                f"{str(out)!r}: going on from {folder.name}, because later checkpoints are damaged: "
+                f"{'; '.join(broken)}",
+                DamagedCheckpointWarning,
+                stacklevel=2,
+            )
+        return folder
+    if broken:
+        raise CheckpointError(
+            f"expected an undamaged checkpoint in {str(out)!r}, got none: {'; '.join(broken)}; restore the files from "
+            "a backup, or pass another out to begin anew"
+        )
+    return None
+
+
+def damage_of(folder: Path) -> str:
+    """What is wrong with a checkpoint's files, or ""."""
+    try:
+        known: dict[str, str] = json.loads((folder / _DIGESTS).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{_DIGESTS} cannot be read ({error})"
+    for name, expected in known.items():
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if found != expected:
+            return f"{name} is not what was written (digest {found}, expected {expected})"
+    return ""
 
 
 def prepare(out: Path, *, size: int, saves: int, keep: int) -> None:
@@ -253,23 +302,18 @@ def _write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        known = {path.relative_to(temporary).as_posix(): digest(path) for path in files}
+        (temporary / _DIGESTS).write_text(json.dumps(known, indent=1) + "\n", "utf-8")
         for path in [*temporary.rglob("*"), temporary]:
-            _flush(path)
+            flush(path)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"could not write {str(folder)!r}: {error}; earlier checkpoints are intact, so make room and resume"
         ) from error
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _shape(shape: list[int] | None) -> str:

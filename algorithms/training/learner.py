@@ -16,13 +16,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from polyturn.algorithms.batch import Batch
-from polyturn.algorithms.methods import base as methods
-from polyturn.algorithms.methods.base import Loss, Method
+from polyturn.algorithms.methods.base import Hooks, Loss
 from polyturn.algorithms.training.metrics import Sums, add, merge
 from polyturn.algorithms.training.microbatch import shard, split
-
-OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-"""Makes an optimizer of parameter groups, each with "params", "lr" and "weight_decay"."""
+from polyturn.algorithms.training.options import TrainOptions
 
 
 class NonFiniteError(ArithmeticError):
@@ -39,7 +36,7 @@ class Scorable(Protocol):
 
     @property
     def scorer(self) -> nn.Module:
-        """Module around `model`, from `(ids, mask, where)`, all `[N, T]`, to log-probabilities `[N, T]`.
+        """Module around `model`, from `(ids, mask, token_mask)`, all `[N, T]`, to log-probabilities `[N, T]`.
 
         Or to a dictionary of "logps" and whatever else it says of each token; that reaches the loss as
         `batch.outputs`. Where a method wants the KL over the whole vocabulary, it must work as
@@ -60,7 +57,7 @@ class _Scoring(nn.Module):
         self.scorer = scorer
         self._dropout = dropout
 
-    def forward(self, ids: Tensor, mask: Tensor, where: Tensor, **options: Any) -> Any:
+    def forward(self, ids: Tensor, mask: Tensor, token_mask: Tensor, **options: Any) -> Any:
         learning = torch.is_grad_enabled()
         self.train(self._dropout and learning)
         for module in self.modules():
@@ -68,71 +65,50 @@ class _Scoring(nn.Module):
                 module.training = learning
         if options.pop("predict", False):
             return cast("Any", self.scorer).predict(ids, mask)
-        return self.scorer(ids, mask, where, **options)
+        return self.scorer(ids, mask, token_mask, **options)
 
 
 class Learner:
     """Holds policy, reference and optimizer on their devices; `step` learns from one batch.
 
     Args:
-        method: See `polyturn.algorithms.methods`.
+        method: What is learned; see `polyturn.algorithms.methods.base`.
         policy: What is trained, in place.
         reference: What the log-ratio is taken to; None where the method needs none, or where the policy is a peft
             model, whose base with the adapter off is the reference.
         accelerator: Where and in which precision.
-        optimizer: Makes the optimizer.
-        lr: Learning rate before the schedule.
-        weight_decay: Of matrices; biases and norms have none.
-        clip: Largest norm of the gradient, or None.
-        accumulate: Micro-batches a step and process, of whole groups.
-        tokens: Largest padded size of a micro-batch, or None.
-        dropout: Leave dropout on.
-        gradient_checkpointing: Trade time for memory.
-        cache_reference: Keep reference log-probabilities of rows seen before.
-        sharded: Every process gets the whole batch and takes its part; otherwise each gets only its own.
-        seed: Of dropout.
+        options: How.
         failures: Folder for batches that made a nan.
     """
 
     def __init__(
         self,
-        method: Method,
+        method: Hooks,
         policy: Scorable,
         reference: Scorable | None,
         accelerator: Accelerator,
+        options: TrainOptions,
         *,
-        optimizer: OptimizerFactory,
-        lr: float,
-        weight_decay: float,
-        clip: float | None,
-        accumulate: int,
-        tokens: int | None,
-        dropout: bool,
-        gradient_checkpointing: bool,
-        cache_reference: bool,
-        sharded: bool,
-        seed: int,
         failures: Path,
     ) -> None:
         self._method, self._policy, self._accelerator = method, policy, accelerator
-        self._clip, self._accumulate, self._tokens = clip, accumulate, tokens
-        self._dropout, self._sharded, self._seed, self._failures = dropout, sharded, seed, failures
-        self._cache: dict[bytes, Tensor] | None = {} if cache_reference else None
-        self._checkpointing = gradient_checkpointing
-        if gradient_checkpointing:
+        self._options, self._failures = options, failures
+        self._cache: dict[bytes, Tensor] | None = {} if options.cache_reference else None
+        if options.gradient_checkpointing:
             _checkpoint_activations(policy.model)
-        scoring = _Scoring(policy.scorer, dropout=dropout)
+        scoring = _Scoring(policy.scorer, dropout=options.dropout)
         # Some scorers look at the model on their first call; that must not fall into a step that checkpoints.
         device = next(policy.model.parameters()).device
         with torch.no_grad():
             scoring(torch.zeros((1, 2), dtype=torch.int64, device=device), *[_ones(device)] * 2)
-        made = optimizer(_parameter_groups(policy, lr, weight_decay))
+        make = options.optimizer if callable(options.optimizer) else torch.optim.AdamW
+        made = make(_parameter_groups(policy, options.lr, options.weight_decay))
         self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
         self._plain = accelerator.unwrap_model(self._wrapped)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._reference: nn.Module | None = None
         self._reference_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        if methods.needs_reference(method):
+        if method.needs.reference:
             if reference is None:
                 self._reference = self._plain
                 self._reference_context = policy.model.disable_adapter
@@ -146,7 +122,7 @@ class Learner:
 
     def close(self) -> None:
         """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
-        if self._checkpointing:
+        if self._options.gradient_checkpointing:
             _keep_activations(self._policy.model)
         self._policy.model.eval()
 
@@ -166,13 +142,15 @@ class Learner:
             ValueError: The batch holds nothing to learn from.
         """
         world = self._accelerator.num_processes
-        mine = shard(batch, world)[self._accelerator.process_index] if self._sharded else batch
-        lesson = mine.select(~mine.mismatched)
-        mine, lesson = (part.share({"step": torch.tensor(float(step))}) for part in (mine, lesson))
-        lesson = lesson.share(self._tally(lesson) | self._look_ahead(mine))
-        micros = split(lesson, pieces=self._accumulate, tokens=self._tokens)
+        # This process's part of the step's groups; mismatched rows only serve the step's statistics.
+        part = shard(batch, world)[self._accelerator.process_index] if self._options.sharded else batch
+        part = part.with_statistics({"step": torch.tensor(float(step))})
+        learned = part.select(~part.mismatched)
+        learned = learned.with_statistics(self._row_statistics(learned) | self._step_statistics(part))
+        micros = split(learned, pieces=self._options.accumulate, tokens=self._options.tokens_per_micro_batch)
         own = len(micros)
         micros = self._evened(micros, batch)
+        # Forward and backward, one micro-batch after another; gradients add up.
         value = count = 0.0
         sums: Sums = {}
         for index, micro in enumerate(micros):
@@ -185,14 +163,16 @@ class Learner:
             value += float(total.detach())
             count += float(loss.values.numel() if loss.count is None else loss.count.sum()) if index < own else 0.0
             add(sums, loss.metrics)
-        parts = self._gather((value, count, sums, lesson.tokens))
-        value, count = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        # The sum of gradients becomes their mean over all that counts, in all processes.
+        parts = self._gather((value, count, sums, learned.tokens))
+        value, count = sum(each[0] for each in parts), sum(each[1] for each in parts)
         if not count:
             raise ValueError("expected at least one comparison (or row) that counts in a training step, got none")
         norm = self._normalise(world / count)
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.optimizer.zero_grad()
-            raise NonFiniteError(self._report(lesson, step, value / count, norm))
+            raise NonFiniteError(self._report(learned, step, value / count, norm))
+        # The update.
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * lr_factor
         self.optimizer.step()
@@ -201,73 +181,73 @@ class Learner:
             "loss": value / count,
             "grad_norm": norm,
             "lr": self._rates[0] * lr_factor,
-            "tokens": float(sum(part[3] for part in parts)),
-            **merge(part[2] for part in parts),
+            "tokens": float(sum(each[3] for each in parts)),
+            **merge(each[2] for each in parts),
         }
 
     def _loss(self, micro: Batch, stream: int, *, counts: bool) -> Loss:
-        where = methods.where(self._method, micro)
+        token_mask = self._method.token_mask(micro)
         # The reference first, while no activations of the policy are alive.
-        reference, options = self._compare(micro, where)
+        reference, options = self._compare(micro, token_mask)
         with self._dropout_stream(stream):
-            logps, outputs = _unpacked(self._wrapped(micro.ids, micro.mask, where, **options))
+            logps, outputs = _unpacked(self._wrapped(micro.ids, micro.mask, token_mask, **options))
         if not counts:
             return Loss(sum((value.sum(1) for value in outputs.values()), logps.sum(1)) * 0.0)
         return self._method.loss(logps, reference, replace(micro, outputs=outputs))
 
-    def _tally(self, lesson: Batch) -> dict[str, Tensor]:
+    def _row_statistics(self, rows: Batch) -> dict[str, Tensor]:
         """Means over all rows of the step of what a method reads from the rows alone."""
+        if self._method.row_statistics is None:
+            return {}
         sums: Sums = {}
-        add(sums, methods.tally(self._method, lesson))
-        return _means(self._gather(sums)) if methods.tallies(self._method) else {}
+        add(sums, self._method.row_statistics(rows))
+        return _means(self._gather(sums))
 
     @torch.no_grad()
-    def _look_ahead(self, mine: Batch) -> dict[str, Tensor]:
+    def _step_statistics(self, part: Batch) -> dict[str, Tensor]:
         """Means over rows of the whole step that need no gradient, and that every micro-batch needs.
 
         The rows are the mismatched ones, or all others where the method looks ahead on them.
         """
-        if methods.wants_mismatched(self._method):
-            rows = mine.select(mine.mismatched)
-        elif methods.looks_ahead(self._method):
-            rows = mine.select(~mine.mismatched)
-        else:
+        needs, statistics = self._method.needs, self._method.step_statistics
+        if statistics is None or not (needs.mismatched or needs.look_ahead):
             return {}
+        rows = part.select(part.mismatched if needs.mismatched else ~part.mismatched)
         sums: Sums = {}
-        for micro in split(rows, pieces=self._accumulate, tokens=self._tokens):
+        for micro in split(rows, pieces=self._options.accumulate, tokens=self._options.tokens_per_micro_batch):
             micro = micro.to(self._accelerator.device)
-            where = methods.where(self._method, micro)
-            reference, options = self._compare(micro, where)
-            logps, outputs = _unpacked(self._plain(micro.ids, micro.mask, where, **options))
-            add(sums, methods.shared(self._method, logps, reference, replace(micro, outputs=outputs)))
+            token_mask = self._method.token_mask(micro)
+            reference, options = self._compare(micro, token_mask)
+            logps, outputs = _unpacked(self._plain(micro.ids, micro.mask, token_mask, **options))
+            add(sums, statistics(logps, reference, replace(micro, outputs=outputs)))
         return _means(self._gather(sums))
 
     @torch.no_grad()
-    def _compare(self, micro: Batch, where: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
+    def _compare(self, micro: Batch, token_mask: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
         """Log-probabilities under the reference, and what the policy's scorer needs to compare whole distributions."""
-        direction = methods.full_kl(self._method)
+        direction = self._method.needs.full_kl
         if self._reference is None or direction is None:
-            return self._score_reference(micro, where), {}
+            return self._score_reference(micro, token_mask), {}
         with self._reference_context():
-            prediction = self._reference(micro.ids, micro.mask, where, predict=True)
+            prediction = self._reference(micro.ids, micro.mask, token_mask, predict=True)
         # Such a loss has its pull to the reference from the KL; the reference's log-probs come at no further pass.
-        wanted = where & micro.mask
+        wanted = token_mask & micro.mask
         wanted[:, 0] = False
         options = {"against": prediction, "reference_first": direction == "reference_first"}
         return prediction.logps(micro.ids, wanted), options
 
     @torch.no_grad()
-    def _score_reference(self, batch: Batch, where: Tensor) -> Tensor | None:
+    def _score_reference(self, batch: Batch, token_mask: Tensor) -> Tensor | None:
         if self._reference is None:
             return None
         with self._reference_context():
             if self._cache is None:
-                return _unpacked(self._reference(batch.ids, batch.mask, where))[0]
+                return _unpacked(self._reference(batch.ids, batch.mask, token_mask))[0]
             result = torch.zeros(batch.ids.shape, dtype=torch.float32, device=batch.ids.device)
             for row, length in enumerate(batch.mask.sum(1).tolist()):
                 # Scored one row at a time: what is kept must not depend on which rows it was batched with, or a
                 # resumed run, whose cache is empty, would differ in the last bits.
-                ids, mask, wanted = (x[row : row + 1, :length] for x in (batch.ids, batch.mask, where))
+                ids, mask, wanted = (x[row : row + 1, :length] for x in (batch.ids, batch.mask, token_mask))
                 key = hashlib.blake2b(ids.cpu().numpy().tobytes() + wanted.cpu().numpy().tobytes()).digest()
                 if key not in self._cache:
                     self._cache[key] = _unpacked(self._reference(ids, mask, wanted))[0][0].cpu()
@@ -285,12 +265,14 @@ class Learner:
         for parameter in trained:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-        return float(self._accelerator.clip_grad_norm_(trained, math.inf if self._clip is None else self._clip))
+        return float(
+            self._accelerator.clip_grad_norm_(trained, math.inf if self._options.clip is None else self._options.clip)
+        )
 
-    def _report(self, lesson: Batch, step: int, loss: float, norm: float) -> str:
+    def _report(self, rows: Batch, step: int, loss: float, norm: float) -> str:
         self._failures.mkdir(parents=True, exist_ok=True)
         stem = self._failures / f"step-{step + 1:08d}-process-{self._accelerator.process_index}"
-        lesson.save(stem)
+        rows.save(stem)
         return (
             f"step {step + 1}: expected finite numbers, got loss {loss} and gradient norm {norm}; the weights are as "
             f"before this step, and its batch is in {stem}.safetensors and .json (Batch.load). "
@@ -303,12 +285,12 @@ class Learner:
 
     def _stream(self, step: int, index: int) -> int:
         """Seed of one micro-batch's dropout: nothing to remember in a checkpoint."""
-        key = repr((self._seed, step, index, self._accelerator.process_index)).encode()
+        key = repr((self._options.seed, step, index, self._accelerator.process_index)).encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
 
     @contextlib.contextmanager
     def _dropout_stream(self, stream: int) -> Iterator[None]:
-        if not self._dropout:
+        if not self._options.dropout:
             yield
             return
         device = self._accelerator.device

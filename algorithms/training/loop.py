@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,27 +18,33 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from polyturn.algorithms.batch import Batch, collate, drop_long
-from polyturn.algorithms.methods import base as methods
-from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.base import Hooks, Method, hooks_of
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable
 from polyturn.algorithms.training.data_source import AnnotatedGroup, DataSource, Source
-from polyturn.algorithms.training.learner import Learner, NonFiniteError, OptimizerFactory, Scorable
+from polyturn.algorithms.training.learner import Learner, NonFiniteError, Scorable
 from polyturn.algorithms.training.metrics import MetricsFile
-from polyturn.algorithms.training.schedule import Schedule, factor
+from polyturn.algorithms.training.options import TrainOptions
+from polyturn.algorithms.training.schedule import factor
 from polyturn.algorithms.training.signals import Interrupted, Interruptions
+from polyturn.envs.settings import changes, check_count, record
 
 # A source of fresh groups is asked this often for something to learn from before training gives up.
 _EMPTY_DRAWS = 16
+# Without `save_every`, checkpoints take at most this share of the time, and none is written more often than this.
+_SAVING_SHARE, _SAVING_PAUSE_S = 0.05, 60.0
 
 
 class Trainable(Scorable, Saveable, Protocol):
-    """A policy that `train` can train: scored, and written to checkpoints. `polyturn.agents.transformer.policy.Policy`
-    is one."""
+    """A policy that `train` can train: scored, and written to checkpoints.
+
+    `polyturn.agents.transformer.policy.Policy` is one.
+    """
 
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
@@ -73,30 +79,12 @@ def train(
     batches: Source,
     *,
     steps: int,
-    lr: float = 1e-6,
-    weight_decay: float = 0.0,
-    warmup: int = 0,
-    schedule: Schedule = "constant",
-    clip: float | None = 1.0,
-    optimizer: OptimizerFactory = torch.optim.AdamW,
-    accumulate: int = 1,
-    tokens_per_micro_batch: int | None = 8192,
-    max_length: int | None = None,
-    mixed_precision: Literal["no", "bf16"] | None = None,
-    gradient_checkpointing: bool = False,
-    dropout: bool = False,
-    cache_reference: bool = False,
-    sharded: bool = True,
+    options: TrainOptions | None = None,
     out: str | Path | None = None,
-    save_every: int | None = None,
-    keep: int = 2,
     resume: bool = False,
     evaluate: Evaluate | None = None,
-    evaluate_every: int | None = None,
     trackers: Sequence[str | GeneralTracker] = (),
     progress: bool = True,
-    seed: int = 0,
-    cpu: bool = False,
 ) -> TrainResult:
     """Trains a policy in place, on one device or under `accelerate launch` on many.
 
@@ -105,7 +93,7 @@ def train(
     bit, as one that was never interrupted.
 
     Args:
-        method: Any object with `loss`; see `polyturn.algorithms.methods`.
+        method: Any object with `name`, `needs` and `loss`; see `polyturn.algorithms.methods.base`.
         policy: What is trained; its `version` stays, so name the new weights before they act into a store that the old
             ones have filled (`iterate` and `warm_start` do). A warning says so where its weights are in half precision,
             which loses most updates; with float32 weights `mixed_precision="bf16"` computes in it all the same.
@@ -113,171 +101,197 @@ def train(
             policy's model is a peft model: then its base, with the adapter switched off, is the reference.
         batches: One step's examples (or batch) after another; see `polyturn.algorithms.training.data_source.Source`.
         steps: How many updates in all, resumed ones included.
-        lr: Learning rate.
-        weight_decay: Of matrices; biases and norms have none.
-        warmup: Steps over which the learning rate rises.
-        schedule: "constant", "linear" or "cosine" after the warmup.
-        clip: Largest gradient norm, None for no limit.
-        optimizer: From parameter groups to an optimizer, for example `functools.partial(torch.optim.AdamW, betas=...)`.
-        accumulate: Micro-batches a step, of whole groups.
-        tokens_per_micro_batch: Largest padded size of a micro-batch; more are made where needed. None: no limit.
-        max_length: Trajectories of more tokens are left out with a warning that counts them; None takes all. None is
-            ever cut. Needs examples, not ready batches.
-        mixed_precision: "bf16", "no", or None for what `accelerate launch` says.
-        gradient_checkpointing: Compute activations twice and keep few.
-        dropout: Leave dropout on; off by default, because a policy must score as it samples.
-        cache_reference: Keep reference log-probabilities, for data that repeats.
-        sharded: With several processes: True if all see the same `batches` and each takes its part of every step;
-            False if each iterates over batches of its own.
-        out: Folder for checkpoints and metrics.jsonl; None keeps nothing.
-        save_every: Steps between checkpoints; None saves at the end alone.
-        keep: Checkpoints that stay.
+        options: Learning rate and all other settings; default `TrainOptions()`.
+        out: Folder for checkpoints and metrics.jsonl, locked while the run is in it; None keeps nothing.
         resume: Go on from the newest checkpoint in `out`, if there is one.
-        evaluate: Called before the first step, every `evaluate_every` steps and after the last, in every process.
-        evaluate_every: Steps between evaluations.
+        evaluate: Called before the first step, every `options.evaluate_every` steps and after the last, in every
+            process.
         trackers: Accelerate's trackers, by name or object.
         progress: Show a progress bar.
-        seed: Of dropout. Data has its own.
-        cpu: Stay on the CPU even where there is an accelerator.
 
     Raises:
-        CheckpointError: `out` cannot be written, is full, holds another run's checkpoints, or `resume` was not said.
+        CheckpointError: `out` cannot be written, is full, is another run's at this moment, holds another run's
+            checkpoints, or `resume` was not said.
         NonFiniteError: A loss or gradient was nan or infinite; its batch is saved.
         Interrupted: Ctrl-C or SIGTERM.
         ValueError: Wrong arguments, or a step with nothing to learn from.
         Exception: Whatever `batches` or `evaluate` raise. With `out`, all that was learned until then is saved first.
     """
-    settings: dict[str, Any] = {
-        "steps": steps, "lr": lr, "weight_decay": weight_decay, "warmup": warmup, "schedule": schedule, "clip": clip,
-        "accumulate": accumulate, "tokens_per_micro_batch": tokens_per_micro_batch, "max_length": max_length,
-        "mixed_precision": mixed_precision, "dropout": dropout, "seed": seed,
-    }  # fmt: skip
-    _check(method, policy, reference)
-    counts = {
-        "steps": steps, "accumulate": accumulate, "keep": keep, "save_every": save_every,
-        "evaluate_every": evaluate_every, "tokens_per_micro_batch": tokens_per_micro_batch, "max_length": max_length,
-    }  # fmt: skip
-    _check_numbers(counts, lr=lr, weight_decay=weight_decay, warmup=warmup, clip=clip)
+    # What is asked for, checked before any work.
+    options = TrainOptions() if options is None else options
+    check_count("steps", steps)
+    hooks = hooks_of(method)
+    _check(hooks, policy, reference)
     _warn_of_half_precision(policy, stacklevel=3)
-    factor(0, steps=steps, warmup=warmup, schedule=schedule)
+    settings = {"steps": steps, **options.recorded()}
+    identity = {**(record(method) if hasattr(method, "__dataclass_fields__") else {}), "name": hooks.name}
     place = None if out is None else Path(out)
-    accelerator = _accelerator(mixed_precision, cpu, trackers, place)
-    identity = _describe(method)
-    start, found = 0, None
-    before: dict[str, Any] = {"settings": settings, "sources": [None]}
-    if place is not None:
-        saves = -(-steps // (save_every or steps))
-        _everywhere(accelerator, lambda: _prepare(place, policy, identity, saves=saves, keep=keep, resume=resume))
-        found = checkpoint.latest(place)
-    if found is not None:
-        before = checkpoint.load_state(found)
+    accelerator = _accelerator(options, trackers, place)
+    with _alone_in(place, accelerator):
+        # Where an earlier run stopped.
+        found = None
+        if place is not None:
+            saves = 20 if options.save_every is None else -(-steps // options.save_every)
+            _everywhere(
+                accelerator,
+                lambda: _prepare(place, policy, identity, saves=saves, keep=options.keep, resume=resume),
+            )
+            found = checkpoint.latest(place)
+        before: dict[str, Any] = {"step": 0, "settings": settings, "sources": [None]}
+        if found is not None:
+            before = checkpoint.load_state(found)
+            _warn_of_changes(before["settings"], settings)
+            checkpoint.load_weights(found, policy)
         start = int(before["step"])
-        _warn_of_changes(before["settings"], settings)
-        checkpoint.load_weights(found, policy)
-    log = MetricsFile(
-        place / "metrics.jsonl" if place and accelerator.is_main_process else None, upto=start if found else None
-    )
-    if start >= steps:
-        return TrainResult(log.records, start, found / "model" if found else None)
-    data_source = DataSource(
-        batches, start=start, state=before["sources"][accelerator.process_index % len(before["sources"])]
-    )
-    learner = Learner(
-        method, policy, reference, accelerator,
-        optimizer=optimizer, lr=lr, weight_decay=weight_decay, clip=clip, accumulate=accumulate,
-        tokens=tokens_per_micro_batch, dropout=dropout, gradient_checkpointing=gradient_checkpointing,
-        cache_reference=cache_reference, sharded=sharded, seed=seed,
-        failures=place / "nonfinite" if place else Path(tempfile.gettempdir()) / "polyturn-nonfinite",
-    )  # fmt: skip
-    if found is not None:
-        checkpoint.load_optimizer(found, learner.plain_optimizer)
-    accelerator.init_trackers("polyturn", config={k: v for k, v in settings.items() if v is not None})
+        log = MetricsFile(
+            place / "metrics.jsonl" if place and accelerator.is_main_process else None, upto=start if found else None
+        )
+        if start >= steps:
+            return TrainResult(log.records, start, found / "model" if found else None)
+        # The source, the optimizer and the trackers, each where it was.
+        sources = before["sources"]
+        data = DataSource(batches, start=start, state=sources[accelerator.process_index % len(sources)])
+        failures = place / "nonfinite" if place else Path(tempfile.gettempdir()) / "polyturn-nonfinite"
+        learner = Learner(hooks, policy, reference, accelerator, options, failures=failures)
+        if found is not None:
+            checkpoint.load_optimizer(found, learner.plain_optimizer)
+        accelerator.init_trackers("polyturn", config={k: v for k, v in settings.items() if v is not None})
+        saver = _Saver(place, policy, learner, accelerator, options, {"method": identity, "settings": settings})
 
-    def save(done: int, position: Any) -> Path | None:
-        if place is None:
+        def note(entry: dict[str, Any]) -> None:
+            log.append(entry)
+            accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=entry["step"])
+
+        def evaluated(done: int) -> dict[str, float]:
+            due = options.evaluate_every is not None and done % options.evaluate_every == 0
+            if evaluate is None or not (due or done in (0, steps)):
+                return {}
+            return {f"eval/{name}": float(value) for name, value in evaluate(policy, done).items()}
+
+        # `position` is the source's as of the last whole step: one that fails may have moved it on already.
+        done, position = start, data.state
+        hidden = not (progress and accelerator.is_main_process)
+        bar = tqdm(total=steps, initial=start, disable=hidden, desc=hooks.name)
+        try:
+            with Interruptions() as interruptions, bar:
+                # A run that stopped because its evaluation failed has a checkpoint without one.
+                known = any(key.startswith("eval/") for entry in log.records if entry["step"] == start for key in entry)
+                if not any(gather_object([known])) and (first := evaluated(start)):
+                    note({"step": start, **first})
+                while done < steps:
+                    # One step: draw, learn, evaluate, record.
+                    begun = time.perf_counter()
+                    batch = _next_batch(data, hooks, options.max_length)
+                    if batch is None:
+                        warnings.warn(f"batches ended after {done} of {steps} steps", stacklevel=2)
+                        break
+                    rate = factor(done, steps=steps, warmup=options.warmup, schedule=options.schedule)
+                    numbers = learner.step(batch, done, lr_factor=rate)
+                    done, position = done + 1, data.state
+                    entry = {"step": done, **numbers, **data.metrics, "seconds": time.perf_counter() - begun}
+                    try:
+                        entry |= evaluated(done)
+                    finally:
+                        note(entry)
+                    bar.update()
+                    bar.set_postfix({name: f"{numbers[name]:.3g}" for name in list(numbers)[:1] + list(numbers)[4:7]})
+                    # Checkpoints: when due, and when asked to stop.
+                    if any(gather_object([interruptions.received])):
+                        raise Interrupted(_farewell(saver.save(done, position), done, steps))
+                    if done < steps and saver.due(done):
+                        saver.save(done, position)
+                # Still under the guard: Ctrl-C while the last checkpoint is written must not cost it.
+                path = saver.save(done, position)
+                if interruptions.received:
+                    raise Interrupted(_farewell(path, done, steps))
+        except Exception as error:
+            # A step that fails changes nothing, so what was learned before is worth keeping. One process that fails
+            # alone cannot save: the others are waiting elsewhere.
+            together = accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
+            if done > start and together and not isinstance(error, CheckpointError):
+                with contextlib.suppress(CheckpointError):
+                    error.add_note(_farewell(saver.save(done, position), done, steps))
+            raise
+        finally:
+            learner.close()
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        return TrainResult(log.records, done, path)
+
+
+class _Saver:
+    """Writes a run's checkpoints, and says when one is due."""
+
+    def __init__(
+        self,
+        place: Path | None,
+        policy: Trainable,
+        learner: Learner,
+        accelerator: Accelerator,
+        options: TrainOptions,
+        state: Mapping[str, Any],
+    ) -> None:
+        self._place, self._policy, self._learner, self._accelerator = place, policy, learner, accelerator
+        self._options, self._state = options, state
+        self._last, self._took = time.monotonic(), 0.0
+
+    def due(self, done: int) -> bool:
+        """Whether to save after `done` steps; the clock decides where `save_every` does not, never what is computed."""
+        if self._place is None:
+            return False
+        if self._options.save_every is not None:
+            return done % self._options.save_every == 0
+        waited = time.monotonic() - self._last
+        now = waited >= max(_SAVING_PAUSE_S, self._took / _SAVING_SHARE)
+        return bool(gather_object([now])[0])
+
+    def save(self, done: int, position: Any) -> Path | None:
+        """Writes a checkpoint; None where nothing is kept."""
+        if self._place is None:
             return None
-        state = {"method": identity, "settings": settings, "sources": gather_object([position])}
-        tuned = learner.plain_optimizer
+        begun = time.monotonic()
+        place, state = self._place, {**self._state, "sources": gather_object([position])}
+        policy, tuned, keep = self._policy, self._learner.plain_optimizer, self._options.keep
         _everywhere(
-            accelerator,
+            self._accelerator,
             lambda: checkpoint.save(place, done, policy=policy, optimizer=tuned, state=state, keep=keep),
         )
+        self._last = time.monotonic()
+        self._took = self._last - begun
         return place / "checkpoints" / checkpoint.name_of_step(done) / "model"
 
-    def note(record: dict[str, Any]) -> None:
-        log.append(record)
-        accelerator.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
 
-    def evaluated(done: int) -> dict[str, float]:
-        due = evaluate_every is not None and done % evaluate_every == 0
-        if evaluate is None or not (due or done in (0, steps)):
-            return {}
-        return {f"eval/{name}": float(value) for name, value in evaluate(policy, done).items()}
+@contextlib.contextmanager
+def _alone_in(place: Path | None, accelerator: Accelerator) -> Iterator[None]:
+    """Keeps every other run out of the folder; two in one would delete each other's checkpoints."""
+    if place is None:
+        yield
+        return
+    lock = FileLock(place / ".lock")
 
-    # `position` is the source's as of the last whole step: one that fails may have moved it on already.
-    done, position = start, data_source.state
-    bar = tqdm(
-        total=steps, initial=start, disable=not (progress and accelerator.is_main_process), desc=identity["name"]
-    )
+    def take() -> None:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(
+                f"expected a folder of this run's own, got {str(place)!r}, in which another run is training; wait for "
+                "it, stop it, or pass another out"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(
+                f"expected a folder to write checkpoints to, got {str(place)!r}: {error.strerror or error}; pass "
+                "another out"
+            ) from error
+
+    _everywhere(accelerator, take)
     try:
-        with Interruptions() as interruptions, bar:
-            # A run that stopped because its evaluation failed has a checkpoint without one.
-            known = any(key.startswith("eval/") for record in log.records if record["step"] == start for key in record)
-            if not any(gather_object([known])) and (first := evaluated(start)):
-                note({"step": start, **first})
-            while done < steps:
-                begun = time.perf_counter()
-                batch = _next_batch(data_source, method, max_length)
-                if batch is None:
-                    warnings.warn(f"batches ended after {done} of {steps} steps", stacklevel=2)
-                    break
-                rate = factor(done, steps=steps, warmup=warmup, schedule=schedule)
-                numbers = learner.step(batch, done, lr_factor=rate)
-                done, position = done + 1, data_source.state
-                record = {"step": done, **numbers, **data_source.metrics, "seconds": time.perf_counter() - begun}
-                try:
-                    record |= evaluated(done)
-                finally:
-                    note(record)
-                bar.update()
-                bar.set_postfix({name: f"{numbers[name]:.3g}" for name in list(numbers)[:1] + list(numbers)[4:7]})
-                if any(gather_object([interruptions.received])):
-                    raise Interrupted(_farewell(save(done, position), done, steps))
-                if save_every is not None and done % save_every == 0 and done < steps:
-                    save(done, position)
-        path = save(done, position)
-    except Exception as error:
-        # A step that fails changes nothing, so what was learned before is worth keeping. One process that fails alone
-        # cannot save: the others are waiting elsewhere.
-        together = accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
-        if done > start and together and not isinstance(error, CheckpointError):
-            with contextlib.suppress(CheckpointError):
-                error.add_note(_farewell(save(done, position), done, steps))
-        raise
+        yield
     finally:
-        learner.close()
-        for tracker in accelerator.trackers:
-            tracker.finish()
-    return TrainResult(log.records, done, path)
+        lock.release()
 
 
-def _check_numbers(
-    counts: Mapping[str, int | None], *, lr: float, weight_decay: float, warmup: int, clip: float | None
-) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    for name, rate in (("lr", lr), ("weight_decay", weight_decay), ("warmup", warmup)):
-        methods.check_range(name, rate, 0)
-    if clip is not None:
-        methods.check_range("clip", clip, 0, above=True)
-
-
-def _check(method: Method, policy: Trainable, reference: Scorable | None) -> None:
-    if isinstance(method, type):
-        raise ValueError(f"expected a method, got the class {method.__name__}; write {method.__name__}()")
-    if not callable(getattr(method, "loss", None)):
-        raise ValueError(f"expected a method, an object with loss(logps, reference, batch), got {method!r}")
+def _check(method: Hooks, policy: Trainable, reference: Scorable | None) -> None:
     if not any(parameter.requires_grad for parameter in policy.model.parameters()):
         raise ValueError(
             "expected a policy to train, got one whose parameters are all frozen (policy.copy() is frozen)"
@@ -285,15 +299,15 @@ def _check(method: Method, policy: Trainable, reference: Scorable | None) -> Non
     if reference is not None and any(module is reference.model for module in _trained(policy.model)):
         raise ValueError("expected a reference that stays as it is, got the policy itself; pass policy.copy()")
     sizes = [_vocabulary(each.model) for each in (policy, reference) if each is not None]
-    if methods.full_kl(method) is not None and len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
+    if method.needs.full_kl is not None and len(sizes) == 2 and None not in sizes and sizes[0] != sizes[1]:
         raise ValueError(
-            f"{methods.name_of(method)} compares whole predictions: expected two models over one vocabulary, got "
+            f"{method.name} compares whole predictions: expected two models over one vocabulary, got "
             f"{sizes[0]} and {sizes[1]} tokens; take models that share a tokenizer"
         )
     adapters = callable(getattr(policy.model, "disable_adapter", None))
-    if methods.needs_reference(method) and reference is None and not adapters:
+    if method.needs.reference and reference is None and not adapters:
         raise ValueError(
-            f"{methods.name_of(method)} needs a reference, got None; pass policy.copy(), or a policy whose model is a "
+            f"{method.name} needs a reference, got None; pass policy.copy(), or a policy whose model is a "
             "peft model, whose base is then the reference"
         )
 
@@ -336,20 +350,26 @@ def _prepare(
     checkpoint.prepare(place, size=checkpoint.size_of(policy.model), saves=saves, keep=keep)
 
 
-def _accelerator(
-    mixed_precision: str | None, cpu: bool, trackers: Sequence[str | GeneralTracker], place: Path | None
-) -> Accelerator:
+def _accelerator(options: TrainOptions, trackers: Sequence[str | GeneralTracker], place: Path | None) -> Accelerator:
     # Accelerate keeps the first precision for the whole process and refuses another; runs here are independent.
-    if mixed_precision and AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+    precision = options.mixed_precision
+    if precision and AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     accelerator = Accelerator(
-        mixed_precision=mixed_precision,
-        cpu=cpu,
+        mixed_precision=precision,
+        cpu=options.cpu,
         log_with=list(trackers) or None,
         project_dir=None if place is None else str(place),
         # Buffers never change in training, and exchanging them at every forward pass would tie processes together.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    promised = int(os.environ.get("WORLD_SIZE") or 1)
+    if promised > accelerator.num_processes:
+        raise ValueError(
+            f"expected one run of {promised} processes, as WORLD_SIZE says, but Accelerate sees "
+            f"{accelerator.num_processes}: each process would train a run of its own; start them with `accelerate "
+            "launch` or torchrun (on a CPU with ACCELERATE_USE_CPU=true), or unset WORLD_SIZE"
+        )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in known:
         raise ValueError(
@@ -374,31 +394,18 @@ def _everywhere(accelerator: Accelerator, action: Callable[[], object]) -> None:
         raise CheckpointError(messages[0])
 
 
-def _describe(method: Method) -> dict[str, Any]:
-    """The method's name and settings as JSON values, to recognise it by."""
-    names: list[str] = [f.name for f in dataclasses.fields(method)] if dataclasses.is_dataclass(method) else []
-    values = {name: getattr(method, name) for name in names}
-    plain = {name: getattr(v, "__qualname__", v if _is_json(v) else repr(v)) for name, v in values.items()}
-    return {**plain, "name": methods.name_of(method)}
-
-
-def _is_json(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
-
-
 def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in now if then.get(name) != now[name]]
-    if changed:
+    if changed := changes(then, now):
         warnings.warn(f"resuming with other settings: {'; '.join(changed)}", ResumeWarning, stacklevel=3)
 
 
-def _next_batch(data_source: DataSource, method: Method, max_length: int | None) -> Batch | None:
+def _next_batch(data: DataSource, method: Hooks, max_length: int | None) -> Batch | None:
     """The next step's batch; None where the source has ended.
 
     Fresh groups may hold nothing to compare (all right, all wrong); then the source is asked again.
     """
     for _ in range(_EMPTY_DRAWS):
-        item: Any = data_source.next()
+        item: Any = data.next()
         if item is None:
             return None
         if isinstance(item, Batch):
@@ -413,40 +420,38 @@ def _next_batch(data_source: DataSource, method: Method, max_length: int | None)
                 f"that is or holds one {type(strange[0]).__name__}; minibatches(examples, size, seed=0) makes steps of "
                 "examples, method.examples(group, preference, rng) an example of a group"
             )
-        examples = [one if isinstance(one, Example) else _taught(method, one) for one in items]
+        examples = [one if isinstance(one, Example) else _taken(method, one) for one in items]
         found = [example for example in examples if example is not None]
         kept = found if max_length is None else drop_long(found, max_length)
-        mismatched = methods.wants_mismatched(method)
+        mismatched = method.needs.mismatched
         fresh = not items or any(isinstance(one, AnnotatedGroup) for one in items)
         # Of fresh groups a single one may be left, which has no other prompt to be mismatched with.
-        lonely = fresh and mismatched and len({example.trajectories[0].start for example in kept}) < 2
-        if kept and not lonely:
+        single = fresh and mismatched and len({example.trajectories[0].start for example in kept}) < 2
+        if kept and not single:
             return collate(kept, mismatched=mismatched)
         if (found and not kept) or not fresh:
             raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
     raise ValueError(
-        f"{methods.name_of(method)}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "
+        f"{method.name}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "
         "use larger groups, a higher temperature or other tasks"
     )
 
 
-def _taught(method: Method, annotated: AnnotatedGroup) -> Example | None:
-    examples = getattr(method, "examples", None)
-    if examples is None:
+def _taken(method: Hooks, annotated: AnnotatedGroup) -> Example | None:
+    """What the method takes of a group."""
+    if method.examples is None:
         raise ValueError(
-            f"{methods.name_of(method)}: expected a method with examples(group, preference, rng) to learn from "
+            f"{method.name}: expected a method with examples(group, preference, rng) to learn from "
             "annotated groups, got one without; give it batches or examples"
         )
-    rng = np.random.default_rng(annotated.seed)
-    example: Example | None = examples(annotated.group, annotated.preference, rng)
-    return example
+    return method.examples(annotated.group, annotated.preference, np.random.default_rng(annotated.seed))
 
 
-def _checked(batch: Batch, method: Method, max_length: int | None) -> Batch:
+def _checked(batch: Batch, method: Hooks, max_length: int | None) -> Batch:
     if max_length is not None:
         raise ValueError("max_length: expected examples to choose from, got a ready batch; use drop_long before")
-    if methods.wants_mismatched(method) and not bool(batch.mismatched.any()):
-        raise ValueError(f"{methods.name_of(method)} needs collate(examples, mismatched=True), got a batch without")
+    if method.needs.mismatched and not bool(batch.mismatched.any()):
+        raise ValueError(f"{method.name} needs collate(examples, mismatched=True), got a batch without")
     return batch
 
 

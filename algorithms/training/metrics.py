@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from polyturn.envs.files import write_whole
 
 Sums = dict[str, tuple[float, int]]
 """Sum and count of entries by name: adds up over micro-batches and processes, unlike means."""
@@ -54,9 +55,7 @@ class MetricsFile:
                     continue
                 if record["step"] <= upto:
                     self.records.append(record)
-        fresh = path.with_name(path.name + ".tmp")
-        fresh.write_text("".join(_line(record) for record in self.records), "utf-8")
-        os.replace(fresh, path)
+        write_whole(path, "".join(_line(record) for record in self.records))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds one record; it is with the operating system when this returns."""

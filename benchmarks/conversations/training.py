@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.mixture import MixtureAgent
@@ -33,8 +34,9 @@ from polyturn.algorithms.methods.base import Method
 from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.networks.value import ActorCritic
 from polyturn.algorithms.protocols.online import online
-from polyturn.algorithms.protocols.warmup import warm_start
+from polyturn.algorithms.protocols.warmup import imitation_options, warm_start
 from polyturn.algorithms.training.loop import train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.running.suite import write_json
 from polyturn.envs.preference import Annotator
 from polyturn.envs.store import Store
@@ -178,14 +180,17 @@ def supervised(task: Task, setting: Setting, seed: int, work: Path) -> Policy:
             policy,
             shown,
             steps=setting.sft_steps,
-            lr=setting.sft_lr,
+            options=imitation_options(
+                setting.sft_steps,
+                lr=setting.sft_lr,
+                save_every=max(1, setting.sft_steps // 2),
+                keep=1,
+                **_training(setting),
+            ),
             seed=seed,
             out=folder / "train",
-            save_every=max(1, setting.sft_steps // 2),
-            keep=1,
             resume=True,
             progress=False,
-            **_training(setting),
         )
         policy.save_pretrained(folder / "policy")
 
@@ -251,10 +256,9 @@ def _fitted(
             annotated[:fifth],
             steps=setting.fit_steps,
             batch_size=8,
-            lr=setting.fit_lr,
+            options=TrainOptions(lr=setting.fit_lr, seed=seed, **_training(setting)),
             seed=seed,
             progress=False,
-            **_training(setting),
         )
         made.save_pretrained(folder / "model")
         write_json(folder / "fit.json", {"before": asdict(found.before), "after": asdict(found.after)})
@@ -390,12 +394,14 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
         source = online(
             policy,
             task.env,
-            groups=setting.groups,
-            group_size=setting.group_size,
-            env_options=options,
-            sampling=setting.sampling,
-            max_tokens=setting.max_tokens,
-            slots=setting.group_size * setting.groups,
+            collect=CollectOptions(
+                groups=setting.groups,
+                group_size=setting.group_size,
+                env_options=options,
+                sampling=setting.sampling,
+                max_tokens=setting.max_tokens,
+                slots=setting.group_size * setting.groups,
+            ),
             seed=seed,
             **way.source(task, setting, policy, sft, seed, work),
         )
@@ -416,16 +422,18 @@ def improved(task: Task, setting: Setting, name: str, seed: int, work: Path) -> 
             sft,
             source,
             steps=setting.steps,
-            lr=setting.lr,
+            options=TrainOptions(
+                lr=setting.lr,
+                save_every=max(1, setting.steps // 4),
+                keep=1,
+                evaluate_every=setting.evaluate_every,
+                seed=seed,
+                **_training(setting),
+            ),
             out=folder / "train",
-            save_every=max(1, setting.steps // 4),
-            keep=1,
             resume=True,
             evaluate=curve,
-            evaluate_every=setting.evaluate_every,
             progress=False,
-            seed=seed,
-            **_training(setting),
         )
         policy.save_pretrained(folder / "policy")
         write_json(folder / "history.json", {"history": result.history})

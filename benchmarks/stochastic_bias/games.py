@@ -304,8 +304,8 @@ def read_off(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
         rows.append(Example((policy.chat.written(Trajectory("read", 0, turns, terminated=True)),)))
     batch = collate(rows)
     with torch.no_grad():
-        logps = policy.logps(batch.ids, batch.mask, batch.turn >= 0).double()
-    one = (logps * (batch.turn == 0)).sum(1).reshape(size)[:, 0, 0].exp()[None].numpy()
-    two = (logps * (batch.turn == 1)).sum(1).reshape(-1, size[2]).exp().numpy()
+        logps = policy.logps(batch.ids, batch.mask, batch.turn_ids >= 0).double()
+    one = (logps * (batch.turn_ids == 0)).sum(1).reshape(size)[:, 0, 0].exp()[None].numpy()
+    two = (logps * (batch.turn_ids == 1)).sum(1).reshape(-1, size[2]).exp().numpy()
     sums = one.sum(1, keepdims=True), two.sum(1, keepdims=True)
     return (one / sums[0], two / sums[1]), float(min(each.min() for each in sums))

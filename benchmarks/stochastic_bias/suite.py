@@ -98,7 +98,7 @@ def method_of(name: str, *, beta: float, sampled: bool) -> Method:
         return PPO(kl=beta, over="turn", **options)
     if name.startswith("M-IPO"):
         return IPO(tau=alpha)
-    return GPO(beta=beta, soft_labels=True, pairs_per_group=None, name="mdpo")
+    return GPO(beta=beta, soft_labels=True, pairs_per_group=None)
 
 
 def judged(claim: Claim, paid: PaidGame, policy: Sequence[Any], reference: Sequence[Any], beta: float) -> list[float]:
@@ -153,6 +153,7 @@ def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
     from polyturn.agents.collecting.collect import collect
     from polyturn.agents.transformer.tiny import tiny_policy
     from polyturn.algorithms.protocols.warmup import warm_start
+    from polyturn.algorithms.training.options import TrainOptions
 
     def demonstrate(episode: Episode) -> str:
         return str(int(episode.rng.random() < LEANS[episode.observation]))
@@ -166,15 +167,16 @@ def _reference(paid: PaidGame, *, sft_steps: int, seed: int) -> Policy:
     # Wide random weights: with narrow ones rooms look alike at first, and the first updates wipe out the difference.
     policy = tiny_policy(texts, seed=seed, vocab_size=320, hidden=48, layers=1, heads=4, context=64, init=0.4)
     warm_start(
-        policy, demonstrations, steps=sft_steps, batch_size=64, lr=4e-3, seed=seed, progress=False, cpu=True
+        policy, demonstrations, steps=sft_steps, batch_size=64, seed=seed, progress=False,
+        options=TrainOptions(lr=4e-3, schedule="cosine", warmup=min(40, max(1, sft_steps // 10)), cpu=True),
     )  # fmt: skip
     return policy
 
 
 def _learned(cell: Cell) -> dict[str, Any]:
     """One transformer by every trained way, from the same reference, on as many episodes."""
-    from polyturn.agents.transformer.generation import Sampling
-    from polyturn.algorithms import ActorCritic, online, train
+    from polyturn.agents import CollectOptions, Sampling
+    from polyturn.algorithms import ActorCritic, TrainOptions, online, train
 
     options, beta = cell.options, BETA["gamble"]
     paid = gamble(options["spread"])
@@ -192,8 +194,11 @@ def _learned(cell: Cell) -> dict[str, Any]:
         critic = name in ("multi-turn RLHF", "MTPO")
         trained = ActorCritic(policy) if critic else policy
         source = online(
-            policy, lambda: GambleEnv(games=paid.game), preference=_rewarded(paid), groups=options["groups"],
-            group_size=options["group_size"], sampling=Sampling(max_new_tokens=3), max_tokens=64, seed=cell.seed,
+            policy, lambda: GambleEnv(games=paid.game), preference=_rewarded(paid), seed=cell.seed,
+            collect=CollectOptions(
+                groups=options["groups"], group_size=options["group_size"], sampling=Sampling(max_new_tokens=3),
+                max_tokens=64,
+            ),
         )  # fmt: skip
         curve: list[dict[str, float]] = []
 
@@ -210,9 +215,11 @@ def _learned(cell: Cell) -> dict[str, Any]:
             return record
 
         train(
-            method, trained, start.copy(), source, steps=options["steps"], lr=options["lr"], warmup=5,
-            schedule="linear", evaluate=evaluate, evaluate_every=options["every"], progress=False, seed=cell.seed,
-            cpu=True,
+            method, trained, start.copy(), source, steps=options["steps"], evaluate=evaluate, progress=False,
+            options=TrainOptions(
+                lr=options["lr"], warmup=5, schedule="linear", evaluate_every=options["every"], seed=cell.seed,
+                cpu=True,
+            ),
         )  # fmt: skip
         result[name] = curve
     return result

@@ -85,29 +85,29 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 61, (3, 11), generator=generator)
     mask = torch.arange(11)[None] < torch.tensor([11, 7, 3])[:, None]
-    where = torch.rand(3, 11, generator=generator) < 0.6
-    return ids, mask, where
+    token_mask = torch.rand(3, 11, generator=generator) < 0.6
+    return ids, mask, token_mask
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scores_are_those_of_the_plain_log_softmax(name: str) -> None:
     """Values and gradients, of every architecture, through the projection in chunks or through full logits."""
     build, direct = ARCHITECTURES[name]
-    ids, mask, where = rows()
+    ids, mask, token_mask = rows()
     weights = torch.rand(3, 11, generator=torch.Generator().manual_seed(2))
 
     def plain(model: PreTrainedModel) -> Tensor:
         logits = model(input_ids=ids, attention_mask=mask.long()).logits.float()
         picked = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
-        wanted = (where & mask)[:, 1:]
+        wanted = (token_mask & mask)[:, 1:]
         return nn.functional.pad(torch.where(wanted, picked, 0.0), (1, 0))
 
     mine, theirs = build(), build()
     scorer = Scorer(mine)
-    found, expected = scorer(ids, mask, where), plain(theirs)
+    found, expected = scorer(ids, mask, token_mask), plain(theirs)
     assert scorer._direct_head is direct
     assert torch.allclose(found, expected, atol=2e-6)
-    assert not found[~(where & mask)].any()
+    assert not found[~(token_mask & mask)].any()
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
     for (parameter, other), label in zip(

@@ -22,6 +22,7 @@ from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.choosing import PolicyChooser
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.tiny import tiny_policy
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs import check_text_env
 from polyturn.envs.car_dealer.env import CarDealer
 from polyturn.envs.education.env import EducationDialogue
@@ -160,7 +161,9 @@ def test_the_partners_side_is_trained_on_like_any_other() -> None:
     (sides,) = other_sides(groups)
     (example, *_) = demonstrations(policy, sides)
     assert example.trajectories[0] is sides[0]  # as sampled, not written anew
-    result = warm_start(policy, sides, steps=2, batch_size=4, lr=1e-2, warmup=0, cpu=True, progress=False)
+    result = warm_start(
+        policy, sides, steps=2, batch_size=4, options=TrainOptions(lr=1e-2, warmup=0, cpu=True), progress=False
+    )
     assert result.history[1]["loss"] < result.history[0]["loss"]
     recorded = np.concatenate([turn.logps for side in sides for turn in side.turns])
     assert result.history[0]["loss"] == pytest.approx(-recorded.mean(), abs=1e-3)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from polyturn.agents import CollectError, MixtureAgent, TabularPolicy, collect, mlp_policy, table_policy
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.policy import PolicyLoadError
 from polyturn.algorithms import (
     DROV,
@@ -32,6 +33,7 @@ from polyturn.algorithms import (
 )
 from polyturn.algorithms.exact.closed_forms import rlhf_optimum
 from polyturn.algorithms.exact.nash import regularised_nash
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.games.bandits import Bandit, context_features, data_policy, play, reward_table
 from polyturn.envs.games.matrix_games import by_payoff, payoff_matrix
 from polyturn.envs.preference import by_return
@@ -42,7 +44,11 @@ BANDIT = "polyturn/Bandit-v0"
 BEST = ((0.0, 0.2, 1.0), (1.0, 0.2, 0.0))
 """Rewards of three arms in two contexts, whose best arms differ."""
 OPTIONS: dict[str, Any] = {"reward": BEST, "arms": 3, "contexts": 2}
-QUIET: dict[str, Any] = {"progress": False, "cpu": True}
+
+
+def learning(**options: Any) -> dict[str, Any]:
+    """How all runs here are trained: on the CPU, silently."""
+    return {"progress": False, "options": TrainOptions(cpu=True, **options)}
 
 
 def questions(first: int = 0, count: int = 2, arms: int = 3) -> list[str]:
@@ -69,7 +75,12 @@ def one_step(method: Any, example: Example, start: NDArray[np.float64], ref: NDA
     reference = table(probabilities=np.tile(ref, (2, 1))).copy()
     before = policy.model.policy.rows.detach().clone()
     result = train(
-        method, policy, reference, [[example]], steps=1, lr=1.0, clip=None, optimizer=torch.optim.SGD, **QUIET
+        method,
+        policy,
+        reference,
+        [[example]],
+        steps=1,
+        **learning(lr=1.0, clip=None, optimizer=torch.optim.SGD),
     )
     change = policy.model.policy.rows.detach() - before
     assert torch.equal(change[1], torch.zeros(3))
@@ -176,8 +187,10 @@ def test_arms_are_drawn_with_their_probabilities() -> None:
 def test_every_method_learns_both_contexts(method: Any) -> None:
     """From .4, what a uniform choice earns; each context has another best arm."""
     policy = table(critic=isinstance(method, (PPO, DROV)))
-    stream = online(policy, BANDIT, env_options=OPTIONS, groups=8, group_size=6, reuse=2, seed=3)
-    train(method, policy, policy.copy(), stream, steps=24, lr=0.1, **QUIET)
+    stream = online(
+        policy, BANDIT, collect=CollectOptions(env_options=OPTIONS, groups=8, group_size=6), reuse=2, seed=3
+    )
+    train(method, policy, policy.copy(), stream, steps=24, **learning(lr=0.1))
     assert value_of(policy) > 0.85
 
 
@@ -185,8 +198,9 @@ def test_reinforce_with_a_kl_finds_the_closed_form() -> None:
     """pi proportional to pi_ref exp(r / kl), the optimum of E[r] - kl KL(pi || pi_ref), in each context."""
     start = [[0.2, 0.2, 0.6], [0.3, 0.4, 0.3]]
     policy = table(probabilities=start)
-    stream = online(policy, BANDIT, env_options=OPTIONS, groups=8, group_size=8, seed=2)
-    train(RLOO(kl=0.5), policy, policy.copy(), stream, steps=80, lr=0.15, schedule="linear", clip=None, **QUIET)
+    stream = online(policy, BANDIT, collect=CollectOptions(env_options=OPTIONS, groups=8, group_size=8), seed=2)
+    descent = learning(lr=0.15, schedule="linear", clip=None)
+    train(RLOO(kl=0.5), policy, policy.copy(), stream, steps=80, **descent)
     for found, anchor, reward in zip(policy.probabilities(), start, BEST, strict=True):
         np.testing.assert_allclose(found, rlhf_optimum(anchor, reward, tau=0.5), atol=0.04)
 
@@ -202,11 +216,11 @@ def test_self_play_finds_the_regularised_equilibrium(method: Any, lr: float, gam
     reference = np.array([0.6, 0.3, 0.1])
     policy = table_policy(names, probabilities=reference)
     stream = online(
-        policy, "polyturn/MatrixGame-v0", env_options={"payoff": game}, preference=by_payoff(game),
-        groups=2, group_size=24, seed=5,
+        policy, "polyturn/MatrixGame-v0", preference=by_payoff(game), seed=5,
+        collect=CollectOptions(env_options={"payoff": game}, groups=2, group_size=24),
     )  # fmt: skip
     descent: dict[str, Any] = {"optimizer": torch.optim.SGD, "schedule": "linear", "clip": None}
-    train(method, policy, policy.copy(), stream, steps=60, lr=lr, **descent, **QUIET)
+    train(method, policy, policy.copy(), stream, steps=60, **learning(lr=lr, **descent))
     exact = regularised_nash(payoff, reference, tau=0.3)
     assert np.abs(exact - reference).max() > 0.15
     np.testing.assert_allclose(policy.probabilities()[0], exact, atol=0.02)
@@ -218,9 +232,9 @@ def test_a_moving_average_is_an_opponent() -> None:
     tracked = MovingAverage(policy, decay=0.5)
     stream = online(
         policy, "polyturn/MatrixGame-v0", preference=by_payoff("rock-paper-scissors"), opponent=tracked,
-        groups=8, group_size=4,
+        collect=CollectOptions(groups=8, group_size=4),
     )  # fmt: skip
-    train(NashPG(), tracked, policy.copy(), stream, steps=5, lr=0.1, **QUIET)
+    train(NashPG(), tracked, policy.copy(), stream, steps=5, **learning(lr=0.1))
     average = tracked.average.model.policy.rows.detach()
     assert policy.probabilities()[0, 1] > 0.12
     assert float((average - policy.model.policy.rows.detach()).abs().max()) > 0.01
@@ -231,8 +245,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
     def run(out: Path, steps: int, *, resume: bool = False) -> TabularPolicy:
         policy = mlp_policy(3, questions(), context_features(2), seed=1, hidden=(8, 8), critic=True)
-        stream = online(policy, BANDIT, env_options=OPTIONS, groups=4, group_size=4, reuse=2)
-        train(PPO(), policy, None, stream, steps=steps, lr=0.01, out=out, resume=resume, **QUIET)
+        stream = online(policy, BANDIT, collect=CollectOptions(env_options=OPTIONS, groups=4, group_size=4), reuse=2)
+        train(PPO(), policy, None, stream, steps=steps, out=out, resume=resume, **learning(lr=0.01))
         return policy
 
     whole = run(tmp_path / "whole", 10)
@@ -257,7 +271,7 @@ def test_given_plays_are_learned_from(tmp_path: Path) -> None:
         assert [member.turns[0].logps[0] for member in written] == [member.turns[0].logps[0] for member in group]
         if (example := method.examples(written, by_return(written), rng)) is not None:
             examples.append(example)
-    train(method, policy, policy.copy(), [examples], steps=60, lr=0.1, **QUIET)
+    train(method, policy, policy.copy(), [examples], steps=60, **learning(lr=0.1))
     assert value_of(policy) > 0.9
 
 
@@ -275,8 +289,8 @@ def test_mlp_is_fitted_and_reaches_contexts_it_was_not_trained_on() -> None:
     assert kl[100:].mean() < 0.02
     values = reward_table("R2", contexts=1, arms=100)[0]
     before = policy.probabilities()[100:] @ values
-    stream = online(policy, BANDIT, env_options={"reward": "R2"}, groups=10, group_size=10)
-    train(REINFORCE(baseline="group"), policy, None, stream, steps=15, lr=3e-3, **QUIET)
+    stream = online(policy, BANDIT, collect=CollectOptions(env_options={"reward": "R2"}, groups=10, group_size=10))
+    train(REINFORCE(baseline="group"), policy, None, stream, steps=15, **learning(lr=3e-3))
     assert (policy.probabilities()[100:] @ values).mean() > before.mean() + 0.1
 
 
@@ -295,7 +309,7 @@ def test_copies_and_files(kind: str, tmp_path: Path) -> None:
     assert twin.version == "b"
     assert not any(p.requires_grad for p in twin.model.parameters())
     with pytest.raises(ValueError, match="parameters are all frozen"):
-        train(RWR(), twin, None, [], steps=1, **QUIET)
+        train(RWR(), twin, None, [], steps=1, **learning())
     made.save_pretrained(tmp_path)
     loaded = TabularPolicy.from_pretrained(tmp_path)
     np.testing.assert_array_equal(loaded.probabilities(), made.probabilities())

@@ -45,7 +45,7 @@ def test_collate_lays_out_turns_padding_and_comparisons() -> None:
     pair = Example((trajectory(0, [1, 2], [3]), trajectory(0, [4])), np.array([[0, 1]]), scores=np.array([1.0, 0.0]))
     batch = collate([pair, pair], pad_id=9)
     assert batch.ids[:2].tolist() == [[100, 50, 1, 2, 100, 51, 3], [100, 50, 4, 9, 9, 9, 9]]
-    assert batch.turn[:2].tolist() == [[-1, -1, 0, 0, -1, -1, 1], [-1, -1, 0, -1, -1, -1, -1]]
+    assert batch.turn_ids[:2].tolist() == [[-1, -1, 0, 0, -1, -1, 1], [-1, -1, 0, -1, -1, -1, -1]]
     assert batch.mask.sum(1).tolist() == [7, 3, 7, 3]
     assert batch.behaviour_logps[0].tolist() == [0, 0, -0.5, -0.5, 0, 0, -1.5]
     assert batch.pairs.tolist() == [[0, 1], [2, 3]]
@@ -55,7 +55,7 @@ def test_collate_lays_out_turns_padding_and_comparisons() -> None:
     assert batch.desirable.isnan().all()
     assert batch.group.tolist() == [0, 0, 1, 1]
     assert batch.tokens == 20
-    assert (batch.ids.dtype, batch.turn.dtype) == (torch.int64, torch.int16)
+    assert (batch.ids.dtype, batch.turn_ids.dtype) == (torch.int64, torch.int16)
 
 
 def test_mismatched_rows_join_a_prompt_with_anothers_continuation() -> None:
@@ -63,7 +63,7 @@ def test_mismatched_rows_join_a_prompt_with_anothers_continuation() -> None:
     batch = collate([example(0, 1), example(1, 2)], mismatched=True)
     assert batch.mismatched.tolist() == [False, False, True, True]
     assert batch.ids[2].tolist() == [100, 50, 1, 2]
-    assert batch.turn[2].tolist() == [-1, -1, 0, 0]
+    assert batch.turn_ids[2].tolist() == [-1, -1, 0, 0]
     assert batch.ids[3, :3].tolist() == [101, 50, 1]
     assert batch.group.tolist() == [0, 1, 0, 1]
     assert batch.desirable[2:].isnan().all()
@@ -225,10 +225,10 @@ def test_split_makes_about_as_many_pieces_as_asked_and_groups_similar_lengths() 
 
 
 def test_a_batch_is_saved_and_read_back_without_loss(tmp_path: Path) -> None:
-    batch = collate([example(0, 1, 3), example(1, 2)], mismatched=True).share({"kl": torch.tensor(0.25)})
+    batch = collate([example(0, 1, 3), example(1, 2)], mismatched=True).with_statistics({"kl": torch.tensor(0.25)})
     batch.save(tmp_path / "step")
     again = Batch.load(tmp_path / "step")
-    assert again.shared["kl"] == 0.25
-    for name in ("ids", "mask", "turn", "pairs", "group", "mismatched"):
+    assert again.statistics["kl"] == 0.25
+    for name in ("ids", "mask", "turn_ids", "pairs", "group", "mismatched"):
         assert torch.equal(getattr(again, name), getattr(batch, name))
     torch.testing.assert_close(again.behaviour_logps, batch.behaviour_logps, equal_nan=True)

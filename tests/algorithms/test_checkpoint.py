@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flat_settings import flat
 from torch import Tensor
 
 from polyturn.agents.transformer.policy import Policy
@@ -33,6 +34,7 @@ from polyturn.algorithms import (
     train,
 )
 from polyturn.algorithms.training import checkpoint
+from polyturn.algorithms.training.checkpoint import DamagedCheckpointWarning
 from polyturn.envs.preference import by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -79,7 +81,7 @@ def go(out: Path | None, *, method: Any = None, data: Any = None, learner: Polic
         "cache_reference": True, "dropout": True, "save_every": EVERY, "progress": False, "cpu": True, **options,
     }  # fmt: skip
     data = minibatches(examples(method), 4, seed=1) if data is None else data
-    result = train(method, learner, reference, data, out=out, **settings)
+    result = train(method, learner, reference, data, out=out, **flat(settings, train=True))
     return learner, result
 
 
@@ -145,7 +147,7 @@ def _die_at(moment: str) -> None:
         before_calls(Path, "rename", lambda path, target: explode() if ".tmp" in path.name else None)
     elif text == "after the rename":
         explode = bomb()
-        before_calls(checkpoint, "_flush", lambda path: explode() if path.name == "checkpoints" else None)
+        before_calls(checkpoint, "flush", lambda path: explode() if path.name == "checkpoints" else None)
     elif text == "while pruning":
         explode = bomb(lambda path: (path / "state.json").unlink())
         before_calls(
@@ -388,7 +390,7 @@ def test_what_is_kept_loads_anywhere_and_holds_no_pickle(tmp_path: Path) -> None
     assert latest(tmp_path) == tmp_path / "checkpoints" / "step-00000010"
     assert bits(Policy.from_pretrained(result.path, device="cpu")) == bits(learner)
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".jinja"}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".jinja", ""}  # ".lock" holds nothing
 
 
 def test_other_runs_checkpoints_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
@@ -421,12 +423,72 @@ def test_damaged_checkpoints_and_other_optimizers_get_one_clear_error(tmp_path: 
     steps_changed = pytest.warns(ResumeWarning, match="steps was 2, is 4")
     with steps_changed, pytest.raises(CheckpointError, match="expected SGD, got the state of AdamW"):
         go(tmp_path, steps=4, resume=True, optimizer=torch.optim.SGD)
-    (folder / "model" / "model.safetensors").write_bytes(b"nonsense")
-    with steps_changed, pytest.raises(CheckpointError, match="saved weights cannot be loaded"):
+    weights = (folder / "model" / "model.safetensors").read_bytes()
+    for name in ("model/model.safetensors", "optimizer.safetensors", "state.json", "model/config.json"):
+        before = (folder / name).read_bytes()
+        middle = len(before) // 2
+        (folder / name).write_bytes(before[:middle] + bytes([before[middle] ^ 1]) + before[middle + 1 :])
+        with pytest.raises(CheckpointError, match=f"{name} is not what was written .* restore the files"):
+            go(tmp_path, steps=4, resume=True)
+        (folder / name).write_bytes(before)
+    assert (folder / "model" / "model.safetensors").read_bytes() == weights
+    (folder / "digests.json").unlink()
+    with pytest.raises(CheckpointError, match=r"digests\.json cannot be read"):
         go(tmp_path, steps=4, resume=True)
-    (folder / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="expected a checkpoint"):
-        go(tmp_path, steps=4, resume=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_an_earlier_one(tmp_path: Path) -> None:
+    """One bit of the newest weights flips; the run goes on from the one before, says so, and ends as if whole."""
+    whole, _ = go(tmp_path / "whole", keep=5)
+    with pytest.raises(_StopError):
+        go(tmp_path / "cut", data=_stopping(MKTO(), 7), keep=5)
+    newest = latest(tmp_path / "cut")
+    assert newest is not None
+    damaged = bytearray((newest / "model" / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (newest / "model" / "model.safetensors").write_bytes(damaged)
+    with pytest.warns(DamagedCheckpointWarning, match=r"going on from step-00000006, because .* step-00000007: model/"):
+        learner, _ = go(tmp_path / "cut", resume=True, keep=5)
+    assert bits(learner) == bits(whole)
+
+
+def test_two_runs_never_share_a_folder(tmp_path: Path) -> None:
+    """The second is refused while the first trains, and may follow when it has ended."""
+
+    def meanwhile(step: int) -> list[Example]:
+        if step == 1:
+            with pytest.raises(CheckpointError, match="in which another run is training"):
+                go(tmp_path, steps=2, resume=True)
+        return examples(MKTO())[:4]
+
+    go(tmp_path, steps=2, data=meanwhile)
+    assert go(tmp_path, steps=2, resume=True)[1].steps == 2
+
+
+def test_ctrl_c_while_the_last_checkpoint_is_written_does_not_cost_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints only at the end; the signal comes in the middle of writing that one."""
+    original = checkpoint.save_file
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        original(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    with pytest.raises(Interrupted, match="stopped after 3 of 3 steps and saved in"):
+        go(tmp_path, steps=3, save_every=None)
+    monkeypatch.undo()
+    assert go(tmp_path, steps=3, save_every=None, resume=True)[1].steps == 3
+
+
+def test_a_process_that_was_promised_others_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a launcher that Accelerate does not see: each of two processes would train a run of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE says, but Accelerate sees 1"):
+        go(None, steps=1)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    go(None, steps=1)
 
 
 def test_a_folder_that_cannot_be_written_stops_before_the_first_step(tmp_path: Path) -> None:

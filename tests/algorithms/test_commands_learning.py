@@ -93,7 +93,7 @@ def test_sft_then_preferences_then_evaluation(model: str, tmp_path: Path, capsys
     assert Policy.from_pretrained(run / "iteration-1" / "policy").version == "iteration-1"
     code, _, err = said(capsys, *learn, "--group-size", "4")
     assert code == 2
-    assert "whose group_size is 3, got 4" in err
+    assert "collect.group_size was 3, is 4" in err
 
 
 def test_a_model_saved_in_half_precision_is_trained_in_float32(
@@ -142,7 +142,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "no template": ("eval --model {untemplated}", 2, "expected a tokenizer with a chat template, got one without"),
     "problems": ("eval --model {model} --problems {broken}", 2, "broken.jsonl"),
     "no problems file": ("eval --model {model} --problems nosuch.jsonl", 2, "nosuch.jsonl: no such file"),
-    "no data": ("train sft --model {model} --out {out}", 2, "expected --data STORE"),
+    "no data": ("train sft --model {model} --out {out}", 2, "expected either --data STORE or --online STEPS"),
     "data for a method that collects": (
         "train mdpo --model {model} --out {out} --data {broken}",
         2,
@@ -153,7 +153,11 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
         2,
         "expected no --from-previous for train rloo, which with --online",
     ),
-    "sft online": ("train sft --model {model} --out {out} --data {broken} --online 3", 2, "expected no --online for"),
+    "sft online": (
+        "train sft --model {model} --out {out} --data {broken} --online 3",
+        2,
+        "expected either --data STORE or --online STEPS",
+    ),
     "missing data": ("train sft --model {model} --out {out} --data {out}/nosuch", 1, "nosuch"),
     "not a store": ("train sft --model {model} --out {out} --data {broken}", 2, "expected a store of trajectories"),
     "unwritable folder": ("train mdpo --model {model} --out /proc/nosuch/run", 1, "/proc/nosuch"),
@@ -261,7 +265,7 @@ def test_a_fitted_reward_model_pays_a_policy_and_mtpo_needs_none(
         (["--preference", "educaton"], "Did you mean 'education'?"),
         (["--preference", "nowhere.at:all"], "expected a preference at nowhere.at:all"),
         (["--question", "Who is kinder?"], "expected a question only for judge:MODEL or server:MODEL"),
-        (["--actor", "mixture:0.5"], "expected --online STEPS with --opponent, --actor or --turn-reward"),
+        (["--actor", "mixture:0.5"], "expected no --actor for train ipo, which collects and trains in iterations"),
         (["--online", "1", "--actor", "average:0.5"], "--actor: expected mixture:BETA"),
         (["--online", "1", "--opponent", "mixture:2"], "--opponent: expected mixture:BETA or average:DECAY"),
     ],

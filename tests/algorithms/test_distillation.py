@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from polyturn.agents import Sampling, ScriptedAgent, collect
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy, tiny_tokenizer
 from polyturn.algorithms import SFT, Distillation, minibatches, online, train
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.protocols.warmup import demonstrations
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.cli import main
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Trajectory
@@ -57,7 +59,7 @@ def by_hand(student: Policy, teacher: Policy, batch: Batch, first: str) -> Tenso
     found = []
     s, t = (torch.log_softmax(p.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.double(), -1)
             for p in (student, teacher))  # fmt: skip
-    for row, column in torch.nonzero(batch.turn >= 0).tolist():
+    for row, column in torch.nonzero(batch.turn_ids >= 0).tolist():
         own, other = s[row, column - 1], t[row, column - 1].detach()
         a, b = (other, own) if first == "teacher" else (own, other)
         found.append((a.exp() * (a - b)).sum())
@@ -76,8 +78,8 @@ def test_the_loss_is_the_sum_over_the_vocabulary_at_the_agents_tokens_alone(
     gradient = torch.autograd.grad(expected, list(student.model.parameters()))
     value = float(expected.detach())
     result = train(
-        Distillation(first=first), student, teacher, [batch], steps=1, lr=1.0, clip=None, optimizer=torch.optim.SGD,
-        progress=False, cpu=True,
+        Distillation(first=first), student, teacher, [batch], steps=1, progress=False,
+        options=TrainOptions(lr=1.0, clip=None, optimizer=torch.optim.SGD, cpu=True),
     )  # fmt: skip
     assert result.history[0]["loss"] == pytest.approx(value, rel=1e-4)
     for (name, parameter), slope in zip(student.model.named_parameters(), gradient, strict=True):
@@ -91,7 +93,7 @@ def test_teacher_first_has_the_gradient_of_gemmas_cross_entropy(shown: list[Traj
     divergence = by_hand(student, teacher, batch, "teacher")
     logits = [p.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits for p in (student, teacher)]
     own, other = (torch.log_softmax(each.double(), -1) for each in logits)
-    rows, columns = torch.nonzero(batch.turn >= 0, as_tuple=True)
+    rows, columns = torch.nonzero(batch.turn_ids >= 0, as_tuple=True)
     cross = -(other[rows, columns - 1].detach().exp() * own[rows, columns - 1]).sum(-1).mean()
     weights = list(student.model.parameters())
     for a, b in zip(torch.autograd.grad(divergence, weights), torch.autograd.grad(cross, weights), strict=True):
@@ -106,9 +108,9 @@ def test_a_student_of_the_teachers_shape_becomes_the_teacher(first: Any, shown: 
     weights = {name: p.clone() for name, p in teacher.model.named_parameters()}
     source = minibatches(demonstrations(student, shown), 2, seed=0)
     result = train(
-        Distillation(first=first), student, teacher, source, steps=80, lr=2e-2, schedule="linear", progress=False,
-        cpu=True,
-    )  # fmt: skip
+        Distillation(first=first), student, teacher, source, steps=80, progress=False,
+        options=TrainOptions(lr=2e-2, schedule="linear", cpu=True),
+        )  # fmt: skip
     assert result.history[0]["divergence"] > 0.1
     assert result.history[-1]["divergence"] < 0.1 * result.history[0]["divergence"]
     assert all(torch.equal(weights[name], p) for name, p in teacher.model.named_parameters())
@@ -119,7 +121,15 @@ def test_likelihood_is_added_and_alone_is_imitation(shown: list[Trajectory]) -> 
     student = gemma(16, 0)
     batch = batch_of(student, shown)
     losses = [
-        train(method, student.copy(trainable=True), student.copy(), [batch], steps=1, lr=0.0, progress=False, cpu=True)
+        train(
+            method,
+            student.copy(trainable=True),
+            student.copy(),
+            [batch],
+            steps=1,
+            options=TrainOptions(lr=0.0, cpu=True),
+            progress=False,
+        )
         for method in (Distillation(likelihood=0.5), SFT())
     ]
     distilled, imitated = (result.history[0]["loss"] for result in losses)
@@ -130,10 +140,18 @@ def test_likelihood_is_added_and_alone_is_imitation(shown: list[Trajectory]) -> 
 def test_a_student_learns_on_its_own_conversations(shown: list[Trajectory]) -> None:
     student, teacher = gemma(16, 0), gemma(16, 1)
     source = online(
-        student, "polyturn/Guess-v0", groups=2, group_size=1, sampling=Sampling(max_new_tokens=6), max_tokens=1024,
-        seed=0,
+        student, "polyturn/Guess-v0", seed=0,
+        collect=CollectOptions(groups=2, group_size=1, sampling=Sampling(max_new_tokens=6), max_tokens=1024),
     )  # fmt: skip
-    result = train(Distillation(first="student"), student, teacher, source, steps=12, lr=2e-2, progress=False, cpu=True)
+    result = train(
+        Distillation(first="student"),
+        student,
+        teacher,
+        source,
+        steps=12,
+        options=TrainOptions(lr=2e-2, cpu=True),
+        progress=False,
+    )
     divergence = [record["divergence"] for record in result.history]
     assert np.mean(divergence[-3:]) < 0.7 * np.mean(divergence[:3])
 
@@ -141,7 +159,15 @@ def test_a_student_learns_on_its_own_conversations(shown: list[Trajectory]) -> N
 def test_models_of_different_vocabularies_are_refused(shown: list[Trajectory]) -> None:
     student, other = gemma(16, 0), tiny_policy(["abc def"] * 3, seed=0, vocab_size=280, hidden=16, layers=1)
     with pytest.raises(ValueError, match=r"distillation compares whole predictions: .* got \d+ and \d+ tokens"):
-        train(Distillation(), student, other, [batch_of(student, shown)], steps=1, progress=False, cpu=True)
+        train(
+            Distillation(),
+            student,
+            other,
+            [batch_of(student, shown)],
+            steps=1,
+            progress=False,
+            options=TrainOptions(cpu=True),
+        )
 
 
 def test_options_are_checked() -> None:
@@ -163,7 +189,7 @@ def test_the_command_distils_from_a_store_and_refuses_what_does_not_fit(
     start = ["train", "distillation", "--model", str(tmp_path / "student"), "--out", str(tmp_path / "out"), "--quiet"]
     data = ["--data", str(tmp_path / "shown.jsonl")]
     assert main([*start, *data, "--teacher", str(tmp_path / "teacher"), "--epochs", "2", "--batch-size", "3"]) == 0
-    assert "nats a token from the teacher" in capsys.readouterr().out
+    assert "nats a token; the policy is in" in capsys.readouterr().out
     assert Policy.from_pretrained(tmp_path / "out" / "policy").model.config.hidden_size == 16
     for wrong, why in (
         (data, "expected --teacher MODEL"),

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from polyturn.agents import ScriptedAgent
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, RewardModel, Rivals, duel, online, train, turn_feedback, upto
 from polyturn.algorithms.feedback.dueling import duels_of
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -118,30 +120,35 @@ def test_turn_rewards_replace_what_was_paid_and_are_learned_from(policy: Any) ->
         mine,
         GUESS,
         turn_reward=lambda group: [np.arange(len(member.turns), dtype=np.float64) for member in group],
-        groups=2,
-        max_tokens=700,
-        slots=4,
+        collect=CollectOptions(groups=2, max_tokens=700, slots=4),
     )
     step = next(source)
     assert step
     for item in step:
         assert [t.reward for t in item.group[0].turns] == list(range(len(item.group[0].turns)))
     method = PPO(over="turn", reward="turns", discount=0.0)
-    result = train(method, ActorCritic(mine), None, source, steps=1, lr=1e-3, progress=False, cpu=True)
+    result = train(
+        method, ActorCritic(mine), None, source, steps=1, options=TrainOptions(lr=1e-3, cpu=True), progress=False
+    )
     assert result.history[0]["explained_variance"] <= 1.0
-    wrong = online(mine, GUESS, turn_reward=lambda group: [np.zeros(99)] * len(group), groups=1, max_tokens=700)
+    wrong = online(
+        mine,
+        GUESS,
+        turn_reward=lambda group: [np.zeros(99)] * len(group),
+        collect=CollectOptions(groups=1, max_tokens=700),
+    )
     with pytest.raises(ValueError, match="expected finite turn_rewards for"):
         next(wrong)
 
 
 def test_pairs_of_an_online_run_may_part_at_a_later_turn(policy: Any) -> None:
     """Both members share their first turn to the last token; state and resumption keep where they parted."""
-    source = online(policy, GUESS, branch_at=1, groups=2, reuse=2, max_tokens=700, slots=4)
+    source = online(policy, GUESS, collect=CollectOptions(branch_at=1, groups=2, max_tokens=700, slots=4), reuse=2)
     items = next(source)
     assert [item.group.branched_at for item in items] == [1, 1]
     for item in items:
         assert item.group[0].turns[0] == item.group[1].turns[0]
-    again = online(policy, GUESS, branch_at=1, groups=2, reuse=2, max_tokens=700, slots=4)
+    again = online(policy, GUESS, collect=CollectOptions(branch_at=1, groups=2, max_tokens=700, slots=4), reuse=2)
     again.load_state_dict(source.state_dict())
     assert [item.group.branched_at for item in next(again)] == [1, 1]
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from polyturn.agents.agent import Episode, ScriptedAgent
+from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import GPO, Online, ai_feedback, online, position_bias, train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 torch.set_num_threads(1)
@@ -71,12 +73,17 @@ def letters_after(instructions: str, *, steps: int = 15) -> float:
 
     def stream(seed: int) -> Online:
         return online(
-            policy, "polyturn/TokenLength-v0", preference=judge, groups=6, group_size=4, env_options={"prompts": 4},
-            sampling=Sampling(max_new_tokens=4), max_tokens=60, slots=24, seed=seed,
+            policy, "polyturn/TokenLength-v0", preference=judge, seed=seed,
+            collect=CollectOptions(
+                groups=6, group_size=4, env_options={"prompts": 4}, sampling=Sampling(max_new_tokens=4), max_tokens=60,
+                slots=24,
+            ),
         )  # fmt: skip
 
     method = GPO(beta=0.1, pairs_per_group=None)
-    train(method, policy, policy.copy(), stream(0), steps=steps, lr=2e-2, progress=False, cpu=True)
+    train(
+        method, policy, policy.copy(), stream(0), steps=steps, options=TrainOptions(lr=2e-2, cpu=True), progress=False
+    )
     return float(np.mean([len(m.turns[0].action) for item in next(stream(99)) for m in item.group]))
 
 

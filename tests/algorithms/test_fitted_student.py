@@ -14,7 +14,8 @@ from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms.protocols.warmup import warm_start
+from polyturn.algorithms.protocols.warmup import imitation_options, warm_start
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.conversation import END
 from polyturn.envs.education.data import dialogue_of, load_dialogues, write_dialogues
 from polyturn.envs.trajectory import Group, Trajectory
@@ -37,7 +38,9 @@ def play(policy: Policy, groups: int, **options: object) -> list[Group]:
 def test_the_shipped_dialogues_suffice_to_try_it() -> None:
     data = load_dialogues(side="student")
     policy = blank(data, vocab_size=400)
-    result = warm_start(policy, data, steps=3, batch_size=2, lr=3e-3, warmup=0, cpu=True, progress=False)
+    result = warm_start(
+        policy, data, steps=3, batch_size=2, options=TrainOptions(lr=3e-3, warmup=0, cpu=True), progress=False
+    )
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     (sides,) = other_sides(play(policy, 1, turns=2))
     assert sides[0].valid
@@ -55,7 +58,9 @@ def test_a_fitted_student_speaks_as_the_recorded_ones_did(tmp_path: Path) -> Non
     write_dialogues(tmp_path / "recorded.json", (dialogue_of(group[0]) for group in recorded))
     data = load_dialogues(tmp_path / "recorded.json", "student")
     policy = blank(data)
-    result = warm_start(policy, data, steps=60, batch_size=8, lr=1e-2, cpu=True, progress=False)
+    result = warm_start(
+        policy, data, steps=60, batch_size=8, options=imitation_options(60, lr=1e-2, cpu=True), progress=False
+    )
     assert result.history[0]["loss"] > 6 > 1 > np.mean([row["loss"] for row in result.history[-10:]])
     sides = [side for group in other_sides(play(policy, 12, **options)) for side in group]
     assert all(side.valid and len(side.turns) == 2 for side in sides)

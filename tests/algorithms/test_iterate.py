@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from flat_settings import flat
 
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
@@ -24,9 +25,9 @@ from polyturn.algorithms.methods.imitation import RAFT, SFT
 from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.protocols.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
-from polyturn.algorithms.training.checkpoint import CheckpointError
 from polyturn.algorithms.training.data_source import steps_of
-from polyturn.envs.preference import Preference, by_return
+from polyturn.algorithms.training.options import TrainOptions
+from polyturn.envs.preference import Preference, by_return, by_score
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.store import read
 from polyturn.envs.trajectory import Group, Trajectory, Turn
@@ -74,7 +75,9 @@ def go(out: Path, start: Policy | None = None, method: Any = None, **options: An
         "batch_size": 2, "sampling": Sampling(max_new_tokens=8), "lr": 1e-3, "progress": False, "cpu": True,
         "seed": 5, **options,
     }  # fmt: skip
-    return learner, iterate(MDPO() if method is None else method, learner, ENV, out=out, **settings)
+    return learner, iterate(
+        MDPO() if method is None else method, learner, ENV, out=out, **flat(settings, train=True, collect=True)
+    )
 
 
 def bits(model: Policy) -> bytes:
@@ -166,18 +169,30 @@ def test_adapters_are_iterated_and_resumed(tmp_path: Path) -> None:
     place = tmp_path / "cut" / "iteration-2" / "policy"
     assert not (place / "model.safetensors").exists()
     assert bits(Policy.from_pretrained(place)) == bits(resumed)
-    with pytest.raises(CheckpointError, match="of this architecture, got others"):
+    with pytest.raises(ValueError, match="expected the weights that the run in"):
         go(tmp_path / "cut", start=policy())
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     go(tmp_path, iterations=1)
-    with pytest.raises(ValueError, match=r"whose group_size is 4, got 5; pass the same, or another out"):
+    with pytest.raises(ValueError, match=r"collect.group_size was 4, is 5; pass the same, or another out"):
         go(tmp_path, group_size=5)
-    with pytest.raises(ValueError, match=r"whose method is .*'beta': '0.1'.*, got .*'beta': '0.3'"):
+    with pytest.raises(ValueError, match=r"method.beta was 0.1, is 0.3"):
         go(tmp_path, method=MDPO(beta=0.3))
-    with pytest.raises(CheckpointError, match=r"the weights of this architecture, got others: parameter"):
-        go(tmp_path, start=policy(hidden=48))
+    for name, value in {"lr": 2e-3, "weight_decay": 0.1, "annotate": worst_first}.items():
+        shown = (
+            "preference was 'by_return', is 'worst_first'" if callable(value) else rf"options.{name} was .*, is {value}"
+        )
+        with pytest.raises(ValueError, match=shown):
+            go(tmp_path, **{name.replace("annotate", "preference"): value})
+    for start in (policy(hidden=48), policy(seed=1)):
+        with pytest.raises(ValueError, match=r"expected the weights that the run in .* was started from \('start', "):
+            go(tmp_path, start=start)
+    assert len(go(tmp_path, iterations=1)[1]) == 2
+
+
+def worst_first(group: Group) -> Preference:
+    return by_score(np.array([-member.total_reward for member in group]))
 
 
 def test_the_reference_is_the_previous_iterate_or_the_first(tmp_path: Path) -> None:
@@ -210,12 +225,12 @@ def test_failed_and_empty_episodes_are_never_learned_from(tmp_path: Path, method
         seen.extend(group)
         return by_return(group)
 
-    _, records = go(tmp_path, method=method, env_options={"trouble": True}, annotate=annotate, iterations=1)
+    _, records = go(tmp_path, method=method, env_options={"trouble": True}, preference=annotate, iterations=1)
     assert 0 < records[1].invalid < records[1].episodes
     assert len(seen) == records[1].episodes - records[1].invalid
     assert all(run.valid and run.turns for run in seen)
     with pytest.raises(NothingToLearn):
-        go(tmp_path / "short", method=method, max_tokens=8, annotate=annotate, iterations=1)
+        go(tmp_path / "short", method=method, max_tokens=8, preference=annotate, iterations=1)
 
 
 def test_tasks_come_round_without_repetition() -> None:
@@ -239,7 +254,7 @@ def test_a_warm_start_learns_the_agents_words_alone() -> None:
     assert learner.chat.text(ids[owner == 0]) == "sat"
     with pytest.raises(ValueError, match="valid trajectories with turns, got none"):
         demonstrations(learner, [lost, never])
-    result = warm_start(learner, [said, lost], steps=40, lr=1e-2, progress=False, cpu=True)
+    result = warm_start(learner, [said, lost], steps=40, options=TrainOptions(lr=1e-2, cpu=True), progress=False)
     assert result.history[-1]["loss"] < 0.1 * result.history[0]["loss"]
     assert learner.version == "sft"
 
@@ -255,7 +270,7 @@ def test_an_epoch_of_a_warm_start_leaves_nothing_out(monkeypatch: pytest.MonkeyP
         return loss(self, logps, reference, batch)
 
     monkeypatch.setattr(SFT, "loss", noted)
-    assert warm_start(policy(), told, batch_size=4, progress=False, cpu=True).steps == 2
+    assert warm_start(policy(), told, batch_size=4, progress=False, options=TrainOptions(cpu=True)).steps == 2
     assert seen == [3, 2]
     assert [steps_of(count, 32) for count in (1, 32, 33, 64)] == [1, 1, 2, 2]
     assert steps_of(33, 32, epochs=1.5) == 3

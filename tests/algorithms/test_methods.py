@@ -96,9 +96,9 @@ def test_mdpo_unmasked_counts_observations_after_the_first_action() -> None:
     logps = reference + torch.tensor([[0.5], [-1.0]], dtype=torch.float64)
     unmasked = MDPO(mask="all")
     assert unmasked.loss(logps, reference, batch).metrics["margin"].item() == pytest.approx(7.5)
-    wanted = methods.where(unmasked, batch)
+    wanted = methods.hooks_of(unmasked).token_mask(batch)
     assert wanted.tolist() == [[False] * 2 + [True] * 5] * 2
-    assert methods.where(MDPO(), batch).sum().item() == 6
+    assert methods.hooks_of(MDPO()).token_mask(batch).sum().item() == 6
     with pytest.raises(ValueError, match='mask="agent" with turns="last"'):
         MDPO(mask="all", turns="last")
 
@@ -147,7 +147,7 @@ def test_mkto_by_hand() -> None:
     loss = MKTO(beta=0.5).loss(logps, reference, batch)
     assert loss.values.tolist() == pytest.approx([0.289050, 0.354344], abs=1e-6)
     assert loss.metrics["z0"].item() == pytest.approx(0.2)
-    given = batch.share({"kl": torch.tensor(-3.0)})
+    given = batch.with_statistics({"kl": torch.tensor(-3.0)})
     assert MKTO(beta=0.5).loss(logps, reference, given).metrics["z0"].item() == 0.0
     weighted = MKTO(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0).loss(logps, reference, batch)
     assert weighted.values.tolist() == pytest.approx([2 * 0.289050, 3 * 0.354344], abs=1e-6)
@@ -188,9 +188,9 @@ def test_sft_and_raft_choose_winners() -> None:
 
 @pytest.mark.parametrize("method", [SFT(), MDPO(), MDPO(turns="last"), MDPO(mask="all"), MKTO(), MKTO(turns="last")])
 def test_only_wanted_tokens_get_a_gradient_and_nothing_else_is_looked_at(method: methods.Method) -> None:
-    """Outside `where` the numbers are nan: no loss may show it, and no gradient may arrive there."""
-    batch = collate([_for(method, 0), _for(method, 1)], mismatched=methods.wants_mismatched(method))
-    wanted = methods.where(method, batch)
+    """Outside `token_mask` the numbers are nan: no loss may show it, and no gradient may arrive there."""
+    batch = collate([_for(method, 0), _for(method, 1)], mismatched=method.needs.mismatched)
+    wanted = methods.hooks_of(method).token_mask(batch)
     reference = random_logps(batch, 1).masked_fill(~wanted, math.nan)
     logps = random_logps(batch, 0).masked_fill(~wanted, math.nan).requires_grad_()
     loss = mean(method.loss(logps, reference, batch))
@@ -199,14 +199,14 @@ def test_only_wanted_tokens_get_a_gradient_and_nothing_else_is_looked_at(method:
     assert (gradient[~wanted] == 0).all()
     assert (gradient[wanted & ~batch.mismatched[:, None]] != 0).sum() > 0
     assert (gradient[batch.mismatched] == 0).all()
-    environment = (batch.turn < 0) & batch.mask
+    environment = (batch.turn_ids < 0) & batch.mask
     assert bool((gradient[environment] == 0).all()) == (getattr(method, "mask", "agent") == "agent")
 
 
 @pytest.mark.parametrize("method", [SFT(), MDPO(), MDPO(mask="all"), MKTO()])
 def test_padding_and_order_change_nothing(method: methods.Method) -> None:
     """The mean loss is that of the same rows the other way round and four columns wider."""
-    batch = collate([_for(method, 0), _for(method, 1)], mismatched=methods.wants_mismatched(method))
+    batch = collate([_for(method, 0), _for(method, 1)], mismatched=method.needs.mismatched)
     logps, reference = random_logps(batch, 0), random_logps(batch, 1)
     expected = mean(method.loss(logps, reference, batch)).item()
     order = torch.arange(len(batch)).flip(0)
@@ -216,7 +216,7 @@ def test_padding_and_order_change_nothing(method: methods.Method) -> None:
     def wider(x: Tensor, fill: float) -> Tensor:
         return torch.cat([x, torch.full((len(x), 4), fill, dtype=x.dtype)], 1)
 
-    padded = replace(batch, ids=wider(batch.ids, 7), mask=wider(batch.mask, 0), turn=wider(batch.turn, -1))
+    padded = replace(batch, ids=wider(batch.ids, 7), mask=wider(batch.mask, 0), turn_ids=wider(batch.turn_ids, -1))
     noisy = wider(logps, math.nan), wider(reference, math.nan), padded
     assert mean(method.loss(*noisy)).item() == pytest.approx(expected, rel=1e-12)
 
@@ -268,7 +268,10 @@ def _for(method: methods.Method, seed: int) -> Example:
         (lambda: MKTO(beta=0.0), r"MKTO\.beta: expected a number above 0"),
         (lambda: MKTO(undesirable_weight=-1.0), r"MKTO\.undesirable_weight"),
         (lambda: GPO(beta=-1.0), r"GPO\.beta"),
-        (lambda: IPO(pairs_per_group=0), r"IPO\.pairs_per_group: expected at least 1, or None for every pair, got 0"),
+        (
+            lambda: IPO(pairs_per_group=0),
+            r"IPO\.pairs_per_group: expected a whole number of at least 1, or None, got 0",
+        ),
         (lambda: GRPO(clip=-0.2), r"GRPO\.clip"),
         (lambda: GRPO(kl=-1.0), r"GRPO\.kl"),
         (lambda: PPO(lam=1.5), r"PPO\.lam: expected a number in \[0, 1\], got 1\.5"),

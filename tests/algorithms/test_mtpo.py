@@ -179,7 +179,7 @@ def test_the_policy_rests_while_the_value_warms_up() -> None:
     batch = replace(batch, outputs={"values": torch.zeros(1, 6, requires_grad=True)})
     for step, moves in ((0.0, False), (4.0, False), (5.0, True)):
         logps = torch.zeros(1, 6, requires_grad=True)
-        loss = PPO(value_warmup=5, whiten=False).loss(logps, None, batch.share({"step": torch.tensor(step)}))
+        loss = PPO(value_warmup=5, whiten=False).loss(logps, None, batch.with_statistics({"step": torch.tensor(step)}))
         (grad,) = torch.autograd.grad(loss.values.sum(), logps)
         assert bool(grad.abs().max() > 0) is moves
 

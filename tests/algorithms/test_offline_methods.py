@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flat_settings import flat
 from torch import Tensor
 
 from polyturn.agents.transformer.policy import Policy
@@ -34,6 +35,7 @@ from polyturn.algorithms import (
 )
 from polyturn.algorithms.exact import closed_forms as exact
 from polyturn.algorithms.methods.pairwise import MARGIN_FUNCTIONS
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.preference import Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -366,12 +368,12 @@ def test_padding_order_and_environment_tokens_change_nothing(method: Any) -> Non
 
     turned = batch.select(order)
     noise = math.nan
-    outside = wider(turned.turn, -1) < 0
+    outside = wider(turned.turn_ids, -1) < 0
     padded = replace(
         turned,
         ids=wider(turned.ids, 7),
         mask=wider(turned.mask, 0),
-        turn=wider(turned.turn, -1),
+        turn_ids=wider(turned.turn_ids, -1),
         behaviour_logps=wider(turned.behaviour_logps, 0),
         outputs={name: wider(x, noise).masked_fill(outside, noise) for name, x in turned.outputs.items()},
     )
@@ -411,7 +413,8 @@ def run(method: Any, trained: Any, *, steps: int, data: Any = None, **options: A
     examples = toy_examples(method, 4)
     source = minibatches(examples, 4, seed=0) if data is None else data
     reference = getattr(trained, "policy", trained).copy()
-    return train(method, trained, reference, source, steps=steps, progress=False, cpu=True, **options)
+    settings = flat({"cpu": True, **options}, train=True)
+    return train(method, trained, reference, source, steps=steps, progress=False, **settings)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name}")
@@ -422,7 +425,7 @@ def test_every_method_learns_to_prefer_the_better(method: Any) -> None:
     run(method, trained, steps=60, lr=1e-2)
     for seed in range(4):
         batch = collate([Example(toy_group(seed).trajectories)])
-        where = batch.turn >= 0
+        where = batch.turn_ids >= 0
         with torch.no_grad():
             now, then = (each.logps(batch.ids, batch.mask, where).sum(1) for each in (policy, before))
         gain = now - then
@@ -459,8 +462,10 @@ def test_the_loop_computes_the_full_kl_reference_first() -> None:
         logits = [m.model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits for m in (trained, other)]
         p, q = (x.log_softmax(-1) for x in logits)
         kl = (q.exp() * (q - p)).sum(-1)
-        expected = sum(float(kl[row, batch.turn[row].roll(-1) >= 0].sum()) for row in range(len(batch))) / len(batch)
-    result = train(method, trained, other, [examples], steps=1, lr=1e-9, progress=False, cpu=True)
+        expected = sum(float(kl[row, batch.turn_ids[row].roll(-1) >= 0].sum()) for row in range(len(batch))) / len(
+            batch
+        )
+    result = train(method, trained, other, [examples], steps=1, options=TrainOptions(lr=1e-9, cpu=True), progress=False)
     assert result.history[0]["kl"] == pytest.approx(expected, rel=1e-3)
     assert expected > 0.05
     same = run(method, tiny(), steps=1, lr=1e-9)
@@ -472,7 +477,7 @@ def test_mistakes_are_named() -> None:
         GPO(f="hing")
     with pytest.raises(ValueError, match=r"\[0, 0.5\)"):
         GPO(label_smoothing=0.5)
-    with pytest.raises(ValueError, match="tau: expected a positive"):
+    with pytest.raises(ValueError, match="tau: expected a number above 0"):
         IPO(tau=0.0)
     with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\]"):
         PMPO(alpha=2.0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flat_settings import flat
 
 from polyturn.agents.tabular import table_policy
 from polyturn.agents.transformer.generation import Sampling
@@ -30,10 +31,12 @@ from polyturn.algorithms import (
     Example,
     MovingAverage,
     NashPG,
+    Needs,
     Online,
     online,
     train,
 )
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.preference import Preference, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -62,8 +65,13 @@ def more_even(group: Group) -> Preference:
     return Preference(by_score(np.array([even(m) if m.valid else np.nan for m in group])).matrix, "oracle")
 
 
+def fresh(policy: Any, **given: Any) -> Online:
+    """`online`, with those arguments that are fields of `CollectOptions` as one."""
+    return online(policy, **flat(given, collect=True))
+
+
 def source(policy: Policy, **options: Any) -> Online:
-    return online(policy, **{**ENV, "groups": 4, "group_size": 2, "reward": even, **options})
+    return fresh(policy, **{**ENV, "groups": 4, "group_size": 2, "reward": even, **options})
 
 
 def test_groups_are_fresh_and_follow_the_weights() -> None:
@@ -102,8 +110,8 @@ def test_an_opponent_that_nobody_could_tell_from_the_policy_is_refused() -> None
     policy = table_policy(["rock", "paper", "scissors"], version="now")
     how: dict[str, Any] = {"env": "polyturn/MatrixGame-v0", "groups": 1, "group_size": 1}
     with pytest.raises(ValueError, match=r"another name or version than the policy.*policy\.copy\(version="):
-        online(policy, opponent=policy.copy(), **how)
-    (item,) = next(online(policy, opponent=policy.copy(version="then"), **how))
+        fresh(policy, opponent=policy.copy(), **how)
+    (item,) = next(fresh(policy, opponent=policy.copy(version="then"), **how))
     assert [member.policy_version for member in item.group] == ["now", "then"]
 
 
@@ -196,8 +204,8 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(kind: str, tmp_pat
         extra = {"opponent": trained, "preference": more_even, "reward": None} if kind == "moving average" else {}
         stream = source(policy, reuse=2, **extra)
         result = train(
-            method, trained, policy.copy(), stream, steps=steps, lr=1e-2, progress=False, cpu=True, save_every=3,
-            out=None if out is None else tmp_path / out, resume=resume,
+            method, trained, policy.copy(), stream, steps=steps, progress=False, resume=resume,
+            options=TrainOptions(lr=1e-2, cpu=True, save_every=3), out=None if out is None else tmp_path / out,
         )  # fmt: skip
         return trained, result
 
@@ -285,7 +293,9 @@ def test_every_online_method_learns(name: str) -> None:
     if isinstance(method, (GPO, IPO, NashPG)):
         options |= {"preference": more_even, "reward": None}
     stream = source(policy, groups=8, group_size=2 if "opponent" in options else 4, **options)
-    result = train(method, trained, reference, stream, steps=25, lr=2e-2, progress=False, cpu=True)
+    result = train(
+        method, trained, reference, stream, steps=25, options=TrainOptions(lr=2e-2, cpu=True), progress=False
+    )
     last = next(source(policy, groups=32, seed=99))
     share = float(np.mean([even(member) for item in last for member in item.group]))
     assert share > 0.7, (share, result.history[-1])
@@ -307,11 +317,13 @@ def test_groups_without_a_difference_are_drawn_again_and_not_for_ever() -> None:
         return Online(draw, lambda group: by_score(np.array(table.get(asked[-1], [0.0, 0.0]))))
 
     policy = tiny()
-    result = train(GPO(), policy, policy.copy(), stream(scores), steps=2, lr=1e-3, progress=False, cpu=True)
+    result = train(
+        GPO(), policy, policy.copy(), stream(scores), steps=2, options=TrainOptions(lr=1e-3, cpu=True), progress=False
+    )
     assert asked == [0, 1, 2, 3, 4]
     assert [record["sample/draw"] for record in result.history] == [3, 4]
     with pytest.raises(ValueError, match="got none in 16 draws"):
-        train(GPO(), policy, policy.copy(), stream({}), steps=1, progress=False, cpu=True)
+        train(GPO(), policy, policy.copy(), stream({}), steps=1, progress=False, options=TrainOptions(cpu=True))
 
 
 @pytest.mark.parametrize("kind", ["function", "sequence", "iterable"])
@@ -341,7 +353,7 @@ def test_a_resumed_run_passes_over_the_groups_that_taught_nothing_too(kind: str,
     def go(out: str, steps: int, **options: Any) -> dict[str, torch.Tensor]:
         policy = tiny()
         how: dict[str, Any] = {"lr": 1e-2, "progress": False, "cpu": True, "out": tmp_path / out, **options}
-        train(Noted(), policy, policy.copy(), sources[kind], steps=steps, **how)
+        train(Noted(), policy, policy.copy(), sources[kind], steps=steps, **flat(how, train=True))
         return weights(policy)
 
     whole = go("whole", 4)
@@ -356,15 +368,19 @@ def test_a_resumed_run_passes_over_the_groups_that_taught_nothing_too(kind: str,
 
 def test_annotated_groups_need_a_method_that_knows_what_to_take() -> None:
     class Mine:
+        name, needs = "mine", Needs()
+
         def loss(self, logps: Any, reference: Any, batch: Any) -> Any:
             raise AssertionError
 
     policy = tiny()
     item = AnnotatedGroup(toy(), by_score(np.array([1.0, 0.0])), (0,))
-    with pytest.raises(ValueError, match=r"Mine: expected a method with examples"):
-        train(Mine(), policy, policy.copy(), [[item]], steps=1, progress=False, cpu=True)
+    with pytest.raises(ValueError, match=r"mine: expected a method with examples"):
+        train(Mine(), policy, policy.copy(), [[item]], steps=1, progress=False, options=TrainOptions(cpu=True))
     mixed: Any = [[item, Example(tuple(toy()), np.array([[0, 1]]))]]
-    assert train(GPO(), policy, policy.copy(), mixed, steps=1, progress=False, cpu=True).steps == 1
+    assert (
+        train(GPO(), policy, policy.copy(), mixed, steps=1, progress=False, options=TrainOptions(cpu=True)).steps == 1
+    )
 
 
 def test_mistakes_are_named() -> None:
@@ -375,13 +391,13 @@ def test_mistakes_are_named() -> None:
         source(policy, opponent="reference")
     with pytest.raises(ValueError, match="an opponent to go with"):
         source(policy, opponents=2)
-    with pytest.raises(ValueError, match="reuse of at least 1"):
+    with pytest.raises(ValueError, match="reuse: expected a whole number of at least 1"):
         source(policy, reuse=0)
     with pytest.raises(ValueError, match="moving_baseline"):
         source(policy, moving_baseline=1.0)
     both = ActorCritic(policy)
     with pytest.raises(ValueError, match="the policy itself"):
-        train(PPO(kl=0.1), both, policy, source(policy), steps=1, progress=False, cpu=True)
+        train(PPO(kl=0.1), both, policy, source(policy), steps=1, progress=False, options=TrainOptions(cpu=True))
 
 
 @pytest.mark.parametrize(

@@ -179,11 +179,11 @@ def test_ppo_whitens_over_the_step_and_not_over_the_micro_batch() -> None:
     batch = every(torch.full((9,), 3.0))
     shared = {"advantage": torch.tensor(1.0), "advantage_squared": torch.tensor(5.0)}
     shared |= {"target": torch.tensor(3.0), "target_squared": torch.tensor(10.0)}
-    batch = replace(batch, outputs={"values": torch.zeros(9, 3)}, shared=shared)
+    batch = replace(batch, outputs={"values": torch.zeros(9, 3)}, statistics=shared)
     loss = PPO(lam=1.0, value_weight=0.0).loss(torch.zeros(9, 3), None, batch)
     assert loss.values.tolist() == pytest.approx([-2.0] * 9)
-    assert PPO().looks_ahead
-    assert not PPO(whiten=False).looks_ahead
+    assert PPO().needs.look_ahead
+    assert not PPO(whiten=False).needs.look_ahead
 
 
 def test_nash_pg_is_the_gradient_of_the_regularised_preference() -> None:
@@ -309,7 +309,7 @@ def test_padding_order_and_environment_tokens_change_nothing(method: Any) -> Non
     expected = mean(method.loss(policy, reference, batch)).item()
     order = torch.tensor([3, 2, 1, 0])
     turned = batch.select(order)
-    outside = torch.cat([turned.turn, torch.full((4, 3), -1, dtype=torch.int16)], 1) < 0
+    outside = torch.cat([turned.turn_ids, torch.full((4, 3), -1, dtype=torch.int16)], 1) < 0
 
     def wider(x: Tensor, fill: float) -> Tensor:
         return torch.cat([x, torch.full((4, 3), fill, dtype=x.dtype)], 1)
@@ -321,7 +321,7 @@ def test_padding_order_and_environment_tokens_change_nothing(method: Any) -> Non
         turned,
         ids=wider(turned.ids, 7),
         mask=wider(turned.mask, 0),
-        turn=wider(turned.turn, -1),
+        turn_ids=wider(turned.turn_ids, -1),
         behaviour_logps=noisy(turned.behaviour_logps),
         outputs={"values": noisy(turned.outputs["values"])},
     )

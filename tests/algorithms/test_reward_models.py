@@ -13,6 +13,7 @@ import torch
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PreferenceModel, RewardModel, calibration, fit
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.preference import Preference, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -92,7 +93,9 @@ def annotated(seeds: range, matrix: np.ndarray) -> list[tuple[Group, Preference]
 def test_the_pairwise_model_learns_a_cycle_and_no_score_can() -> None:
     """Rock, paper, scissors: the best score-based model is right on two thirds of the pairs at most."""
     train_set, held_out = annotated(range(12), CYCLE), annotated(range(100, 106), CYCLE)
-    options: dict[str, Any] = {"batch_size": 12, "lr": 1e-2, "progress": False, "cpu": True}
+    options: dict[str, Any] = {
+        "batch_size": 12, "options": TrainOptions(lr=1e-2, cpu=True), "progress": False,
+    }  # fmt: skip
     pairwise = fit(PreferenceModel(tiny()), train_set, held_out, steps=40, **options)
     assert pairwise.before.accuracy == 0.5
     assert pairwise.before.log_loss == pytest.approx(math.log(2))
@@ -106,8 +109,9 @@ def test_the_reward_model_learns_soft_labels_with_calibration() -> None:
     """Bradley-Terry truth at 0, 1, 2: fitted probabilities end at sigmoid(1), sigmoid(2), so the ECE goes to 0."""
     truth = 1 / (1 + np.exp(np.arange(3)[None] - np.arange(3)[:, None]))
     model = RewardModel(tiny())
-    done = fit(model, annotated(range(8), truth), annotated(range(50, 54), truth), steps=60, batch_size=8, lr=1e-2,
-               progress=False, cpu=True)  # fmt: skip
+    options = TrainOptions(lr=1e-2, cpu=True)
+    learned, held_out = annotated(range(8), truth), annotated(range(50, 54), truth)
+    done = fit(model, learned, held_out, steps=60, batch_size=8, options=options, progress=False)
     assert done.after.accuracy == 1.0
     assert done.after.ece < 0.05
     # Half way is not enough: from knowing nothing (Brier .084 against these labels) to almost exact.

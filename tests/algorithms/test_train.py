@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
+from flat_settings import flat
 from safetensors.torch import load_file
 from torch import Tensor
 
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
-from polyturn.algorithms.methods.base import Method
+from polyturn.algorithms.methods.base import Method, Needs
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.data_source import AnnotatedGroup
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.schedule import factor
 from polyturn.envs.preference import by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
@@ -74,7 +76,15 @@ def run(method: Any, data: Any = None, *, steps: int = 3, start: Policy | None =
     learner = start or policy()
     reference = None if method.__class__ in (SFT, RAFT) else options.pop("reference", None) or learner.copy()
     data = [examples(method)] if data is None else data
-    result = train(method, learner, reference, data, steps=steps, progress=False, cpu=True, **{"lr": 0.1, **options})
+    result = train(
+        method,
+        learner,
+        reference,
+        data,
+        steps=steps,
+        progress=False,
+        **flat({"lr": 0.1, "cpu": True, **options}, train=True),
+    )
     return learner, result
 
 
@@ -88,7 +98,7 @@ def assert_same(first: Policy, second: Policy, *, atol: float = 2e-6) -> None:
 def probability(trained: Policy, row: Trajectory) -> float:
     batch = collate([Example((row,))])
     with torch.no_grad():
-        return float(trained.logps(batch.ids, batch.mask, batch.turn >= 0).sum())
+        return float(trained.logps(batch.ids, batch.mask, batch.turn_ids >= 0).sum())
 
 
 @pytest.mark.parametrize("method", [SFT(), RAFT(), MDPO(), MDPO(turns="last"), MKTO(), MKTO(turns="last")])
@@ -109,10 +119,13 @@ def test_every_method_learns_to_prefer_the_winner(method: Any) -> None:
             assert gain > 3.0
 
 
-def test_a_users_own_method_needs_nothing_but_a_loss() -> None:
-    """Plain likelihood of all actions, as an anonymous object; it is given a reference because it did not say no."""
+def test_a_users_own_method_is_a_name_needs_and_a_loss() -> None:
+    """Plain likelihood of all actions, as an object of no class of ours; it asks for a reference and is given it."""
 
     class Mine:
+        name = "mine"
+        needs = Needs(reference=True)
+
         def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
             assert reference is not None
             return Loss(-logps.sum(1))
@@ -261,7 +274,7 @@ def test_adapters_learn_with_their_own_base_as_the_reference() -> None:
         adapted = peft.get_peft_model(start.model, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     learner = Policy(adapted, start.tokenizer)
     data = minibatches(examples(MDPO()), 6, seed=0)
-    result = train(MDPO(), learner, None, data, steps=30, lr=2e-2, progress=False, cpu=True)
+    result = train(MDPO(), learner, None, data, steps=30, options=TrainOptions(lr=2e-2, cpu=True), progress=False)
     assert result.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert result.history[-1]["loss"] < 0.5
     with adapted.disable_adapter():
@@ -321,7 +334,16 @@ def test_nan_stops_with_the_batch_and_the_last_good_weights_saved(method: Any, t
     data = [[example] for example in examples(MDPO())]
     learner = policy()
     with pytest.raises(NonFiniteError, match=r"step 4: expected finite numbers.*step-00000004-process-0.safetensors"):
-        train(method, learner, policy().copy(), data, steps=6, lr=1e-3, progress=False, cpu=True, out=tmp_path)
+        train(
+            method,
+            learner,
+            policy().copy(),
+            data,
+            steps=6,
+            options=TrainOptions(lr=1e-3, cpu=True),
+            progress=False,
+            out=tmp_path,
+        )
     batch = Batch.load(tmp_path / "nonfinite" / "step-00000004-process-0")
     assert batch.ids[:, 0].tolist() == [103, 103]
     assert json.loads((tmp_path / "nonfinite" / "step-00000004-process-0.json").read_text())["lengths"]
@@ -404,20 +426,23 @@ def test_max_length_leaves_out_and_says_so() -> None:
 
 def test_wrong_arguments_are_refused_before_any_work() -> None:
     learner, data = policy(), [examples(MDPO())]
-    call = functools.partial(train, steps=1, progress=False, cpu=True)
+
+    def call(*given: Any, **more: Any) -> Any:
+        return train(*given, **flat({"steps": 1, "progress": False, "cpu": True, **more}, train=True))
+
     with pytest.raises(ValueError, match="mdpo needs a reference, got None"):
         call(MDPO(), learner, None, data)
     with pytest.raises(ValueError, match="got the policy itself"):
         call(MDPO(), learner, learner, data)
     with pytest.raises(ValueError, match="all frozen"):
         call(MDPO(), learner.copy(), learner, data)
-    with pytest.raises(ValueError, match="steps: expected at least 1"):
+    with pytest.raises(ValueError, match="steps: expected a whole number of at least 1"):
         call(MDPO(), learner, learner.copy(), data, steps=0)
     for name, bad in {"lr": -1e-6, "weight_decay": -0.1, "warmup": -1, "clip": 0.0, "save_every": 0,
                       "evaluate_every": 0, "tokens_per_micro_batch": 0}.items():  # fmt: skip
         with pytest.raises(ValueError, match=rf"^{name}: expected .*, got {bad}"):
             call(MDPO(), learner, learner.copy(), data, **{name: bad})
-    with pytest.raises(ValueError, match="an object with loss"):
+    with pytest.raises(ValueError, match="expected a method with name, needs and loss"):
         call("mdpo", learner, learner.copy(), data)
     with pytest.raises(ValueError, match="needs collate"):
         call(MKTO(), learner, learner.copy(), [collate(examples(MKTO()))])

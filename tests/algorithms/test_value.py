@@ -12,6 +12,7 @@ from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, Example, collate, train
 from polyturn.algorithms.networks.value import token_slots, turn_slots
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.trajectory import Trajectory, Turn
 
 torch.set_num_threads(1)
@@ -94,7 +95,7 @@ def test_the_value_learns_the_score_before_the_policy_moves() -> None:
     rows = (trajectory(0.0, [20, 21], [22]), trajectory(0.0, [30, 31], [32]))
     example = Example(rows, scores=np.array([1.0, -1.0], np.float32))
     method = PPO(policy_weight=0.0, value_weight=1.0, lam=1.0)
-    result = train(method, both, None, [[example]], steps=60, lr=1e-3, progress=False, cpu=True)
+    result = train(method, both, None, [[example]], steps=60, options=TrainOptions(lr=1e-3, cpu=True), progress=False)
     # Of three tokens one cannot be told apart between the rows: half of 1 squared stays on a third of them.
     assert result.history[0]["value_error"] == pytest.approx(0.5)
     assert result.history[-1]["value_error"] == pytest.approx(0.5 / 3, abs=0.01)
@@ -105,7 +106,7 @@ def test_the_value_learns_the_score_before_the_policy_moves() -> None:
         values = both.values(batch.ids, batch.mask)
     # The first token of a row comes after the same context in both: its value is the mean, 0.
     assert values[0, 1].item() == pytest.approx(values[1, 1].item(), abs=1e-5)
-    later = (batch.turn[0] >= 0).nonzero()[1:, 0]
+    later = (batch.turn_ids[0] >= 0).nonzero()[1:, 0]
     assert values[0, later].min() > 0.6
     assert values[1, later].max() < -0.6
 
@@ -116,8 +117,8 @@ def test_activation_checkpointing_reaches_both_networks_and_changes_nothing() ->
     results = []
     for checkpointing in (False, True):
         both = ActorCritic(tiny())
-        train(PPO(), both, None, [[example]], steps=2, lr=1e-2, progress=False, cpu=True,
-              gradient_checkpointing=checkpointing)  # fmt: skip
+        options = TrainOptions(lr=1e-2, cpu=True, gradient_checkpointing=checkpointing)
+        train(PPO(), both, None, [[example]], steps=2, options=options, progress=False)
         results.append(both.model.state_dict())
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, atol=1e-6, rtol=1e-4)

@@ -15,6 +15,7 @@ from torch import nn
 from polyturn.agents.tabular import mlp_policy
 from polyturn.agents.transformer.policy import Scorer
 from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
+from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.coverage import training
 from polyturn.benchmarks.coverage.policies import GPT, OneToken, draw, gpt2, stacked
 from polyturn.benchmarks.coverage.report import one_round
@@ -63,10 +64,9 @@ def loop_step(method: str, policy: Any, reference: Any, groups: list[Group]) -> 
     annotated = [by_score(np.array([m.total_reward for m in group]), margin=margin) for group in groups]
     rng = np.random.default_rng(0)
     found = [taken.examples(group, preference, rng) for group, preference in zip(groups, annotated, strict=True)]
-    train(
-        taken, policy, reference, [[example for example in found if example is not None]], steps=1, lr=0.1,
-        clip=None, optimizer=torch.optim.SGD, progress=False, cpu=True,
-    )  # fmt: skip
+    options = TrainOptions(lr=0.1, clip=None, optimizer=torch.optim.SGD, cpu=True)
+    batch = [example for example in found if example is not None]
+    train(taken, policy, reference, [batch], steps=1, options=options, progress=False)
 
 
 def stack_step(method: str, stack: Any, frozen: Any, context: Any, tokens: Any, behaviour: Any, reward: Any) -> None:

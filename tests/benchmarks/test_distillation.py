@@ -30,7 +30,7 @@ def test_scores_are_means_over_the_agents_tokens() -> None:
     policy = gemma(texts_of(told), width=16, layers=2, seed=0)
     other = gemma(texts_of(told), width=16, layers=2, seed=1)
     batch = collate(demonstrations(policy, told))
-    where = batch.turn >= 0
+    where = batch.turn_ids >= 0
     nll = -float(policy.logps(batch.ids, batch.mask, where).detach().sum()) / int(where.sum())
     same, apart = score(policy, policy, told), score(policy, other, told)
     assert same["nll"] == apart["nll"] == pytest.approx(nll, rel=1e-5)

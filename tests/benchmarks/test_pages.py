@@ -48,10 +48,11 @@ def test_commands_in_the_pages_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_names_imported_in_the_pages_exist(page: str) -> None:
+def test_names_imported_in_the_pages_exist_and_are_public(page: str) -> None:
     for block in blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "polyturn":
+                assert (node.module or "").count(".") < 2, f"{page}: {node.module}; import from a floor"
                 module = import_module(node.module or "")
                 missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
                 assert not missing, f"{page}: {node.module} has no {missing}"

@@ -1,0 +1,58 @@
+"""The settings of collecting groups for training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from polyturn.agents.collecting.branching import BranchAt
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.envs.settings import check_count, record
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """What a training run collects at a time, and how its policies sample; checked when made.
+
+    Attributes:
+        groups: Starts at a time.
+        group_size: Trajectories per start.
+        tasks: Task indices to draw from, without repetition until all were used; None: the environment draws.
+        env_options: Keyword arguments of the environment.
+        branch_at: The agent's turn at which the members of a group part, as in `collect`; None: at the start.
+        sampling: How a policy's tokens are drawn.
+        max_tokens: Tokens of an episode.
+        slots: Episodes sampled at once.
+
+    Raises:
+        ValueError: A value out of range; the message names the field.
+    """
+
+    groups: int = 64
+    group_size: int = 8
+    tasks: Sequence[int] | None = None
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    branch_at: BranchAt | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 2048
+    slots: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("groups", "group_size", "max_tokens", "slots"):
+            check_count(name, getattr(self, name))
+        if self.tasks is not None and not len(self.tasks):
+            raise ValueError("tasks: expected at least one task to draw from, or None, got an empty sequence")
+
+    def with_changes(self, **changed: Any) -> CollectOptions:
+        """The same options with some changed, and checked again."""
+        return replace(self, **changed)
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the episodes, as JSON values; of the tasks only how many there are."""
+        return record(self, without=("tasks",)) | {"tasks": None if self.tasks is None else len(self.tasks)}
+
+    @property
+    def acting(self) -> dict[str, Any]:
+        """What an agent made of a policy takes: sampling, max_tokens and slots."""
+        return {"sampling": self.sampling, "max_tokens": self.max_tokens, "slots": self.slots}

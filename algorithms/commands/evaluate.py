@@ -1,0 +1,77 @@
+"""`polyturn eval`: how good a policy is in an environment."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
+
+EXAMPLES = """\
+examples:
+  polyturn eval --model runs/mdpo/iteration-3/policy --problems gsm8k_test.jsonl
+  polyturn eval --model my/model --problems generated:2:200 -o split=test --samples 8 --json scores.json
+"""
+
+
+def add_command(subparsers: Any) -> None:
+    """Adds the command to the parser of `polyturn`."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure a policy: pass@k, turns, tool errors, intervals",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    add_env_arguments(parser, positional=False)
+    add_sampling_arguments(parser)
+    parser.add_argument("--limit", type=int, help="only the first problems (default: all; without problems 100)")
+    parser.add_argument("--samples", type=int, default=1, help="episodes per problem (default 1)")
+    parser.add_argument("--out", type=Path, help="store to append the trajectories to; also resumes")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates and prints the report."""
+    from contextlib import nullcontext
+
+    from polyturn.agents.transformer.agent import TransformerAgent
+    from polyturn.algorithms.protocols.evaluate import evaluate
+    from polyturn.envs.store import Store
+
+    options = env_options(args)
+    no_loading_bars()
+    agent = TransformerAgent.from_pretrained(
+        args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
+    )
+    if args.json is not None:
+        args.json.open("a").close()  # an evaluation may take hours; a path that cannot be written is reported now
+    tasks = None
+    if "problems" in options:
+        tasks = range(min(len(options["problems"]), args.limit or len(options["problems"])))
+    try:
+        with Store(args.out) if args.out else nullcontext() as store:
+            result = evaluate(
+                agent,
+                args.env,
+                tasks=tasks,
+                problems=(args.limit or 100) if tasks is None else None,
+                samples=args.samples,
+                seed=args.seed,
+                env_options=options,
+                concurrency=args.slots,
+                store=store,
+                progress=not args.quiet,
+            )
+    except KeyboardInterrupt:
+        how = f"run the same command again to go on with {args.out}" if args.out else "--out keeps what is finished"
+        raise KeyboardInterrupt(how) from None
+    print(result)
+    if args.json is not None:
+        args.json.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8")
+    return 0

@@ -1,0 +1,389 @@
+"""`polyturn train`: any method on stored trajectories, in iterations, or on fresh samples at every update."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
+from polyturn.algorithms.commands.shared import add_preference_arguments
+from polyturn.envs.settings import add_arguments, from_arguments
+
+EXAMPLES = """\
+examples:
+  polyturn train sft  --model my/base --data gold.jsonl --out runs/sft --epochs 3
+  polyturn train mdpo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/mdpo --group-size 8
+  polyturn train mkto --model runs/sft/policy --problems generated:2:2000 --out runs/mkto -m beta=0.2
+  polyturn train rloo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/rloo --online 500 --group-size 4
+  polyturn train nash_pg --model my/base --env my/Env-v0 --out runs/nash --online 500 --opponent mixture:0.125
+  polyturn train ipo  --model my/base --env my/Env-v0 --out runs/ipo-md --online 500 --actor mixture:0.125
+  polyturn train mtpo --model runs/sft/policy --env polyturn/EducationDialogue-v0 --preference education \\
+      --out runs/mtpo --online 300 --group-size 2 -m value_warmup=20
+  polyturn train ppo  --model runs/sft/policy --env polyturn/EducationDialogue-v0 -m over=turn -m kl=0.01 \\
+      --preference reward_model:runs/rm/model --out runs/rlhf --online 300 --group-size 2
+  polyturn train distillation --model my/small --teacher my/large --data gold.jsonl --out runs/distilled
+  polyturn train distillation --model runs/sft/policy --teacher my/large -m first=student \\
+      --problems gsm8k_train.jsonl --online 500 --group-size 1 --out runs/distilled
+
+Methods that need no preference learn from the stored trajectories in --data. All others run the iterative protocol:
+collect with the current and the previous policy, compare, train, take the new policy as reference. With --online STEPS
+each update has fresh groups of the policy as it is then, and the reference stays the starting policy. An interrupted
+command continues: run it again with the same --out.
+
+methods:
+"""
+SETTINGS = (
+    "lr", "warmup", "schedule", "weight_decay", "clip", "accumulate", "tokens_per_micro_batch", "max_length",
+    "mixed_precision", "gradient_checkpointing", "cache_reference", "save_every", "keep",
+)  # fmt: skip
+"""The fields of `TrainOptions` that are options of the command."""
+_DEFAULTS = {"lr": "5e-7; on --data 2e-5", "warmup": "0; on --data a tenth, at most 40",
+             "schedule": "constant; on --data cosine", "tokens_per_micro_batch": 16384}  # fmt: skip
+_LR = 5e-7
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to train: what it is, and the options that it reads with their defaults."""
+
+    what: str
+    options: dict[str, Any]
+
+
+_STORED = _Way("which learns from the trajectories in --data", {"data": None, "epochs": 1.0, "batch_size": 32})
+_PROTOCOL = _Way(
+    "which collects and trains in iterations, unless --online STEPS is given",
+    {"epochs": 1.0, "batch_size": 32, "iterations": 3, "from_previous": 0, "reference": "previous", "groups": 64,
+     "group_size": 8},
+)  # fmt: skip
+_ONLINE = _Way(
+    "which with --online has fresh groups at every update and keeps the starting policy as reference",
+    {"online": None, "reuse": 1, "groups": 64, "group_size": 8, "opponent": None, "actor": None, "turn_reward": None},
+)
+_WAYS = (_STORED, _PROTOCOL, _ONLINE)
+
+
+class _Help(argparse.Action):
+    """`--help` with one line a method, for which the methods are loaded only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from polyturn.algorithms.methods.table import summaries
+
+        parser.epilog = EXAMPLES + summaries()
+        parser.print_help()
+        parser.exit()
+
+
+def add_command(subparsers: Any) -> None:
+    """Adds the command to the parser of `polyturn`."""
+    from polyturn.algorithms.training.options import TrainOptions
+
+    parser = subparsers.add_parser(
+        "train",
+        help="train a policy with a preference method",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help message and exit")
+    parser.add_argument("method", help="one of those listed below")
+    parser.add_argument("--model", required=True, help="folder or Hub id of the starting policy")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "-m", "--method-option", action="append", default=[], metavar="NAME=VALUE", help="a field of the method"
+    )
+    parser.add_argument("--data", type=Path, help="store of trajectories to learn from, for methods without preference")
+    parser.add_argument("--teacher", metavar="MODEL", help="folder or Hub id of the teacher, for methods that need one")
+    add_env_arguments(parser, positional=False)
+    add_sampling_arguments(parser)
+    parser.add_argument("--iterations", type=int, help="of the protocol (default 3)")
+    parser.add_argument("--groups", type=int, help="starts per iteration or draw (default 64)")
+    parser.add_argument("--group-size", type=int, help="episodes per start (default 8)")
+    parser.add_argument("--from-previous", type=int, help="of these, by the previous policy (default 0)")
+    parser.add_argument("--reference", choices=["previous", "first"], help="default previous")
+    parser.add_argument("--online", type=int, metavar="STEPS", help="fresh groups for each of STEPS updates")
+    parser.add_argument("--reuse", type=int, help="online: updates on each draw (default 1)")
+    parser.add_argument(
+        "--opponent", metavar="KIND:X", help="online: mixture:BETA or average:DECAY (default: the policy itself)"
+    )
+    parser.add_argument("--actor", metavar="mixture:BETA", help="online: what samples (default: the policy)")
+    parser.add_argument(
+        "--turn-reward", metavar="FOLDER", help="online: a reward model of single turns, for ppo -m reward=turns"
+    )
+    add_preference_arguments(parser)
+    parser.add_argument("--epochs", type=float, help="passes over the data (default 1)")
+    parser.add_argument("--batch-size", type=int, help="examples an update (default 32)")
+    add_arguments(parser, TrainOptions, SETTINGS, defaults=_DEFAULTS)
+    parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank (needs peft)")
+    parser.add_argument("--tracker", action="append", default=[], help="tensorboard, wandb, ... (may be repeated)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains in the way that the method and the options ask for."""
+    from polyturn.agents.transformer.policy import Policy
+    from polyturn.algorithms.feedback.annotators import annotator
+    from polyturn.algorithms.methods import table
+    from polyturn.envs.cli import parse_option
+
+    # What is asked for, checked before any work.
+    method = table.make(args.method, **dict(parse_option(text) for text in args.method_option))
+    way = _way(args, method)
+    options = _training(args, way)
+    environment = None if way is _STORED else env_options(args)
+    annotate = None if way is _STORED else annotator(args.preference, question=args.question)
+    args.out.mkdir(parents=True, exist_ok=True)
+    no_loading_bars()
+    # Weights saved in half precision lose updates of these sizes; under adapters they stay as they are.
+    policy = Policy.from_pretrained(args.model, dtype="auto" if args.lora is not None else "float32")
+    if args.lora is not None:
+        policy = _with_adapters(policy, args.lora, args.seed)
+    try:
+        if environment is None or annotate is None:
+            return _stored(args, method, policy)
+        carry_out = _protocol if way is _PROTOCOL else _online
+        return carry_out(args, method, policy, environment, annotate, options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
+
+
+def _way(args: argparse.Namespace, method: Any) -> _Way:
+    """The way to train, with the defaults of its options filled in.
+
+    Raises:
+        ValueError: The method cannot be trained so, or an option was given that would have no effect.
+    """
+    name, needs = args.method, method.needs
+    if needs.teacher != (args.teacher is not None):
+        raise ValueError(
+            f"train {name}: expected --teacher MODEL, got none"
+            if needs.teacher
+            else f"train {name}: expected no --teacher, which only methods that learn from a teacher take"
+        )
+    if not needs.preference and (args.data is None) == (args.online is None):
+        raise ValueError(
+            f"train {name}: expected either --data STORE or --online STEPS (polyturn rollout makes a store)"
+        )
+    if needs.values and args.online is None:
+        raise ValueError(f"train {name}: expected --online STEPS for a method with a value network, got none")
+    way = _STORED if not needs.preference and args.data is not None else _ONLINE if args.online else _PROTOCOL
+    every = {option: default for each in _WAYS for option, default in each.options.items()}
+    for option in every:
+        if getattr(args, option) is None:
+            setattr(args, option, way.options.get(option))
+        elif option not in way.options:
+            flag = f"--{option.replace('_', '-')}"
+            raise ValueError(f"expected no {flag} for train {name}, {way.what}; leave {flag} out")
+    return way
+
+
+def _training(args: argparse.Namespace, way: _Way) -> Any:
+    """The run's `TrainOptions`; those of stored data depend on how many steps it makes, and are made later."""
+    from polyturn.algorithms.training.options import TrainOptions
+
+    more = {"tokens_per_micro_batch": 16384, "seed": args.seed}
+    if way is not _STORED:
+        more["lr"] = _LR
+    if way is _ONLINE:
+        more["save_every"] = max(1, args.online // 20)
+    return from_arguments(TrainOptions, args, SETTINGS, **more)
+
+
+def _teacher(args: argparse.Namespace, policy: Any) -> Any:
+    """The teacher, whose tokens must mean what the policy's do."""
+    from polyturn.agents.transformer.policy import Policy
+
+    teacher = Policy.from_pretrained(args.teacher)
+    if teacher.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise ValueError(
+            f"train {args.method}: expected a teacher with the tokenizer of {args.model}, got {args.teacher} with "
+            "another; its predictions would be read as other words"
+        )
+    return teacher
+
+
+def _stored(args: argparse.Namespace, method: Any, policy: Any) -> int:
+    """Learns from stored trajectories, without any preference."""
+    from polyturn.algorithms.protocols.warmup import demonstrations, imitation_options
+    from polyturn.algorithms.training.data_source import minibatches, steps_of
+    from polyturn.algorithms.training.loop import train
+    from polyturn.envs.store import read
+
+    examples = demonstrations(policy, read(args.data))
+    steps = steps_of(len(examples), args.batch_size, epochs=args.epochs)
+    given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    defaults = {"tokens_per_micro_batch": 16384, "seed": args.seed, "save_every": max(1, steps // 20)}
+    policy.version = args.method
+    result = train(
+        method,
+        policy,
+        _teacher(args, policy) if method.needs.teacher else None,
+        minibatches(examples, args.batch_size, seed=args.seed),
+        steps=steps,
+        options=imitation_options(steps, **{**defaults, **given}),
+        out=args.out,
+        resume=True,
+        trackers=args.tracker,
+        progress=not args.quiet,
+    )
+    policy.save_pretrained(args.out / "policy")
+    loss = result.history[-1]["loss"]
+    print(f"{result.steps} steps, loss {loss:.4f} nats a token; the policy is in {args.out / 'policy'}")
+    return 0
+
+
+def _collecting(args: argparse.Namespace, environment: dict[str, Any]) -> Any:
+    """What is collected at a time."""
+    from polyturn.agents.collecting.options import CollectOptions
+
+    return CollectOptions(
+        groups=args.groups,
+        group_size=args.group_size,
+        tasks=range(len(environment["problems"])) if "problems" in environment else None,
+        env_options=environment,
+        sampling=sampling(args),
+        max_tokens=args.max_tokens,
+        slots=args.slots,
+    )
+
+
+def _protocol(
+    args: argparse.Namespace, method: Any, policy: Any, environment: dict[str, Any], annotate: Any, options: Any
+) -> int:
+    """The iterative protocol."""
+    from polyturn.algorithms.protocols.iterate import iterate
+
+    records = iterate(
+        method,
+        policy,
+        args.env,
+        out=args.out,
+        iterations=args.iterations,
+        collect=_collecting(args, environment),
+        from_previous=args.from_previous,
+        preference=annotate,
+        reference=args.reference,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        options=options,
+        trackers=args.tracker,
+        seed=args.seed,
+        progress=not args.quiet,
+    )
+    print("iteration  episodes  invalid  mean return of what was sampled  examples")
+    for record in records[1:]:
+        print(
+            f"{record.number:9d}  {record.episodes:8d}  {record.invalid:7d}  {record.mean_return:31.3f}  "
+            f"{record.examples:8d}"
+        )
+    print(f"the policies are in {args.out}/iteration-*/policy")
+    return 0
+
+
+def _online(
+    args: argparse.Namespace, method: Any, policy: Any, environment: dict[str, Any], annotate: Any, options: Any
+) -> int:
+    """Fresh groups at every update."""
+    from polyturn.agents.transformer.mixture import MixtureAgent
+    from polyturn.algorithms.feedback.reward_models import RewardModel
+    from polyturn.algorithms.networks.value import ActorCritic
+    from polyturn.algorithms.protocols.online import online
+    from polyturn.algorithms.training.loop import train
+
+    collecting, needs = _collecting(args, environment), method.needs
+    # The models: what is trained, what it is anchored to, what acts, what it is compared with.
+    kind, _, number = (args.opponent or "").partition(":")
+    mixing = None if args.actor is None else _fraction("--actor", args.actor, ("mixture",))[1]
+    # Adapters switched off are the reference of a policy that has them.
+    wanted = kind == "mixture" or mixing is not None or (needs.reference and args.lora is None)
+    anchor = _teacher(args, policy) if needs.teacher else policy.copy() if wanted else None
+    trained, opponent = _opponent(kind, number, policy, anchor, collecting.acting)
+    if needs.values:
+        if trained is not policy:
+            raise ValueError(f"train {args.method}: expected no --opponent average, got {args.opponent!r}")
+        trained = ActorCritic(policy)
+    rewarder = None if args.turn_reward is None else RewardModel.from_pretrained(args.turn_reward)
+    # The groups, and the run.
+    source = online(
+        policy,
+        args.env,
+        preference=annotate,
+        turn_reward=None if rewarder is None else lambda group: rewarder.turn_scores(list(group)),
+        collect=collecting,
+        opponent=opponent,
+        actor=None
+        if mixing is None or anchor is None
+        else MixtureAgent(policy, anchor, beta=mixing, **collecting.acting),
+        reuse=args.reuse,
+        seed=args.seed,
+    )
+    result = train(
+        method,
+        trained,
+        anchor if args.lora is None or needs.teacher else None,
+        source,
+        steps=args.online,
+        options=options,
+        out=args.out,
+        resume=True,
+        trackers=args.tracker,
+        progress=not args.quiet,
+    )
+    policy.save_pretrained(args.out / "policy")
+    last = result.history[-1].get("sample/return", float("nan"))
+    print(f"{result.steps} steps, mean return {last:.3f} at the end; the policy is in {args.out / 'policy'}")
+    return 0
+
+
+def _opponent(kind: str, number: str, policy: Any, anchor: Any, acting: dict[str, Any]) -> tuple[Any, Any]:
+    """What is trained, and the opponent it is compared with."""
+    from polyturn.agents.transformer.mixture import MixtureAgent
+    from polyturn.algorithms.networks.moving_average import MovingAverage
+
+    if not kind:
+        return policy, None
+    _, value = _fraction("--opponent", f"{kind}:{number}", ("mixture", "average"))
+    if kind == "mixture":
+        return policy, MixtureAgent(policy, anchor, beta=value, **acting)
+    tracked = MovingAverage(policy, decay=value)
+    return tracked, tracked
+
+
+def _fraction(option: str, text: str, kinds: tuple[str, ...]) -> tuple[str, float]:
+    """A kind and a number in [0, 1], as in mixture:0.125."""
+    kind, _, number = text.partition(":")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if kind not in kinds or not 0 <= value <= 1:
+        names = {"mixture": "mixture:BETA", "average": "average:DECAY"}
+        expected = " or ".join(names[each] for each in kinds)
+        raise ValueError(f"{option}: expected {expected}, a number in [0, 1], got {text}")
+    return kind, value
+
+
+def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
+    import torch
+
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        from polyturn.envs.extras import how_to_install
+
+        raise ImportError(f'--lora needs the extra "peft": {how_to_install("peft")}') from error
+    from typing import cast
+
+    from transformers import PreTrainedModel
+
+    from polyturn.agents.transformer.policy import Policy
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = cast("PreTrainedModel", get_peft_model(policy.model, config))
+    return Policy(adapted, policy.tokenizer, version=policy.version)
