@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyturn.agents.agent import Action, Episode
-from polyturn.agents.transformer.policy import PolicyLoadError, wanted_tokens
-from polyturn.agents.transformer.prediction import Prediction, divergence
+from polyturn.agents.transformer.policy import PolicyLoadError
+from polyturn.agents.transformer.prediction import Prediction
+from polyturn.agents.transformer.scoring import TokenScorer, wanted_tokens
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Trajectory
 
@@ -83,45 +84,27 @@ class TabularModel(nn.Module):
         self.value = value
 
 
-class TabularScorer(nn.Module):
-    """Log-probabilities of tokens `[N, T]`, as `polyturn.agents.transformer.policy.Scorer` gives them, with its
-    options.
+class TabularScorer(TokenScorer):
+    """A table as a scorer.
 
     A token is predicted from the state just before it; what follows an action within a row is not predicted, and is
-    never asked for. With a critic the result is a dictionary that also holds "values" `[N, T]`, the value of the state
-    before each token.
+    never asked for. With a critic it also says "values" `[N, T]`, the value of the state before each token.
     """
 
     def __init__(self, model: TabularModel, actions: int) -> None:
         super().__init__()
         self.model, self._actions = model, actions
 
-    def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        token_mask: Tensor | None = None,
-        *,
-        against: Prediction | None = None,
-        reference_first: bool = True,
-    ) -> Tensor | dict[str, Tensor]:
-        """See `polyturn.agents.transformer.policy.Scorer.forward`."""
-        prediction = self.predict(ids, mask)
-        wanted = wanted_tokens(mask, token_mask)
-        logps = prediction.logps(ids, wanted)
-        if against is None and self.model.value is None:
-            return logps
-        result = {"logps": logps}
-        if against is not None:
-            result["kl"] = divergence(prediction, against, wanted, reference_first=reference_first)
-        if self.model.value is not None:
-            after = self._every(self.model.value, ids)[..., 0]
-            result["values"] = torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
-        return result
-
     def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
         """Logits after every token of `ids [N, T]`."""
         return Prediction(self._every(self.model.policy, ids))
+
+    def outputs(self, ids: Tensor, mask: Tensor, prediction: Prediction) -> Mapping[str, Tensor]:
+        """The critic's values, where there is a critic."""
+        if self.model.value is None:
+            return {}
+        after = self._every(self.model.value, ids)[..., 0]
+        return {"values": torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)}
 
     def _every(self, network: nn.Module, ids: Tensor) -> Tensor:
         """The network's outputs after each token; each state is computed once."""
@@ -271,7 +254,7 @@ class TabularPolicy:
         return kl
 
     def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities `[N, T]` of given tokens; see `polyturn.agents.transformer.policy.Scorer.forward`."""
+        """Log-probabilities `[N, T]` of given tokens; see `TokenScorer.forward`."""
         return self.scorer.predict(ids, mask).logps(ids, wanted_tokens(mask, token_mask))
 
     def copy(self, *, version: str | None = None) -> TabularPolicy:

@@ -26,7 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from polyturn.agents.transformer.policy import acting, explicit_attention
+from polyturn.agents.transformer.policy import explicit_attention
+from polyturn.agents.transformer.scoring import acting
 from polyturn.envs.trajectory import Logps, TokenIds
 
 _KEY_BLOCK = 64

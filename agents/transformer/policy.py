@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from polyturn.agents.transformer.prediction import Prediction, divergence
-from polyturn.agents.transformer.token_logps import soft_cap
+from polyturn.agents.transformer.scoring import ModelScorer, base_model
 from polyturn.agents.transformer.tokens import ChatFormat
 from polyturn.envs.extras import how_to_install
 
@@ -28,104 +27,10 @@ class PolicyLoadError(ValueError):
     """A folder or Hub id that does not hold a usable causal language model with a chat template."""
 
 
-class Scorer(nn.Module):
-    """The model as a function from tokens to log-probabilities; what a trainer wraps for distribution.
-
-    Only the positions asked for go through the vocabulary projection, a chunk at a time, wherever logits are the
-    projection of the last hidden states, soft-capped or not. Other architectures are scored from their full logits.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self._direct_head: bool | None = None
-
-    def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        token_mask: Tensor | None = None,
-        *,
-        against: Prediction | None = None,
-        reference_first: bool = True,
-    ) -> Tensor | dict[str, Tensor]:
-        """Log-probability of every wanted token given the tokens before it.
-
-        Args:
-            ids: `[N, T]` int64, right padded.
-            mask: `[N, T]` bool, True on real tokens.
-            token_mask: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
-            against: Another model's prediction of the same rows, to be compared with over the whole vocabulary.
-            reference_first: Direction of that comparison: KL(other || this), or KL(this || other).
-
-        Returns:
-            `[N, T]` float32 (or wider, as the model) in nats: entry (n, t) is log p(ids[n, t] | ids[n, :t]) where
-            wanted, 0 elsewhere and at t = 0. With `against` a dictionary of these, "logps", and the divergence "kl"
-            `[N, T]`.
-        """
-        prediction = self.predict(ids, mask)
-        wanted = wanted_tokens(mask, token_mask)
-        logps = prediction.logps(ids, wanted)
-        if against is None:
-            return logps
-        return {"logps": logps, "kl": divergence(prediction, against, wanted, reference_first=reference_first)}
-
-    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
-        """What the model predicts after every token of `ids [N, T]`, as little of it as there is a need to keep."""
-        attention = None if bool(mask.all()) else mask.long()
-        if not self._head_is_direct():
-            return Prediction(self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits)
-        inner = _inner(self.model)
-        hidden = inner.get_decoder()(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-        head = cast("nn.Linear", inner.get_output_embeddings())
-        return Prediction(hidden, head.weight, head.bias, _final_cap(inner))
-
-    @torch.no_grad()
-    def _head_is_direct(self) -> bool:
-        """Whether logits are exactly head(hidden), soft-capped if the config says so; probed once on three tokens.
-
-        Some architectures scale or shift logits after the head, and adapters may sit on the head itself: those that
-        start as the identity would pass the probe, so the head must be a plain linear layer to begin with.
-        """
-        if self._direct_head is None:
-            inner = _inner(self.model)
-            head = inner.get_output_embeddings()
-            self._direct_head = False
-            if type(head) is nn.Linear:
-                with acting(self.model):
-                    ids = torch.tensor([[1, 2, 3]], device=head.weight.device) % head.out_features
-                    hidden = inner.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-                    mine = soft_cap(head(hidden), _final_cap(inner)).float()
-                    theirs = self.model(input_ids=ids, use_cache=False).logits.float()
-                # Relative to the spread: a random model's logits are so small that scaling them hides in a constant.
-                self._direct_head = bool((mine - theirs).abs().max() <= 1e-3 * theirs.abs().max())
-        return self._direct_head
-
-
-def wanted_tokens(mask: Tensor, token_mask: Tensor | None) -> Tensor:
-    """`[N, T]` bool: real tokens that are asked for and that something predicts (never the first of a row)."""
-    wanted = (mask if token_mask is None else token_mask & mask).clone()
-    wanted[:, 0] = False
-    return wanted
-
-
-@contextmanager
-def acting(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for every part of a model; afterwards each part has the mode it had."""
-    changed = [module for module in model.modules() if module.training]
-    for module in changed:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in changed:
-            module.training = True
-
-
 @contextmanager
 def explicit_attention(model: nn.Module) -> Iterator[None]:
     """An attention that takes a mask of any shape; kernels that know only their own masks come back afterwards."""
-    inner = _inner(model)
+    inner = base_model(model)
     before = inner.config._attn_implementation
     if before in ("sdpa", "eager"):
         yield
@@ -165,7 +70,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.version = version
         self.chat = ChatFormat(tokenizer, system=system, stop_ids=_stop_ids(model))
-        self.scorer = Scorer(model)
+        self.scorer = ModelScorer(model)
 
     @classmethod
     def from_pretrained(
@@ -229,7 +134,7 @@ class Policy:
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(str(path))
-        if hasattr(self.model, "peft_config") and not _inner(self.model).config._name_or_path:
+        if hasattr(self.model, "peft_config") and not base_model(self.model).config._name_or_path:
             _save_base(self.model, path / _BASE)
         self.tokenizer.save_pretrained(str(path))
         note = {"version": self.version, "system": self.chat.system}
@@ -245,7 +150,7 @@ class Policy:
         return weights_fingerprint(self.model)
 
     def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """Log-probabilities of given tokens; see `Scorer.forward`."""
+        """Log-probabilities of given tokens; see `TokenScorer.forward`."""
         return cast("Tensor", self.scorer(ids, mask, token_mask))
 
     def copy(self, *, version: str | None = None, trainable: bool = False) -> Policy:
@@ -259,7 +164,7 @@ class Policy:
             self.tokenizer,
             name,
             self.chat,
-            Scorer(model),
+            ModelScorer(model),
         )
         return twin
 
@@ -331,23 +236,13 @@ def _check_adapters(model: Any) -> None:
 
 def _honour_attention_cap(model: Any) -> None:
     """Fused attention cannot soft-cap its logits (Gemma 2, arXiv 2408.00118), and some versions leave that unsaid."""
-    inner = _inner(model)
+    inner = base_model(model)
     if _attention_cap(inner) is not None and inner.config._attn_implementation == "sdpa":
         inner.set_attn_implementation("eager")
 
 
 def _attention_cap(model: PreTrainedModel) -> float | None:
     return cast("float | None", getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under peft's wrapper, adapters still in place."""
-    base = getattr(model, "get_base_model", None)
-    return cast("PreTrainedModel", base() if base is not None else model)
-
-
-def _final_cap(model: PreTrainedModel) -> float | None:
-    return cast("float | None", getattr(model.config.get_text_config(), "final_logit_softcapping", None))
 
 
 def _stop_ids(model: PreTrainedModel) -> frozenset[int]:

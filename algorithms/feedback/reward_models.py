@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyturn.agents.transformer.policy import Policy, acting
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.scoring import acting
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.estimators import sequence_sum
 from polyturn.algorithms.feedback.agreement import Calibration, calibration

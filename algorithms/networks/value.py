@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from polyturn.agents.transformer.policy import Policy, Scorer, wanted_tokens
-from polyturn.agents.transformer.prediction import Prediction, divergence
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.prediction import Prediction
+from polyturn.agents.transformer.scoring import ModelScorer, TokenScorer
 from polyturn.algorithms.estimators import policy_mask
 from polyturn.algorithms.networks.compound import Compound
 
@@ -49,34 +51,18 @@ class ValueNetwork(nn.Module):
         return torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
 
 
-class _ActorCriticScorer(nn.Module):
-    """Log-probabilities and values in one call."""
+class _ActorCriticScorer(TokenScorer):
+    """What the policy's scorer predicts, and values beside it."""
 
-    def __init__(self, scorer: Scorer, value: ValueNetwork) -> None:
+    def __init__(self, scorer: ModelScorer, value: ValueNetwork) -> None:
         super().__init__()
         self.scorer, self.value = scorer, value
 
-    def forward(
-        self,
-        ids: Tensor,
-        mask: Tensor,
-        token_mask: Tensor | None = None,
-        *,
-        against: Prediction | None = None,
-        reference_first: bool = True,
-    ) -> dict[str, Tensor]:
-        prediction = self.scorer.predict(ids, mask)
-        wanted = wanted_tokens(mask, token_mask)
-        result = {
-            "logps": prediction.logps(ids, wanted),
-            "values": self.value(ids, mask, prediction.states if self.value.body is None else None),
-        }
-        if against is not None:
-            result["kl"] = divergence(prediction, against, wanted, reference_first=reference_first)
-        return result
-
     def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
         return self.scorer.predict(ids, mask)
+
+    def outputs(self, ids: Tensor, mask: Tensor, prediction: Prediction) -> Mapping[str, Tensor]:
+        return {"values": self.value(ids, mask, prediction.states if self.value.body is None else None)}
 
 
 class ActorCritic:

@@ -40,7 +40,7 @@ class Scorable(Protocol):
 
         Or to a dictionary of "logps" and whatever else it says of each token; that reaches the loss as
         `batch.outputs`. Where a method wants the KL over the whole vocabulary, it must work as
-        `polyturn.agents.transformer.policy.Scorer` does.
+        `polyturn.agents.transformer.scoring.TokenScorer` does.
         """
         ...
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from polyturn.agents.transformer.generation import Engine, GenerationError, Sampling, _draw
-from polyturn.agents.transformer.policy import Scorer
+from polyturn.agents.transformer.scoring import ModelScorer
 
 STOP = frozenset([5])
 Spoken = list[tuple[list[int], bytes]]
@@ -155,7 +155,7 @@ def test_concurrency_changes_no_bit_and_sampling_agrees_with_scoring(name: str) 
     expected = talk(together, 9, concurrency=64, turns=2)
     assert talk(make(model, max_new_tokens=8, **options), 9, concurrency=7, turns=2) == expected
     assert talk(make(model, max_new_tokens=8, **options), 3, concurrency=1, turns=2) == expected[:3]
-    scorer = Scorer(model)
+    scorer = ModelScorer(model)
     for (ids, logps), marks in zip(expected, together.marks, strict=True):  # type: ignore[attr-defined]
         tokens = torch.tensor([ids])
         with torch.no_grad():
@@ -181,10 +181,10 @@ def test_gemma_attends_through_its_soft_cap_and_window() -> None:
     ids = torch.from_numpy(np.random.default_rng(0).integers(6, 97, size=(1, 60)))
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        capped = Scorer(model)(ids, mask)
+        capped = ModelScorer(model)(ids, mask)
         for layer in model.model.layers:
             layer.self_attn.attn_logit_softcapping = None
-        assert float((Scorer(model)(ids, mask) - capped).abs().max()) > 1e-2
+        assert float((ModelScorer(model)(ids, mask) - capped).abs().max()) > 1e-2
 
 
 def test_attention_kernels_with_masks_of_their_own_are_exchanged_while_sampling() -> None:

@@ -24,7 +24,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from polyturn.agents.transformer.policy import Policy, PolicyLoadError, Scorer, acting
+from polyturn.agents.transformer.policy import Policy, PolicyLoadError
+from polyturn.agents.transformer.scoring import ModelScorer, acting
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.agents.transformer.tokens import ChatTemplateError, HistoryRewrittenWarning
 
@@ -103,7 +104,7 @@ def test_scores_are_those_of_the_plain_log_softmax(name: str) -> None:
         return nn.functional.pad(torch.where(wanted, picked, 0.0), (1, 0))
 
     mine, theirs = build(), build()
-    scorer = Scorer(mine)
+    scorer = ModelScorer(mine)
     found, expected = scorer(ids, mask, token_mask), plain(theirs)
     assert scorer._direct_head is direct
     assert torch.allclose(found, expected, atol=2e-6)
@@ -127,7 +128,7 @@ def test_all_real_tokens_are_scored_unless_said_otherwise() -> None:
 
 
 def test_padding_and_neighbours_change_no_score() -> None:
-    scorer = Scorer(llama())
+    scorer = ModelScorer(llama())
     ids, mask, _ = rows()
     together = scorer(ids, mask)
     for row, length in enumerate((11, 7, 3)):
@@ -139,7 +140,7 @@ def test_adapters_on_the_head_are_scored_through_it() -> None:
     """They start as the identity, where a look at the head's own weight would find nothing wrong."""
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
-    scorer = Scorer(model)
+    scorer = ModelScorer(model)
     ids, mask, _ = rows()
     before = scorer(ids, mask)
     with torch.no_grad():
@@ -164,7 +165,7 @@ def test_modes_come_back_part_by_part() -> None:
         fail()
     assert not any(during)
     assert [module.training for module in model.modules()] == before
-    Scorer(model)(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
+    ModelScorer(model)(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
     assert [module.training for module in model.modules()] == before
 
 
@@ -309,4 +310,4 @@ def test_missing_folders_are_named(source: str) -> None:
 
 
 def _holding(model: PreTrainedModel) -> Any:
-    return type("Holder", (), {"scorer": Scorer(model)})()
+    return type("Holder", (), {"scorer": ModelScorer(model)})()

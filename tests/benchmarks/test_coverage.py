@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from polyturn.agents.tabular import mlp_policy
-from polyturn.agents.transformer.policy import Scorer
+from polyturn.agents.transformer.scoring import ModelScorer
 from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.coverage import training
@@ -144,7 +144,7 @@ def test_a_step_of_the_gpt_is_that_of_the_loop(method: str) -> None:
     context, tokens, behaviour, reward = data(2, 5, 4, 4, 10)
     stack_step(method, stack, frozen, context, tokens, behaviour, reward)
     for run in range(2):
-        policy, reference = (Mutable(model=pair[run], scorer=Scorer(pair[run])) for pair in (models, references))
+        policy, reference = (Mutable(model=pair[run], scorer=ModelScorer(pair[run])) for pair in (models, references))
         parts = (context[run], tokens[run], behaviour[run], reward[run])
         loop_step(method, policy, reference, groups_of(*parts, int))
         for name, value in models[run].named_parameters():

@@ -93,12 +93,12 @@ def test_the_installed_package_imports(installed: Path) -> None:
 
 
 def test_importing_polyturn_is_quick_and_registers_the_environments() -> None:
-    """Best of three, nothing heavier than Gymnasium and numpy, half of what one waits for knowingly."""
+    """Best of three, in processor time, and nothing heavier than Gymnasium and numpy."""
     program = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import polyturn
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 heavy = {"torch", "transformers", "sympy", "scipy", "pandas", "matplotlib", "docker", "accelerate"}
 print(sorted(heavy & set(sys.modules)))
 from gymnasium.envs.registration import registry
