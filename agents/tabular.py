@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from polyturn.agents.agent import Action, Episode
 from polyturn.agents.transformer.policy import PolicyLoadError
 from polyturn.agents.transformer.prediction import Prediction
-from polyturn.agents.transformer.scoring import TokenScorer, wanted_tokens
+from polyturn.agents.transformer.rows import Rows
+from polyturn.agents.transformer.scoring import TokenScorer
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Trajectory
 
@@ -95,16 +96,16 @@ class TabularScorer(TokenScorer):
         super().__init__()
         self.model, self._actions = model, actions
 
-    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
-        """Logits after every token of `ids [N, T]`."""
-        return Prediction(self._every(self.model.policy, ids))
+    def predict(self, rows: Rows) -> Prediction:
+        """Logits after every packed token."""
+        return Prediction(self._every(self.model.policy, rows.ids))
 
-    def outputs(self, ids: Tensor, mask: Tensor, prediction: Prediction) -> Mapping[str, Tensor]:
+    def outputs(self, rows: Rows, prediction: Prediction) -> Mapping[str, Tensor]:
         """The critic's values, where there is a critic."""
         if self.model.value is None:
             return {}
-        after = self._every(self.model.value, ids)[..., 0]
-        return {"values": torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)}
+        after = self._every(self.model.value, rows.ids)[..., 0]
+        return {"values": torch.where(rows.parent >= 0, after[rows.parent.clamp(min=0)], torch.zeros_like(after))}
 
     def _every(self, network: nn.Module, ids: Tensor) -> Tensor:
         """The network's outputs after each token; each state is computed once."""
@@ -255,7 +256,7 @@ class TabularPolicy:
 
     def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Log-probabilities `[N, T]` of given tokens; see `TokenScorer.forward`."""
-        return self.scorer.predict(ids, mask).logps(ids, wanted_tokens(mask, token_mask))
+        return cast("Tensor", self.scorer(Rows.of(ids, mask), token_mask)["logps"])
 
     def copy(self, *, version: str | None = None) -> TabularPolicy:
         """An independent, frozen copy, for use as a reference or an opponent."""

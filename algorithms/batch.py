@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from polyturn.agents.transformer.rows import Rows
 from polyturn.algorithms.estimators import mismatched_partners
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.trajectory import Trajectory
@@ -103,6 +104,10 @@ class Batch:
         per_pair = {"pairs": pairs[kept], "probability": self.probability[kept], "weight": self.weight[kept]}
         outputs = {name: value[rows][:, :width] for name, value in self.outputs.items()}
         return Batch(**per_token, **per_row, **per_pair, statistics=self.statistics, outputs=outputs)
+
+    def rows(self) -> Rows:
+        """The tokens, packed into the forest of distinct ones, as a scorer reads them."""
+        return Rows.of(self.ids, self.mask)
 
     def with_statistics(self, values: Mapping[str, Tensor]) -> Batch:
         """The same batch with these `statistics` added."""

@@ -120,12 +120,11 @@ def score(policy: Policy, teacher: Policy, members: Sequence[Trajectory]) -> dic
     for start in range(0, len(examples), 16):
         batch = collate(examples[start : start + 16])
         where = batch.turn_ids >= 0
-        against = teacher.scorer.predict(batch.ids, batch.mask)
+        rows = batch.rows()
+        against = teacher.scorer.predict(rows)
         tokens += int(where.sum())
         for first in ("teacher_first", "student_first"):
-            found = policy.scorer(
-                batch.ids, batch.mask, where, against=against, reference_first=first == "teacher_first"
-            )
+            found = policy.scorer(rows, where, against=against, reference_first=first == "teacher_first")
             totals[first] += float(found["kl"].sum())
         totals["nll"] -= float(found["logps"].sum())
     return {name: total / tokens for name, total in totals.items()}

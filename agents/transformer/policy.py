@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer, base_model
 from polyturn.agents.transformer.tokens import ChatFormat
 from polyturn.envs.extras import how_to_install
@@ -147,11 +148,11 @@ class Policy:
 
     def fingerprint(self) -> str:
         """A digest of all weights: equal for equal weights, whatever they are called."""
-        return weights_fingerprint(self.model)
+        return fingerprint_of(parameter for _, parameter in sorted(self.model.named_parameters()))
 
     def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Log-probabilities of given tokens; see `TokenScorer.forward`."""
-        return cast("Tensor", self.scorer(ids, mask, token_mask))
+        return cast("Tensor", self.scorer(Rows.of(ids, mask), token_mask)["logps"])
 
     def copy(self, *, version: str | None = None, trainable: bool = False) -> Policy:
         """An independent copy: frozen, for use as a reference or an opponent, unless it is to be trained."""
@@ -169,12 +170,12 @@ class Policy:
         return twin
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """A digest of a model's parameters, by name, type, shape and every bit."""
+def fingerprint_of(parameters: Iterable[Tensor]) -> str:
+    """A digest of tensors in order, by type, shape and every bit."""
     found = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
+    for parameter in parameters:
         value = parameter.detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 

@@ -1,13 +1,15 @@
 """From token rows to the log-probability of every token: one seam for every kind of policy.
 
-A scorer says what it predicts after each token (`predict`); log-probabilities, divergences from another model's
-predictions, and whatever else it has to say of each token (`outputs`) follow from that in one place.
+Rows are packed into the forest of their distinct tokens. A scorer says what it predicts after each of those
+(`predict`); log-probabilities, divergences from another model's predictions, and whatever else it has to say
+(`outputs`) belong to the edges of the forest, are computed once for every edge that some row asks for, and are read
+back into rows. Gradients of rows that share an edge add up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
 import torch
@@ -15,55 +17,71 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from polyturn.agents.transformer.prediction import Prediction, divergence
+from polyturn.agents.transformer.reading import Reader
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.token_logps import soft_cap
 
 
 class TokenScorer(nn.Module):
     """Log-probabilities of given tokens; what a trainer wraps for distribution. A subclass says what it predicts."""
 
-    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
-        """What is predicted after every token of `ids [N, T]`, as little of it as there is a need to keep."""
+    def predict(self, rows: Rows) -> Prediction:
+        """What is predicted after every packed token, as little of it as there is a need to keep."""
         raise NotImplementedError
 
-    def outputs(self, ids: Tensor, mask: Tensor, prediction: Prediction) -> Mapping[str, Tensor]:
-        """What else is said of each token, `[N, T]` by name, such as "values"; nothing by default."""
+    def outputs(self, rows: Rows, prediction: Prediction) -> Mapping[str, Tensor]:
+        """What else is said BEFORE each packed token, `[P]` by name, such as "values"; nothing by default."""
         return {}
+
+    def engaged(self) -> AbstractContextManager[None]:
+        """What must hold from a forward pass to the end of its backward pass; nothing by default."""
+        return nullcontext()
+
+    def packs(self) -> bool:
+        """Whether what rows share is read only once."""
+        return True
 
     def forward(
         self,
-        ids: Tensor,
-        mask: Tensor,
+        rows: Rows,
         token_mask: Tensor | None = None,
         *,
         against: Prediction | None = None,
         reference_first: bool = True,
-    ) -> Tensor | dict[str, Tensor]:
+    ) -> dict[str, Tensor]:
         """Log-probability of every wanted token given the tokens before it.
 
         Args:
-            ids: `[N, T]` int64, right padded.
-            mask: `[N, T]` bool, True on real tokens.
+            rows: N rows of at most T tokens.
             token_mask: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
             against: Another model's prediction of the same rows, to be compared with over the whole vocabulary.
             reference_first: Direction of that comparison: KL(other || this), or KL(this || other).
 
         Returns:
-            `[N, T]` float32 (or wider, as the model) in nats: entry (n, t) is log p(ids[n, t] | ids[n, :t]) where
-            wanted, 0 elsewhere and at t = 0. Where there is more to say, a dictionary of these, "logps", the divergence
-            "kl" `[N, T]` with `against`, and the scorer's own `outputs`.
+            `[N, T]` by name, float32 (or wider, as the model). "logps": entry (n, t) is log p(ids[n, t] | ids[n, :t])
+            in nats where wanted, 0 elsewhere and at t = 0. "kl": the divergence, with `against`. And the scorer's own
+            `outputs`, at every real token but the first.
         """
-        prediction = self.predict(ids, mask)
-        wanted = wanted_tokens(mask, token_mask)
-        result = {"logps": prediction.logps(ids, wanted), **self.outputs(ids, mask, prediction)}
+        prediction = self.predict(rows)
+        edges = rows.edges(token_mask)
+        before = rows.parent[edges]
+
+        def read_back(values: Tensor) -> Tensor:
+            packed = values.new_zeros(len(rows.ids)).index_put((edges,), values)
+            return rows.to_rows(packed, token_mask)
+
+        result = {"logps": read_back(prediction.logps(before, rows.ids[edges]))}
+        result |= {name: rows.to_rows(packed) for name, packed in self.outputs(rows, prediction).items()}
         if against is not None:
-            result["kl"] = divergence(prediction, against, wanted, reference_first=reference_first)
-        return result if len(result) > 1 else result["logps"]
+            kl = divergence(prediction, against, before, reference_first=reference_first)
+            result["kl"] = read_back(kl)
+        return result
 
 
 class ModelScorer(TokenScorer):
     """A causal language model as a scorer.
 
-    Only the positions asked for go through the vocabulary projection, a chunk at a time, wherever logits are the
+    Only the tokens asked for go through the vocabulary projection, a chunk at a time, wherever logits are the
     projection of the last hidden states, soft-capped or not. Other architectures are scored from their full logits.
     """
 
@@ -72,15 +90,27 @@ class ModelScorer(TokenScorer):
         self.model = model
         self._direct_head: bool | None = None
 
-    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
-        """See `TokenScorer.predict`: hidden states and the head that reads them where the head is plain."""
-        attention = None if bool(mask.all()) else mask.long()
-        if not self._head_is_direct():
-            return Prediction(self.model(input_ids=ids, attention_mask=attention, use_cache=False).logits)
+    def predict(self, rows: Rows) -> Prediction:
+        """Hidden states and the head that reads them where the head is plain, else logits."""
         inner = base_model(self.model)
-        hidden = inner.get_decoder()(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        if not self._head_is_direct():
+            return Prediction(self._reader()(rows))
         head = cast("nn.Linear", inner.get_output_embeddings())
-        return Prediction(hidden, head.weight, head.bias, final_cap(inner))
+        return Prediction(self._reader()(rows), head.weight, head.bias, final_cap(inner))
+
+    def engaged(self) -> AbstractContextManager[None]:
+        """The model attends over forests until its backward pass is done."""
+        return self._reader().attending()
+
+    def packs(self) -> bool:
+        """Whether the architecture reads forests."""
+        return self._reader().packs()
+
+    def _reader(self) -> Reader:
+        inner = base_model(self.model)
+        if self._head_is_direct():
+            return Reader(inner.get_decoder(), "last_hidden_state")
+        return Reader(inner, "logits")
 
     @torch.no_grad()
     def _head_is_direct(self) -> bool:
@@ -104,13 +134,6 @@ class ModelScorer(TokenScorer):
         return self._direct_head
 
 
-def wanted_tokens(mask: Tensor, token_mask: Tensor | None) -> Tensor:
-    """`[N, T]` bool: real tokens that are asked for and that something predicts (never the first of a row)."""
-    wanted = (mask if token_mask is None else token_mask & mask).clone()
-    wanted[:, 0] = False
-    return wanted
-
-
 @contextmanager
 def acting(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for every part of a model; afterwards each part has the mode it had."""
@@ -131,4 +154,5 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def final_cap(model: PreTrainedModel) -> float | None:
+    """c of the soft cap on a model's final logits, or None."""
     return cast("float | None", getattr(model.config.get_text_config(), "final_logit_softcapping", None))

@@ -1,7 +1,7 @@
-"""Log-probabilities and divergences of tokens under a causal language model, with logits one chunk at a time.
+"""Log-probabilities and divergences from hidden states, with logits one chunk at a time.
 
-Everywhere here entry t of a result belongs to token t, scored with the logits of position t - 1: the shift is done
-inside, so nobody else has to remember it. The first token of a row is predicted by nothing and is never scored.
+Everything here is flat: M predictions, each a hidden state (or logits) and, where one is asked for, the token that
+came. Which state predicts which token is the business of `polyturn.agents.transformer.rows`.
 """
 
 from __future__ import annotations
@@ -12,121 +12,91 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+# Logits of one chunk, and those that the backward pass finds ready instead of computing them again. On a GPU computing
+# is cheap and memory dear.
+_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+_KEPT_BYTES = {"cpu": 512 << 20, "cuda": 0}
+
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(logits / cap), or the logits themselves where `cap` is None (Gemma 2, arXiv 2408.00118)."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _predicting_positions(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Row and column of every token to score.
-
-    Raises:
-        ValueError: Wrong shapes, or a mask that asks for the first token of a row.
-    """
-    if ids.ndim != 2 or (mask is not None and mask.shape != ids.shape):
-        shape = None if mask is None else tuple(mask.shape)
-        raise ValueError(f"token log-probs: expected ids and mask of one shape [N, T], got {tuple(ids.shape)}, {shape}")
-    if mask is None:
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        mask[:, 0] = False
-    mask = mask.to(torch.bool)
-    row, column = torch.nonzero(mask, as_tuple=True)
-    if bool((column == 0).any()):
-        raise ValueError(
-            "token log-probs: the mask asks for the first token of a row, which nothing predicts; "
-            "put a context token (for example <bos>) before it"
-        )
-    return row, column
-
-
-def token_logps(
-    logits: Tensor,
-    ids: Tensor,
-    mask: Tensor | None = None,
-    *,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Log-probability of each given token from logits that are already there.
+def chosen_logps(logits: Tensor, tokens: Tensor, *, softcap: float | None = None, temperature: float = 1.0) -> Tensor:
+    """`[M]` log-probability in nats of each token from logits that are already there.
 
     Args:
-        logits: `[N, T, V]`.
-        ids: `[N, T]` tokens; values outside the mask are not looked at.
-        mask: `[N, T]` bool, tokens to score; None scores all but the first of a row.
+        logits: `[M, V]`.
+        tokens: `[M]`.
         softcap: c of c tanh(z / c) where the model has not applied it already.
         temperature: Divides the (capped) logits, as the sampler does.
-
-    Returns:
-        `[N, T]` float32 or wider, nats, 0 outside the mask.
-
-    Raises:
-        ValueError: Wrong shapes, or a mask that asks for the first token of a row.
     """
-    row, column = _predicting_positions(ids, mask)
-    chosen = soft_cap(_wide(logits[row, column - 1]), softcap) / temperature
-    logps = chosen.gather(-1, ids[row, column, None]).squeeze(-1) - torch.logsumexp(chosen, -1)
-    return logps.new_zeros(ids.shape).index_put((row, column), logps)
+    scores = soft_cap(_wide(logits), softcap)
+    scores = scores if temperature == 1.0 else scores / temperature
+    return scores.gather(-1, tokens[:, None]).squeeze(-1) - torch.logsumexp(scores, -1)
 
 
-def token_logps_from_hidden(
+def projected_logps(
     hidden: Tensor,
     weight: Tensor,
-    ids: Tensor,
-    mask: Tensor | None = None,
+    tokens: Tensor,
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
     temperature: float = 1.0,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> Tensor:
-    """Log-probability of each given token from the last hidden states, without ever holding all the logits.
+    """`[M]` log-probability in nats of each token from the hidden state before it, without ever holding all logits.
 
-    Only positions that predict a masked token are projected, `chunk` of them at a time; the backward pass projects them
-    again and applies softmax minus one-hot in place. The gradient is exact, memory is O(chunk * V) instead of
-    O(N * T * V). Not differentiable twice.
+    The backward pass applies softmax minus one-hot in the buffer of the logits themselves, which it keeps as far as a
+    fixed budget of memory allows and computes again beyond. The gradient is exact. Not differentiable twice.
 
     Args:
-        hidden: `[N, T, D]` what the output projection reads, after the final norm.
+        hidden: `[M, D]` what the output projection reads, after the final norm.
         weight: `[V, D]` output projection.
-        ids: `[N, T]` tokens.
-        mask: `[N, T]` bool, tokens to score; None scores all but the first of a row.
+        tokens: `[M]`.
         bias: `[V]` or None.
         softcap: c of c tanh(z / c) on the final logits (30 in Gemma 2).
         temperature: Divides the capped logits.
-        chunk: Positions projected at once.
+        chunk: Predictions projected at once; default as many as fit a fixed size.
 
     Returns:
-        `[N, T]` float32 or wider, nats, 0 outside the mask.
+        `[M]` float32 or wider.
 
     Raises:
-        ValueError: Wrong shapes, a chunk below 1, or a mask that asks for the first token of a row.
+        ValueError: Shapes that do not fit, or a chunk below 1.
     """
+    if hidden.ndim != 2 or hidden.shape[:1] != tokens.shape or hidden.shape[1] != weight.shape[1]:
+        shapes = (tuple(hidden.shape), tuple(weight.shape), tuple(tokens.shape))
+        raise ValueError(f"projected_logps: expected hidden [M, D], weight [V, D] and tokens [M], got {shapes}")
+    chunk = _chunk(weight, hidden.device) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 position, got {chunk}")
-    row, column = _predicting_positions(ids, mask)
     kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        # The custom backward runs outside the caller's autocast region, so the casts are made here, once.
-        dtype = torch.get_autocast_dtype(kind)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    # The custom backward runs outside the caller's autocast region, so the type is settled here, once.
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
         logps: Tensor = _ProjectedLogps.apply(  # type: ignore[no-untyped-call]  # torch leaves Function.apply untyped
-            hidden[row, column - 1], weight, bias, ids[row, column], softcap, temperature, chunk
+            hidden.to(dtype), weight, bias, tokens, softcap, temperature, chunk
         )
-    return logps.new_zeros(ids.shape).index_put((row, column), logps)
+    return logps
 
 
 class _ProjectedLogps(torch.autograd.Function):
-    """log softmax(cap(h W^T + b) / temperature)[id] for `[M, D]` positions, logits one chunk at a time."""
+    """log softmax(cap(h W^T + b) / temperature)[token], logits one chunk at a time."""
 
     @staticmethod
     def _scores(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
     ) -> Tensor:
-        logits = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
-        return soft_cap(_wide(logits), softcap) / temperature
+        """`[C, V]` scores in a buffer of their own, float32 or wider."""
+        scores = _wide(hidden @ weight.t())
+        if bias is not None:
+            scores.add_(bias)
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        return scores if temperature == 1.0 else scores.div_(temperature)
 
     @staticmethod
     def forward(
@@ -134,49 +104,69 @@ class _ProjectedLogps(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        ids: Tensor,
+        tokens: Tensor,
         softcap: float | None,
         temperature: float,
         chunk: int,
     ) -> Tensor:
         ctx.options = (softcap, temperature, chunk)
-        total = torch.empty(len(ids), dtype=_wide(hidden[:0]).dtype, device=hidden.device)
-        logps = torch.empty_like(total)
-        for start in range(0, len(ids), chunk):
+        cast = weight.to(hidden.dtype)
+        best = torch.empty(len(tokens), dtype=_wide(hidden[:0]).dtype, device=hidden.device)
+        mass, logps = torch.empty_like(best), torch.empty_like(best)
+        # A soft cap's slope needs the scores, not their exponentials: those are computed again.
+        budget = _KEPT_BYTES.get(hidden.device.type, 0) if softcap is None and any(ctx.needs_input_grad) else 0
+        ctx.kept = []
+        for start in range(0, len(tokens), chunk):
             part = slice(start, start + chunk)
-            scores = _ProjectedLogps._scores(hidden[part], weight, bias, softcap, temperature)
-            total[part] = torch.logsumexp(scores, -1)
-            logps[part] = scores.gather(-1, ids[part, None]).squeeze(-1) - total[part]
-        ctx.save_for_backward(hidden, weight, bias, ids, total)
+            scores = _ProjectedLogps._scores(hidden[part], cast, bias, softcap, temperature)
+            best[part] = scores.amax(-1)
+            chosen = scores.gather(-1, tokens[part, None]).squeeze(-1)
+            mass[part] = scores.sub_(best[part, None]).exp_().sum(-1)
+            logps[part] = chosen - best[part] - mass[part].log()
+            budget -= scores.nbytes
+            if budget >= 0:
+                ctx.kept.append(scores)
+        ctx.save_for_backward(hidden, weight, bias, tokens, best, mass)
         return logps
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, total = ctx.saved_tensors
+        hidden, weight, bias, tokens, best, mass = ctx.saved_tensors
         softcap, temperature, chunk = ctx.options
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
+        cast = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight) if want_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight[:0]).dtype) if want_weight else None
         grad_bias = torch.zeros_like(bias) if want_bias else None
-        for start in range(0, len(ids), chunk):
+        for index, start in enumerate(range(0, len(tokens), chunk)):
             part = slice(start, start + chunk)
-            scores = _ProjectedLogps._scores(hidden[part], weight, bias, softcap, temperature)
-            slope = None if softcap is None else 1.0 - (scores * (temperature / softcap)).square()
-            # d log p(id) / d scores = one-hot - softmax
-            grad_scores = scores.sub_(total[part, None]).exp_().neg_()
-            grad_scores.scatter_add_(-1, ids[part, None], torch.ones_like(grad_scores[:, :1]))
-            grad_scores.mul_(grad[part, None] / temperature)
+            slope = None
+            if index < len(ctx.kept):
+                exponentials = ctx.kept[index]
+            else:
+                scores = _ProjectedLogps._scores(hidden[part], cast, bias, softcap, temperature)
+                slope = None if softcap is None else 1.0 - (scores * (temperature / softcap)).square()
+                exponentials = scores.sub_(best[part, None]).exp_()
+            # d log p(token) / d scores = one-hot - softmax
+            share = grad[part, None] / temperature
+            scores_grad = exponentials.mul_(-share / mass[part, None])
+            scores_grad.scatter_add_(-1, tokens[part, None], share)
             if slope is not None:
-                grad_scores.mul_(slope)
-            grad_logits = grad_scores.to(weight.dtype)
+                scores_grad.mul_(slope)
+            logits_grad = scores_grad.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[part])
+                torch.mm(logits_grad, cast, out=grad_hidden[part])
             if grad_weight is not None:
-                grad_weight.addmm_(grad_logits.t(), hidden[part])
+                if grad_weight.dtype == logits_grad.dtype:
+                    grad_weight.addmm_(logits_grad.t(), hidden[part])
+                else:  # half precision computes, float32 adds up
+                    grad_weight.add_(logits_grad.t() @ hidden[part])
             if grad_bias is not None:
-                grad_bias.add_(grad_logits.sum(0))
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+                grad_bias.add_(logits_grad.sum(0))
+        ctx.kept = []  # what was kept has been overwritten
+        weight_grad = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, weight_grad, grad_bias, None, None, None, None
 
 
 def full_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -200,50 +190,62 @@ def full_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return torch.where(allowed, p_safe.exp() * (p_safe - q_safe), zero).sum(-1)
 
 
-def full_kl_from_hidden(
+def projected_kl(
     hidden: Tensor,
     weight: Tensor,
     reference_hidden: Tensor,
     reference_weight: Tensor,
-    mask: Tensor,
     *,
     reference_first: bool,
     softcap: float | None = None,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> Tensor:
-    """`full_kl` of policy and reference at every masked token, from hidden states, logits one chunk at a time.
+    """`[M]` `full_kl` of policy and reference at every prediction, from hidden states, logits one chunk at a time.
 
     Args:
-        hidden: `[N, T, D]` the policy's last hidden states.
+        hidden: `[M, D]` the policy's last hidden states.
         weight: `[V, D]` the policy's output projection.
-        reference_hidden: `[N, T, E]` the reference's.
+        reference_hidden: `[M, E]` the reference's.
         reference_weight: `[V, E]`.
-        mask: `[N, T]` bool, tokens whose prediction is compared.
         reference_first: True for KL(reference || policy), False for KL(policy || reference).
         softcap: c of c tanh(z / c) on both models' final logits.
-        chunk: Positions projected at once.
+        chunk: Predictions projected at once; default as many as fit a fixed size.
 
     Returns:
-        `[N, T]` float32 or wider, nats, 0 outside the mask; entry t belongs to the prediction of token t.
+        `[M]` float32 or wider, nats.
 
     Raises:
-        ValueError: Wrong shapes, a chunk below 1, or a mask that asks for the first token of a row.
+        ValueError: Shapes that do not fit, or a chunk below 1.
     """
+    if len(hidden) != len(reference_hidden) or len(weight) != len(reference_weight):
+        raise ValueError(
+            f"projected_kl: expected as many predictions over one vocabulary, got {len(hidden)} and "
+            f"{len(reference_hidden)} over {len(weight)} and {len(reference_weight)} tokens"
+        )
+    chunk = _chunk(weight, hidden.device) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1 position, got {chunk}")
-    row, column = _predicting_positions(mask, mask)
-    own, other = hidden[row, column - 1], reference_hidden[row, column - 1]
 
-    def compare(a: Tensor, b: Tensor) -> Tensor:
-        policy, reference = soft_cap(_wide(a @ weight.t()), softcap), soft_cap(_wide(b @ reference_weight.t()), softcap)
+    def compare(own: Tensor, other: Tensor) -> Tensor:
+        policy, reference = (
+            soft_cap(_wide(own @ weight.t()), softcap),
+            soft_cap(_wide(other @ reference_weight.t()), softcap),
+        )
         return full_kl(reference, policy) if reference_first else full_kl(policy, reference)
 
-    parts = [
-        checkpoint(compare, a, b, use_reentrant=False)
-        for a, b in zip(own.split(chunk), other.split(chunk), strict=True)
-    ]
-    values = torch.cat(parts) if parts else own.sum(-1)
-    return values.new_zeros(mask.shape).index_put((row, column), values)
+    if not len(hidden):
+        return hidden.new_zeros(0, dtype=_wide(hidden[:0]).dtype)
+    return torch.cat(
+        [
+            checkpoint(compare, own, other, use_reentrant=False)
+            for own, other in zip(hidden.split(chunk), reference_hidden.split(chunk), strict=True)
+        ]
+    )
+
+
+def _chunk(weight: Tensor, device: torch.device) -> int:
+    """Predictions whose logits fit one chunk."""
+    return max(1, _CHUNK_BYTES.get(device.type, 256 << 20) // (4 * len(weight)))
 
 
 def _wide(x: Tensor) -> Tensor:

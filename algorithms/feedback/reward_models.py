@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.reading import Reader
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import acting
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.estimators import sequence_sum
@@ -59,25 +62,29 @@ class BradleyTerry:
 
 
 class _Scorer(nn.Module):
-    """A body and a linear head, read at the last real token of each row."""
+    """A body and a linear head, read at the last token of each row."""
 
     def __init__(self, body: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.body, self.head = body, head
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """`[N, T, D]` what the body makes of every token and those before it."""
-        attention = None if bool(mask.all()) else mask.long()
-        found: Tensor = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-        return found
+    def engaged(self) -> AbstractContextManager[None]:
+        """As `TokenScorer.engaged`."""
+        return self._reader().attending()
 
-    def forward(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """`[N, T]`: the row's score at its last real token, 0 elsewhere."""
-        states = self.states(ids, mask)
-        last = (mask.sum(1) - 1).clamp(min=0)[:, None]
-        state = states.gather(1, last[..., None].expand(-1, 1, states.shape[-1]))[:, 0]
-        score = self.head(state).float()
-        return torch.zeros(ids.shape, dtype=score.dtype, device=ids.device).scatter(1, last, score)
+    def every(self, rows: Rows) -> Tensor:
+        """`[P]` the score that a row would have if it ended after each of the distinct tokens."""
+        scores: Tensor = self.head(self._reader()(rows).to(self.head.weight.dtype))[..., 0].float()
+        return scores
+
+    def forward(self, rows: Rows, token_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """`[N, T]`, called "logps" as the loop expects: the row's score at its last real token, 0 elsewhere."""
+        last = (rows.mask.sum(1) - 1).clamp(min=0)[:, None]
+        score = self.every(rows)[rows.place.gather(1, last)]
+        return {"logps": torch.zeros(rows.mask.shape, dtype=score.dtype, device=score.device).scatter(1, last, score)}
+
+    def _reader(self) -> Reader:
+        return Reader(self.body, "last_hidden_state")
 
 
 class _Judge:
@@ -141,7 +148,7 @@ class _Judge:
         result = np.zeros(len(rows))
         with torch.no_grad(), acting(self.model):
             for part, batch in self._batches(rows):
-                result[part] = self.scorer(batch.ids, batch.mask).sum(1).double().cpu().numpy()
+                result[part] = self.scorer(batch.rows())["logps"].sum(1).double().cpu().numpy()
         return result
 
     def _batches(self, rows: Sequence[Trajectory], *, size: int = 16) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -182,7 +189,8 @@ class RewardModel(_Judge):
         result: list[NDArray[np.float64]] = [np.zeros(0)] * len(rows)
         with torch.no_grad(), acting(self.model):
             for part, batch in self._batches(rows):
-                each = self.scorer.head(self.scorer.states(batch.ids, batch.mask))[..., 0].double().cpu().numpy()
+                packed = batch.rows()
+                each = self.scorer.every(packed)[packed.place].double().cpu().numpy()
                 for place, index in enumerate(part):
                     result[int(index)] = each[place][ends[int(index)]]
         return result

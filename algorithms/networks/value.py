@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.prediction import Prediction
+from polyturn.agents.transformer.reading import Reader
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer, TokenScorer
 from polyturn.algorithms.estimators import policy_mask
 from polyturn.algorithms.networks.compound import Compound
@@ -24,7 +27,7 @@ class ValueNetwork(nn.Module):
     """A transformer's body with a linear head of one number, which starts at 0 everywhere.
 
     Args:
-        body: From `(input_ids, attention_mask)` to hidden states; None where the head reads the policy's own.
+        body: A transformers decoder; None where the head reads the policy's own hidden states.
         width: Size of the hidden states.
     """
 
@@ -35,20 +38,23 @@ class ValueNetwork(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, ids: Tensor, mask: Tensor, states: Tensor | None = None) -> Tensor:
-        """`[N, T]` float32: entry t is the value of the tokens BEFORE token t, 0 at t = 0.
+    def forward(self, rows: Rows, states: Tensor | None = None) -> Tensor:
+        """`[P]` float32: the value of what stands BEFORE each packed token, 0 at the first of a row.
 
         Args:
-            ids: `[N, T]` tokens.
-            mask: `[N, T]` bool, True on real tokens.
-            states: `[N, T, D]` the policy's hidden states, where there is no body.
+            rows: The rows.
+            states: `[P, D]` the policy's hidden states, where there is no body.
         """
         if self.body is not None:
-            attention = None if bool(mask.all()) else mask.long()
-            states = self.body(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+            states = self.reader()(rows)
         assert states is not None
-        after = self.head(states)[..., 0].float()
-        return torch.cat([torch.zeros_like(after[:, :1]), after[:, :-1]], 1)
+        after = self.head(states.to(self.head.weight.dtype))[..., 0].float()
+        return torch.where(rows.parent >= 0, after[rows.parent.clamp(min=0)], torch.zeros_like(after))
+
+    def reader(self) -> Reader:
+        """The body as it reads rows."""
+        assert self.body is not None
+        return Reader(self.body, "last_hidden_state")
 
 
 class _ActorCriticScorer(TokenScorer):
@@ -58,11 +64,16 @@ class _ActorCriticScorer(TokenScorer):
         super().__init__()
         self.scorer, self.value = scorer, value
 
-    def predict(self, ids: Tensor, mask: Tensor) -> Prediction:
-        return self.scorer.predict(ids, mask)
+    def predict(self, rows: Rows) -> Prediction:
+        return self.scorer.predict(rows)
 
-    def outputs(self, ids: Tensor, mask: Tensor, prediction: Prediction) -> Mapping[str, Tensor]:
-        return {"values": self.value(ids, mask, prediction.states if self.value.body is None else None)}
+    def outputs(self, rows: Rows, prediction: Prediction) -> Mapping[str, Tensor]:
+        return {"values": self.value(rows, prediction.states if self.value.body is None else None)}
+
+    @contextmanager
+    def engaged(self) -> Iterator[None]:
+        with self.scorer.engaged(), nullcontext() if self.value.body is None else self.value.reader().attending():
+            yield
 
 
 class ActorCritic:
@@ -97,7 +108,7 @@ class ActorCritic:
         if shared:
             ids = torch.ones((1, 2), dtype=torch.int64, device=policy.device)
             with torch.no_grad():
-                direct = policy.scorer.predict(ids, ids > 0).weight is not None
+                direct = policy.scorer.predict(Rows.of(ids, ids > 0)).weight is not None
             if not direct:
                 raise ValueError(
                     f"ActorCritic: expected logits that are a projection of hidden states to share them, got "
@@ -110,9 +121,10 @@ class ActorCritic:
         return {"value.": self.lr_scale}
 
     def values(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """`[N, T]` value of the tokens before each token; see `ValueNetwork.forward`."""
-        states = self.policy.scorer.predict(ids, mask).states if self.shared else None
-        return cast("Tensor", self.value(ids, mask, states))
+        """`[N, T]` value of the tokens before each token, 0 at t = 0 and beyond a row's length."""
+        rows = Rows.of(ids, mask)
+        states = self.policy.scorer.predict(rows).states if self.shared else None
+        return rows.to_rows(self.value(rows, states))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the policy, loadable on its own, and the value network beside it."""

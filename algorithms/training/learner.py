@@ -5,25 +5,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyturn.agents.transformer.forest import distinct, pack
+from polyturn.agents.transformer.policy import fingerprint_of
+from polyturn.agents.transformer.rows import Rows
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, Loss
 from polyturn.algorithms.training.metrics import Sums, add, merge
-from polyturn.algorithms.training.microbatch import shard, split
+from polyturn.algorithms.training.microbatch import Cost, MicroBatch, shard, split
 from polyturn.algorithms.training.options import TrainOptions
+from polyturn.algorithms.training.reference import Reference, ReferenceCache
 
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient was nan or infinite. Weights are as they were before the step; the batch is saved."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """The device ran out of memory. Weights are as they were before the step."""
 
 
 class Scorable(Protocol):
@@ -36,10 +46,10 @@ class Scorable(Protocol):
 
     @property
     def scorer(self) -> nn.Module:
-        """Module around `model`, from `(ids, mask, token_mask)`, all `[N, T]`, to log-probabilities `[N, T]`.
+        """Module around `model`, from `Rows` and a mask `[N, T]` to a dictionary of `[N, T]` tensors.
 
-        Or to a dictionary of "logps" and whatever else it says of each token; that reaches the loss as
-        `batch.outputs`. Where a method wants the KL over the whole vocabulary, it must work as
+        "logps" are log-probabilities; whatever else it says of each token reaches the loss as `batch.outputs`. Where a
+        method wants the KL over the whole vocabulary, it must work as
         `polyturn.agents.transformer.scoring.TokenScorer` does.
         """
         ...
@@ -57,15 +67,15 @@ class _Scoring(nn.Module):
         self.scorer = scorer
         self._dropout = dropout
 
-    def forward(self, ids: Tensor, mask: Tensor, token_mask: Tensor, **options: Any) -> Any:
-        learning = torch.is_grad_enabled()
-        self.train(self._dropout and learning)
+    def forward(self, rows: Rows, token_mask: Tensor | None = None, **options: Any) -> Any:
+        learning, rehearsal = torch.is_grad_enabled(), options.pop("rehearsal", False)
+        self.train(self._dropout and (learning or rehearsal))
         for module in self.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = learning
         if options.pop("predict", False):
-            return cast("Any", self.scorer).predict(ids, mask)
-        return self.scorer(ids, mask, token_mask, **options)
+            return cast("Any", self.scorer).predict(rows)
+        return self.scorer(rows, token_mask, **options)
 
 
 class Learner:
@@ -78,6 +88,7 @@ class Learner:
             model, whose base with the adapter off is the reference.
         accelerator: Where and in which precision.
         options: How.
+        place: Folder of the run, for what a resumed one needs; None where nothing is kept.
         failures: Folder for batches that made a nan.
     """
 
@@ -89,31 +100,39 @@ class Learner:
         accelerator: Accelerator,
         options: TrainOptions,
         *,
+        place: Path | None,
         failures: Path,
     ) -> None:
         self._method, self._policy, self._accelerator = method, policy, accelerator
         self._options, self._failures = options, failures
-        self._cache: dict[bytes, Tensor] | None = {} if options.cache_reference else None
         if options.gradient_checkpointing:
             _checkpoint_activations(policy.model)
         scoring = _Scoring(policy.scorer, dropout=options.dropout)
         # Some scorers look at the model on their first call; that must not fall into a step that checkpoints.
         device = next(policy.model.parameters()).device
         with torch.no_grad():
-            scoring(torch.zeros((1, 2), dtype=torch.int64, device=device), *[_ones(device)] * 2)
+            scoring(Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), _ones(device)))
         make = options.optimizer if callable(options.optimizer) else torch.optim.AdamW
         made = make(_parameter_groups(policy, options.lr, options.weight_decay))
         self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
         self._plain = accelerator.unwrap_model(self._wrapped)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._reference: nn.Module | None = None
-        self._reference_context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self._cost: Cost = distinct if _packs(policy.scorer) else _leaf_tokens
+        self._reference: Reference | None = None
+        self._cache: ReferenceCache | None = None
         if method.needs.reference:
-            if reference is None:
-                self._reference = self._plain
-                self._reference_context = policy.model.disable_adapter
-            else:
-                self._reference = accelerator.prepare_model(_Scoring(reference.scorer), evaluation_mode=True)
+            self._reference = self._made_reference(reference, place)
+
+    def _made_reference(self, reference: Scorable | None, place: Path | None) -> Reference:
+        frozen = [p for p in self._policy.model.parameters() if not p.requires_grad]
+        if self._options.cache_reference:
+            weights = frozen if reference is None else list(reference.model.parameters())
+            name = f"reference-{self._accelerator.process_index}.sqlite"
+            self._cache = ReferenceCache(None if place is None else place / name, fingerprint_of(weights))
+        if reference is None:
+            return Reference(self._plain, self._policy.model.disable_adapter, self._cache)
+        scoring = self._accelerator.prepare_model(_Scoring(reference.scorer), evaluation_mode=True)
+        return Reference(scoring, contextlib.nullcontext, self._cache)
 
     @property
     def plain_optimizer(self) -> torch.optim.Optimizer:
@@ -124,6 +143,8 @@ class Learner:
         """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
         if self._options.gradient_checkpointing:
             _keep_activations(self._policy.model)
+        if self._cache is not None:
+            self._cache.close()
         self._policy.model.eval()
 
     def step(self, batch: Batch, step: int, *, lr_factor: float = 1.0) -> dict[str, float]:
@@ -135,36 +156,48 @@ class Learner:
             lr_factor: Multiplies the learning rate.
 
         Returns:
-            loss, grad_norm, lr, tokens, and the method's metrics, over all processes.
+            loss, grad_norm, lr, tokens (of all rows), distinct_tokens (read for them), and the method's metrics, over
+            all processes.
 
         Raises:
             NonFiniteError: The loss or the gradient was nan or infinite.
+            OutOfMemoryError: The device ran out of memory.
             ValueError: The batch holds nothing to learn from.
         """
+        try:
+            return self._step(batch, step, lr_factor)
+        except torch.OutOfMemoryError as error:
+            self.optimizer.zero_grad()
+            raise OutOfMemoryError(self._remedy(step)) from error
+
+    def _step(self, batch: Batch, step: int, lr_factor: float) -> dict[str, float]:
         world = self._accelerator.num_processes
         # This process's part of the step's groups; mismatched rows only serve the step's statistics.
         part = shard(batch, world)[self._accelerator.process_index] if self._options.sharded else batch
         part = part.with_statistics({"step": torch.tensor(float(step))})
         learned = part.select(~part.mismatched)
-        learned = learned.with_statistics(self._row_statistics(learned) | self._step_statistics(part))
-        micros = split(learned, pieces=self._options.accumulate, tokens=self._options.tokens_per_micro_batch)
-        own = len(micros)
-        micros = self._evened(micros, batch)
+        learned = learned.with_statistics(self._row_statistics(learned) | self._step_statistics(part, step))
+        micros = self._split(learned)
+        # Processes must run backward equally often; those with less to do read one row that counts nothing.
+        own = sum(len(micro.pieces) for micro in micros)
+        idle = max(self._gather(own)) - own
+        nothing = MicroBatch(batch.select(torch.tensor([0])), (torch.tensor([0]),))
         # Forward and backward, one micro-batch after another; gradients add up.
         value = count = 0.0
         sums: Sums = {}
-        for index, micro in enumerate(micros):
-            # Gradients are exchanged once, with the last micro-batch.
-            last = index == len(micros) - 1
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped):
-                loss = self._loss(micro.to(self._accelerator.device), self._stream(step, index), counts=index < own)
-                total = loss.values.sum()
-                self._accelerator.backward(total)
-            value += float(total.detach())
-            count += float(loss.values.numel() if loss.count is None else loss.count.sum()) if index < own else 0.0
-            add(sums, loss.metrics)
+        packed = 0
+        with self._engaged():
+            for index, micro in enumerate(micros):
+                final = index == len(micros) - 1 and not idle
+                loss, read = self._learn(micro, (step, index), final=final)
+                value += float(loss.values.detach().sum())
+                count += float(loss.values.numel() if loss.count is None else loss.count.sum())
+                packed += read
+                add(sums, loss.metrics)
+            for left in reversed(range(idle)):
+                self._learn(nothing, (step, len(micros)), final=not left, counts=False)
         # The sum of gradients becomes their mean over all that counts, in all processes.
-        parts = self._gather((value, count, sums, learned.tokens))
+        parts = self._gather((value, count, sums, learned.tokens, packed))
         value, count = sum(each[0] for each in parts), sum(each[1] for each in parts)
         if not count:
             raise ValueError("expected at least one comparison (or row) that counts in a training step, got none")
@@ -182,18 +215,110 @@ class Learner:
             "grad_norm": norm,
             "lr": self._rates[0] * lr_factor,
             "tokens": float(sum(each[3] for each in parts)),
+            "distinct_tokens": float(sum(each[4] for each in parts)),
             **merge(each[2] for each in parts),
         }
 
-    def _loss(self, micro: Batch, stream: int, *, counts: bool) -> Loss:
-        token_mask = self._method.token_mask(micro)
+    def _split(self, rows: Batch) -> list[MicroBatch]:
+        options = self._options
+        return split(rows, pieces=options.accumulate, tokens=options.tokens_per_micro_batch, cost=self._cost)
+
+    def _learn(
+        self, micro: MicroBatch, stream: tuple[int, int], *, final: bool, counts: bool = True
+    ) -> tuple[Loss, int]:
+        """Forward and backward of one micro-batch; its loss, and how many distinct tokens were read.
+
+        Args:
+            micro: On the CPU.
+            stream: Seeds dropout.
+            final: Whether gradients are exchanged between processes after it.
+            counts: False for rows that only keep processes in step.
+        """
+        batch = micro.batch.to(self._accelerator.device)
+        token_mask = self._method.token_mask(batch)
+        if len(micro.pieces) > 1:
+            return self._learn_in_pieces(micro, batch, token_mask, stream, final=final)
+        rows = self._rows(micro.batch)
         # The reference first, while no activations of the policy are alive.
-        reference, options = self._compare(micro, token_mask)
-        with self._dropout_stream(stream):
-            logps, outputs = _unpacked(self._wrapped(micro.ids, micro.mask, token_mask, **options))
-        if not counts:
-            return Loss(sum((value.sum(1) for value in outputs.values()), logps.sum(1)) * 0.0)
-        return self._method.loss(logps, reference, replace(micro, outputs=outputs))
+        reference, options = self._compare(batch, rows, token_mask)
+        with self._exchange(final):
+            with self._dropout_stream(*stream, 0):
+                outputs = dict(self._wrapped(rows, token_mask, **options))
+            logps = outputs.pop("logps")
+            if counts:
+                loss = self._method.loss(logps, reference, replace(batch, outputs=outputs))
+            else:
+                loss = Loss(sum((value.sum(1) for value in outputs.values()), logps.sum(1)) * 0.0)
+            self._accelerator.backward(loss.values.sum())
+        return loss, len(rows.ids)
+
+    def _learn_in_pieces(
+        self, micro: MicroBatch, batch: Batch, token_mask: Tensor, stream: tuple[int, int], *, final: bool
+    ) -> tuple[Loss, int]:
+        """As `_learn`, for groups that do not fit: a loss couples rows only through what is scored of them.
+
+        All pieces are scored without gradient; the loss is differentiated with respect to those numbers; then each
+        piece is read again, with gradient, and passed back with its own coefficients. Exact for every method.
+        """
+        parts = [(index, micro.batch.select(index)) for index in micro.pieces]
+        packed = [self._rows(part) for _, part in parts]
+        options: dict[str, Any] = {}
+
+        def whole(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            made = {name: value.new_zeros(batch.ids.shape) for name, value in found[0].items()}
+            for (index, _), values in zip(parts, found, strict=True):
+                for name, value in values.items():
+                    made[name][index.to(value.device), : value.shape[1]] = value
+            return made
+
+        # 1. Score.
+        references, scores = [], []
+        with torch.no_grad():
+            for number, ((index, part), rows) in enumerate(zip(parts, packed, strict=True)):
+                mask = token_mask[index.to(token_mask.device), : rows.mask.shape[1]]
+                reference, options = self._compare(part.to(batch.ids.device), rows, mask)
+                references.append({} if reference is None else {"reference": reference})
+                with self._dropout_stream(*stream, number):
+                    scores.append(dict(self._plain(rows, mask, rehearsal=True, **options)))
+        # 2. Differentiate the loss with respect to the scores.
+        leaves = {name: value.requires_grad_() for name, value in whole(scores).items()}
+        outputs = {name: value for name, value in leaves.items() if name != "logps"}
+        loss = self._method.loss(leaves["logps"], whole(references).get("reference"), replace(batch, outputs=outputs))
+        loss.values.sum().backward()
+        # 3. Pass each piece back with its coefficients.
+        for number, ((index, part), rows) in enumerate(zip(parts, packed, strict=True)):
+            mask = token_mask[index.to(token_mask.device), : rows.mask.shape[1]]
+            _, options = self._compare(part.to(batch.ids.device), rows, mask) if "kl" in leaves else (None, {})
+            with self._exchange(final and number == len(parts) - 1):
+                with self._dropout_stream(*stream, number):
+                    found = self._wrapped(rows, mask, **options)
+                total = torch.zeros((), device=batch.ids.device)
+                for name, value in found.items():
+                    slope = leaves[name].grad
+                    if slope is not None:
+                        total = total + (value * slope[index.to(slope.device), : value.shape[1]]).sum()
+                self._accelerator.backward(total)
+        return loss, sum(len(rows.ids) for rows in packed)
+
+    def _rows(self, rows: Batch) -> Rows:
+        """Rows packed on the CPU, on the device."""
+        ids, mask = rows.ids, rows.mask
+        return Rows.on(pack(ids.cpu().numpy(), mask.sum(1).cpu().numpy()), self._accelerator.device)
+
+    @contextlib.contextmanager
+    def _engaged(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            engaged = getattr(self._policy.scorer, "engaged", None)
+            if engaged is not None:
+                stack.enter_context(engaged())
+            yield
+
+    def _exchange(self, final: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged once, with the last backward pass."""
+        context: contextlib.AbstractContextManager[Any] = (
+            contextlib.nullcontext() if final else self._accelerator.no_sync(self._wrapped)
+        )
+        return context
 
     def _row_statistics(self, rows: Batch) -> dict[str, Tensor]:
         """Means over all rows of the step of what a method reads from the rows alone."""
@@ -204,7 +329,7 @@ class Learner:
         return _means(self._gather(sums))
 
     @torch.no_grad()
-    def _step_statistics(self, part: Batch) -> dict[str, Tensor]:
+    def _step_statistics(self, part: Batch, step: int) -> dict[str, Tensor]:
         """Means over rows of the whole step that need no gradient, and that every micro-batch needs.
 
         The rows are the mismatched ones, or all others where the method looks ahead on them.
@@ -212,52 +337,33 @@ class Learner:
         needs, statistics = self._method.needs, self._method.step_statistics
         if statistics is None or not (needs.mismatched or needs.look_ahead):
             return {}
-        rows = part.select(part.mismatched if needs.mismatched else ~part.mismatched)
+        selected = part.select(part.mismatched if needs.mismatched else ~part.mismatched)
         sums: Sums = {}
-        for micro in split(rows, pieces=self._options.accumulate, tokens=self._options.tokens_per_micro_batch):
-            micro = micro.to(self._accelerator.device)
-            token_mask = self._method.token_mask(micro)
-            reference, options = self._compare(micro, token_mask)
-            logps, outputs = _unpacked(self._plain(micro.ids, micro.mask, token_mask, **options))
-            add(sums, statistics(logps, reference, replace(micro, outputs=outputs)))
+        for micro in self._split(selected):
+            for index in micro.pieces:
+                piece = micro.batch.select(index)
+                batch, rows = piece.to(self._accelerator.device), self._rows(piece)
+                token_mask = self._method.token_mask(batch)
+                reference, options = self._compare(batch, rows, token_mask)
+                outputs = dict(self._plain(rows, token_mask, **options))
+                logps = outputs.pop("logps")
+                add(sums, statistics(logps, reference, replace(batch, outputs=outputs)))
         return _means(self._gather(sums))
 
     @torch.no_grad()
-    def _compare(self, micro: Batch, token_mask: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
+    def _compare(self, batch: Batch, rows: Rows, token_mask: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
         """Log-probabilities under the reference, and what the policy's scorer needs to compare whole distributions."""
         direction = self._method.needs.full_kl
-        if self._reference is None or direction is None:
-            return self._score_reference(micro, token_mask), {}
-        with self._reference_context():
-            prediction = self._reference(micro.ids, micro.mask, token_mask, predict=True)
-        # Such a loss has its pull to the reference from the KL; the reference's log-probs come at no further pass.
-        wanted = token_mask & micro.mask
-        wanted[:, 0] = False
-        options = {"against": prediction, "reference_first": direction == "reference_first"}
-        return prediction.logps(micro.ids, wanted), options
-
-    @torch.no_grad()
-    def _score_reference(self, batch: Batch, token_mask: Tensor) -> Tensor | None:
         if self._reference is None:
-            return None
-        with self._reference_context():
-            if self._cache is None:
-                return _unpacked(self._reference(batch.ids, batch.mask, token_mask))[0]
-            result = torch.zeros(batch.ids.shape, dtype=torch.float32, device=batch.ids.device)
-            for row, length in enumerate(batch.mask.sum(1).tolist()):
-                # Scored one row at a time: what is kept must not depend on which rows it was batched with, or a
-                # resumed run, whose cache is empty, would differ in the last bits.
-                ids, mask, wanted = (x[row : row + 1, :length] for x in (batch.ids, batch.mask, token_mask))
-                key = hashlib.blake2b(ids.cpu().numpy().tobytes() + wanted.cpu().numpy().tobytes()).digest()
-                if key not in self._cache:
-                    self._cache[key] = _unpacked(self._reference(ids, mask, wanted))[0][0].cpu()
-                result[row, :length] = self._cache[key].to(result.device)
-            return result
-
-    def _evened(self, micros: list[Batch], batch: Batch) -> list[Batch]:
-        """Processes must run backward equally often; those with fewer groups pass over one row that counts nothing."""
-        longest = max(self._gather(len(micros)))
-        return micros + [batch.select(torch.tensor([0]))] * (longest - len(micros))
+            return None, {}
+        if direction is None:
+            return self._reference.logps(batch, rows, token_mask), {}
+        prediction = self._reference.predict(rows)
+        # Such a loss has its pull to the reference from the KL; the reference's log-probs come at no further pass.
+        edges = rows.edges(token_mask)
+        values = prediction.logps(rows.parent[edges], rows.ids[edges])
+        logps = rows.to_rows(values.new_zeros(len(rows.ids)).index_put((edges,), values), token_mask)
+        return logps, {"against": prediction, "reference_first": direction == "reference_first"}
 
     def _normalise(self, scale: float) -> float:
         """Turns the processes' mean of summed gradients into the mean over all that counts; returns its norm."""
@@ -283,20 +389,40 @@ class Learner:
         """One value from every process, in order."""
         return list(gather_object([value]))
 
-    def _stream(self, step: int, index: int) -> int:
-        """Seed of one micro-batch's dropout: nothing to remember in a checkpoint."""
-        key = repr((self._options.seed, step, index, self._accelerator.process_index)).encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
+    def _remedy(self, step: int) -> str:
+        """What to change where memory ran out."""
+        options = self._options
+        ways = [f"a smaller tokens_per_micro_batch (now {options.tokens_per_micro_batch})"]
+        ways += [] if options.gradient_checkpointing else ["gradient_checkpointing=True"]
+        ways += [] if options.mixed_precision == "bf16" else ['mixed_precision="bf16"']
+        ways += ["adapters (LoRA)", "a reference in bfloat16"]
+        return (
+            f"step {step + 1}: {self._accelerator.device} ran out of memory; the weights are as before this step. What "
+            f"helps, in this order: {', '.join(ways)}"
+        )
 
     @contextlib.contextmanager
-    def _dropout_stream(self, stream: int) -> Iterator[None]:
+    def _dropout_stream(self, step: int, micro: int, piece: int) -> Iterator[None]:
+        """The same dropout for the same part of a step, whatever was drawn before: nothing to keep in a checkpoint."""
         if not self._options.dropout:
             yield
             return
+        key = repr((self._options.seed, step, micro, piece, self._accelerator.process_index)).encode()
         device = self._accelerator.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(stream)
+            torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
             yield
+
+
+def _packs(scorer: nn.Module) -> bool:
+    """Whether a scorer reads what rows share only once."""
+    packs = getattr(scorer, "packs", None)
+    return True if packs is None else bool(packs())
+
+
+def _leaf_tokens(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+    """What rows cost a model that reads them one by one."""
+    return int(lengths.sum())
 
 
 def _parameter_groups(policy: Scorable, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -312,14 +438,6 @@ def _parameter_groups(policy: Scorable, lr: float, weight_decay: float) -> list[
         for (scale, decays), parameters in groups.items()
         if parameters
     ]
-
-
-def _unpacked(scored: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probabilities, and whatever else a scorer said."""
-    if isinstance(scored, Tensor):
-        return scored, {}
-    outputs = dict(scored)
-    return outputs.pop("logps"), outputs
 
 
 def _means(parts: list[Sums]) -> dict[str, Tensor]:

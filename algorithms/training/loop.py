@@ -152,7 +152,7 @@ def train(
         sources = before["sources"]
         data = DataSource(batches, start=start, state=sources[accelerator.process_index % len(sources)])
         failures = place / "nonfinite" if place else Path(tempfile.gettempdir()) / "polyturn-nonfinite"
-        learner = Learner(hooks, policy, reference, accelerator, options, failures=failures)
+        learner = Learner(hooks, policy, reference, accelerator, options, place=place, failures=failures)
         if found is not None:
             checkpoint.load_optimizer(found, learner.plain_optimizer)
         accelerator.init_trackers("polyturn", config={k: v for k, v in settings.items() if v is not None})
@@ -194,7 +194,7 @@ def train(
                     finally:
                         note(entry)
                     bar.update()
-                    bar.set_postfix({name: f"{numbers[name]:.3g}" for name in list(numbers)[:1] + list(numbers)[4:7]})
+                    bar.set_postfix({name: f"{numbers[name]:.3g}" for name in _shown(numbers)})
                     # Checkpoints: when due, and when asked to stop.
                     if any(gather_object([interruptions.received])):
                         raise Interrupted(_farewell(saver.save(done, position), done, steps))
@@ -453,6 +453,12 @@ def _checked(batch: Batch, method: Hooks, max_length: int | None) -> Batch:
     if method.needs.mismatched and not bool(batch.mismatched.any()):
         raise ValueError(f"{method.name} needs collate(examples, mismatched=True), got a batch without")
     return batch
+
+
+def _shown(numbers: Mapping[str, float]) -> list[str]:
+    """The numbers that stand beside the progress bar: the loss, and the first three of the method's own."""
+    own = [name for name in numbers if name not in ("loss", "grad_norm", "lr", "tokens", "distinct_tokens")]
+    return ["loss", *own[:3]]
 
 
 def _farewell(path: Path | None, done: int, steps: int) -> str:

@@ -1,21 +1,46 @@
-"""A training step's batch cut by whole groups: among processes, and into micro-batches that fit memory."""
+"""A training step's batch cut by whole groups: among processes, and into micro-batches that fit memory.
+
+What a group costs is its distinct tokens: what its members share is read once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from polyturn.agents.transformer.forest import cut, distinct
 from polyturn.algorithms.batch import Batch
+
+Cost = Callable[[NDArray[np.int64], NDArray[np.int64]], int]
+"""From right-padded rows `ids [N, T]` and their lengths `[N]` to the tokens that reading them takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Whole groups, and how their rows are read.
+
+    Attributes:
+        batch: The rows.
+        pieces: `[n]` row indices of each part that is read at a time; one part with all rows where they fit.
+    """
+
+    batch: Batch
+    pieces: tuple[Tensor, ...]
 
 
 def shard(batch: Batch, processes: int) -> list[Batch]:
-    """One batch a process, whole groups, real tokens balanced: the largest group goes to whoever has least so far.
+    """One batch a process, whole groups, balanced: the largest group goes to the process that has least so far.
 
     Some are empty where there are fewer groups than processes.
     """
     if processes == 1:
         return [batch]
-    cost = _per_group(batch, "sum")
+    cost = torch.tensor(_costs(batch, distinct))
     load, owner = [0] * processes, torch.zeros(len(cost), dtype=torch.int64)
     for index in torch.argsort(cost, descending=True, stable=True).tolist():
         least = load.index(min(load))
@@ -24,13 +49,15 @@ def shard(batch: Batch, processes: int) -> list[Batch]:
     return [batch.select(mine == process) for process in range(processes)]
 
 
-def split(batch: Batch, *, pieces: int = 1, tokens: int | None = None) -> list[Batch]:
-    """Micro-batches of whole groups of similar length, longest first.
+def split(batch: Batch, *, pieces: int = 1, tokens: int | None = None, cost: Cost = distinct) -> list[MicroBatch]:
+    """Micro-batches of whole groups, the largest groups first.
 
     Args:
         batch: Whole groups.
         pieces: About how many micro-batches; fewer where there are fewer groups.
-        tokens: A micro-batch's rows times its longest row never exceed this, except where one group alone does.
+        tokens: What a micro-batch may cost; a group that alone costs more is read in pieces, each of which holds to it
+            unless it is a single row.
+        cost: Of some rows.
 
     Returns:
         Together every row once; empty for an empty batch.
@@ -38,20 +65,41 @@ def split(batch: Batch, *, pieces: int = 1, tokens: int | None = None) -> list[B
     if not len(batch):
         return []
     index = _group_index(batch)
-    longest = _per_group(batch, "amax")
-    rows = torch.bincount(index)
-    order = torch.argsort(longest, descending=True, stable=True).tolist()
-    cuts = _cuts([int(rows[i] * longest[i]) for i in order], pieces)
+    costs = _costs(batch, cost)
+    order = np.argsort(-np.array(costs), kind="stable").tolist()
+    cuts = _cuts([costs[i] for i in order], pieces)
     result: list[list[int]] = []
-    held = width = 0
+    held = 0
     for position, group in enumerate(order):
-        full = tokens is not None and (held + int(rows[group])) * width > tokens
-        if not result or full or position in cuts:
+        if not result or position in cuts or (tokens is not None and held + costs[group] > tokens):
             result.append([])
-            held, width = 0, int(longest[group])
+            held = 0
         result[-1].append(group)
-        held += int(rows[group])
-    return [batch.select(torch.isin(index, torch.tensor(groups, device=index.device))) for groups in result]
+        held += costs[group]
+    parts = [batch.select(torch.isin(index, torch.tensor(groups, device=index.device))) for groups in result]
+    return [MicroBatch(part, _pieces(part, tokens, cost)) for part in parts]
+
+
+def _pieces(batch: Batch, tokens: int | None, cost: Cost) -> tuple[Tensor, ...]:
+    ids, lengths = _plain(batch)
+    if tokens is None or cost(ids, lengths) <= tokens:
+        return (torch.arange(len(batch)),)
+    if cost is not distinct:  # nothing is shared, so rows are taken as they come
+        return tuple(_chunks(lengths, tokens))
+    return tuple(torch.from_numpy(rows) for rows in cut(ids, lengths, tokens))
+
+
+def _chunks(lengths: NDArray[np.int64], tokens: int) -> list[Tensor]:
+    """Neighbouring rows of at most `tokens` tokens together."""
+    parts: list[list[int]] = []
+    held = 0
+    for row, length in enumerate(lengths.tolist()):
+        if not parts or held + length > tokens:
+            parts.append([])
+            held = 0
+        parts[-1].append(row)
+        held += length
+    return [torch.tensor(rows) for rows in parts]
 
 
 def _cuts(cost: list[int], pieces: int) -> set[int]:
@@ -72,9 +120,12 @@ def _group_index(batch: Batch) -> Tensor:
     return numbered
 
 
-def _per_group(batch: Batch, reduce: str) -> Tensor:
-    """`[G]` the rows' lengths, summed or their largest."""
-    index, length = _group_index(batch), batch.mask.sum(1)
-    empty = length.new_zeros(int(index.max()) + 1)
-    result: Tensor = empty.scatter_reduce(0, index, length, reduce, include_self=False)
-    return result
+def _costs(batch: Batch, cost: Cost) -> list[int]:
+    """What each group costs."""
+    index, (ids, lengths) = _group_index(batch).cpu().numpy(), _plain(batch)
+    return [cost(ids[index == group], lengths[index == group]) for group in range(int(index.max()) + 1)]
+
+
+def _plain(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows' tokens and lengths."""
+    return batch.ids.cpu().numpy(), batch.mask.sum(1).cpu().numpy()

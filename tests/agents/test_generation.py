@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from polyturn.agents.transformer.generation import Engine, GenerationError, Sampling, _draw
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer
 
 STOP = frozenset([5])
@@ -159,7 +160,7 @@ def test_concurrency_changes_no_bit_and_sampling_agrees_with_scoring(name: str) 
     for (ids, logps), marks in zip(expected, together.marks, strict=True):  # type: ignore[attr-defined]
         tokens = torch.tensor([ids])
         with torch.no_grad():
-            scored = scorer(tokens, torch.ones_like(tokens, dtype=torch.bool))[0].numpy()
+            scored = scorer(Rows.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))["logps"][0].numpy()
         assert np.abs(scored[np.array(marks) == 1] - np.frombuffer(logps, np.float32)).max() < 1e-4
     assert len({tuple(ids) for ids, _ in expected}) == 9
 
@@ -181,10 +182,10 @@ def test_gemma_attends_through_its_soft_cap_and_window() -> None:
     ids = torch.from_numpy(np.random.default_rng(0).integers(6, 97, size=(1, 60)))
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        capped = ModelScorer(model)(ids, mask)
+        capped = ModelScorer(model)(Rows.of(ids, mask))["logps"]
         for layer in model.model.layers:
             layer.self_attn.attn_logit_softcapping = None
-        assert float((ModelScorer(model)(ids, mask) - capped).abs().max()) > 1e-2
+        assert float((ModelScorer(model)(Rows.of(ids, mask))["logps"] - capped).abs().max()) > 1e-2
 
 
 def test_attention_kernels_with_masks_of_their_own_are_exchanged_while_sampling() -> None:

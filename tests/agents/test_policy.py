@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from polyturn.agents.transformer.policy import Policy, PolicyLoadError
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer, acting
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.agents.transformer.tokens import ChatTemplateError, HistoryRewrittenWarning
@@ -105,7 +106,7 @@ def test_scores_are_those_of_the_plain_log_softmax(name: str) -> None:
 
     mine, theirs = build(), build()
     scorer = ModelScorer(mine)
-    found, expected = scorer(ids, mask, token_mask), plain(theirs)
+    found, expected = scorer(Rows.of(ids, mask), token_mask)["logps"], plain(theirs)
     assert scorer._direct_head is direct
     assert torch.allclose(found, expected, atol=2e-6)
     assert not found[~(token_mask & mask)].any()
@@ -130,9 +131,9 @@ def test_all_real_tokens_are_scored_unless_said_otherwise() -> None:
 def test_padding_and_neighbours_change_no_score() -> None:
     scorer = ModelScorer(llama())
     ids, mask, _ = rows()
-    together = scorer(ids, mask)
+    together = scorer(Rows.of(ids, mask))["logps"]
     for row, length in enumerate((11, 7, 3)):
-        alone = scorer(ids[row : row + 1, :length], torch.ones(1, length, dtype=torch.bool))
+        alone = scorer(Rows.of(ids[row : row + 1, :length], torch.ones(1, length, dtype=torch.bool)))["logps"]
         assert torch.allclose(together[row, :length], alone[0], atol=1e-5)
 
 
@@ -142,12 +143,12 @@ def test_adapters_on_the_head_are_scored_through_it() -> None:
     model = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
     scorer = ModelScorer(model)
     ids, mask, _ = rows()
-    before = scorer(ids, mask)
+    before = scorer(Rows.of(ids, mask))["logps"]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lm_head.lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    assert float((scorer(ids, mask) - before).detach().abs().max()) > 1e-2
+    assert float((scorer(Rows.of(ids, mask))["logps"] - before).detach().abs().max()) > 1e-2
 
 
 def test_modes_come_back_part_by_part() -> None:
@@ -165,7 +166,7 @@ def test_modes_come_back_part_by_part() -> None:
         fail()
     assert not any(during)
     assert [module.training for module in model.modules()] == before
-    ModelScorer(model)(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
+    ModelScorer(model)(Rows.of(torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool)))
     assert [module.training for module in model.modules()] == before
 
 

@@ -205,22 +205,29 @@ def test_cutting_keeps_every_row_once_groups_whole_and_the_budget(
     lengths: list[list[int]], pieces: int, tokens: int | None
 ) -> None:
     batch = collate([example(seed, *rows) for seed, rows in enumerate(lengths)])
-    for parts in (shard(batch, pieces), split(batch, pieces=pieces, tokens=tokens)):
+    micros = split(batch, pieces=pieces, tokens=tokens)
+    for parts in (shard(batch, pieces), [micro.batch for micro in micros]):
         owners = [set(part.group.tolist()) for part in parts]
         assert sum(len(part) for part in parts) == len(batch)
         assert sum(part.tokens for part in parts) == batch.tokens
         assert sum(len(owner) for owner in owners) == len(set().union(*owners)) == len(lengths)
-    if tokens is not None:
-        for part in split(batch, tokens=tokens):
-            assert part.ids.numel() <= tokens or len(set(part.group.tolist())) == 1
+    for micro in micros:
+        rows = torch.cat(micro.pieces)
+        assert sorted(rows.tolist()) == list(range(len(micro.batch)))
+        for piece in micro.pieces:
+            read = len(micro.batch.select(piece).rows().forest)
+            assert tokens is None or read <= tokens or len({*map(tuple, micro.batch.ids[piece].tolist())}) == 1
+        if len(micro.pieces) > 1:  # only a group that alone is too large is read in pieces
+            assert len(set(micro.batch.group.tolist())) == 1
 
 
-def test_split_makes_about_as_many_pieces_as_asked_and_groups_similar_lengths() -> None:
+def test_split_makes_about_as_many_pieces_as_asked_of_about_the_same_cost() -> None:
+    """What costs is distinct tokens; groups are not parted, so parts are only about equal."""
     batch = collate([example(seed, n, n) for seed, n in enumerate([2, 20, 3, 19, 2, 21, 3, 20])])
-    parts = split(batch, pieces=4)
+    parts = [micro.batch for micro in split(batch, pieces=4)]
     assert 3 <= len(parts) <= 4
-    padding = sum(part.ids.numel() - part.tokens for part in parts)
-    assert padding < 0.1 * batch.tokens < batch.ids.numel() - batch.tokens
+    costs = [len(part.rows().forest) for part in parts]
+    assert max(costs) <= 2 * sum(costs) / len(costs)
     assert split(batch.select(torch.zeros(len(batch), dtype=torch.bool))) == []
 
 

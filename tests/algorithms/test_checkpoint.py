@@ -390,7 +390,7 @@ def test_what_is_kept_loads_anywhere_and_holds_no_pickle(tmp_path: Path) -> None
     assert latest(tmp_path) == tmp_path / "checkpoints" / "step-00000010"
     assert bits(Policy.from_pretrained(result.path, device="cpu")) == bits(learner)
     kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
-    assert kinds <= {".json", ".jsonl", ".safetensors", ".jinja", ""}  # ".lock" holds nothing
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".jinja", ".sqlite", ""}  # ".lock" holds nothing
 
 
 def test_other_runs_checkpoints_are_refused_before_anything_is_touched(tmp_path: Path) -> None:

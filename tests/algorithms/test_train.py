@@ -23,7 +23,19 @@ from torch import Tensor
 
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.algorithms import MDPO, MKTO, RAFT, SFT, Batch, Loss, NonFiniteError, collate, minibatches, train
+from polyturn.algorithms import (
+    MDPO,
+    MKTO,
+    RAFT,
+    SFT,
+    Batch,
+    Loss,
+    NonFiniteError,
+    ResumeWarning,
+    collate,
+    minibatches,
+    train,
+)
 from polyturn.algorithms.methods.base import Method, Needs
 from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training.data_source import AnnotatedGroup
@@ -139,7 +151,14 @@ def test_a_users_own_method_is_a_name_needs_and_a_loss() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "cut", [{"accumulate": 2}, {"accumulate": 4}, {"tokens_per_micro_batch": 40}, {"cache_reference": True}]
+    "cut",
+    [
+        {"accumulate": 2},
+        {"accumulate": 4},
+        {"tokens_per_micro_batch": 40},
+        {"tokens_per_micro_batch": 9},  # less than one pair: read in pieces
+        {"cache_reference": True},
+    ],
 )
 def test_micro_batches_and_the_cache_do_not_change_the_update(method: Any, cut: dict[str, Any]) -> None:
     whole, one = run(method, optimizer=SGD)
@@ -227,12 +246,33 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
 def test_a_cached_reference_scores_every_row_once() -> None:
     """Six pairs, twelve rows; three epochs of one step."""
     reference, rows = policy().copy(), []
-    reference.scorer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    reference.scorer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0].mask)))
     run(MDPO(), reference=reference)
     assert sum(rows) == 36
     rows.clear()
     run(MDPO(), reference=reference, cache_reference=True)
     assert sum(rows) == 12
+
+
+def test_a_resumed_run_reads_what_was_kept_of_its_reference_and_no_other(tmp_path: Path) -> None:
+    """Cut after one of three steps over the same rows, the rest scores no row anew; another reference scores all."""
+    rows: list[int] = []
+
+    def counted(seed: int = 0) -> Policy:
+        reference = policy() if not seed else tiny_policy(["x"], seed=seed, hidden=32, layers=2, heads=2, context=64)
+        reference = reference.copy()
+        reference.scorer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0].mask)))
+        return reference
+
+    how: dict[str, Any] = {"cache_reference": True, "out": tmp_path, "resume": True}
+    run(MDPO(), reference=counted(), steps=1, **how)
+    assert sum(rows) == 12
+    with pytest.warns(ResumeWarning):  # more steps than before
+        run(MDPO(), reference=counted(), steps=2, **how)
+    assert sum(rows) == 12
+    with pytest.warns(ResumeWarning):
+        run(MDPO(), reference=counted(seed=1), steps=3, **how)
+    assert sum(rows) == 24
 
 
 def test_dropout_is_off_unless_asked_for_and_then_follows_the_seed() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms import PPO, ActorCritic, Example, collate, train
 from polyturn.algorithms.networks.value import token_slots, turn_slots
@@ -54,7 +55,7 @@ def test_the_scorer_says_both_and_the_policy_as_without_it(shared: bool) -> None
     ids = torch.tensor([[5, 6, 7, 8]])
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        said = both.scorer(ids, mask, mask)
+        said = both.scorer(Rows.of(ids, mask), mask)
     torch.testing.assert_close(said["logps"], policy.logps(ids, mask).detach())
     torch.testing.assert_close(said["values"], both.values(ids, mask).detach())
 
