@@ -17,7 +17,7 @@ from polyturn.agents.transformer.policy import Scorer
 from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
 from polyturn.benchmarks.coverage import training
 from polyturn.benchmarks.coverage.policies import GPT, OneToken, draw, gpt2, stacked
-from polyturn.benchmarks.coverage.report import one_round
+from polyturn.benchmarks.coverage.report import best_of_data
 from polyturn.benchmarks.coverage.suite import SUITE
 from polyturn.benchmarks.running.suite import run_suite
 from polyturn.envs.games.bandits import context_features, data_policy, reward_table
@@ -195,7 +195,7 @@ def test_one_round_of_best_of_ten_has_its_known_ceiling() -> None:
         "table", "BoN", groups=50, group_size=10, lr=0.1, records=[400], seed=0, sources=("offline",)
     )
     for name, worth in zip(training.REWARDS, found[0, :, 0], strict=True):
-        ceiling = one_round("table", name, 10)
+        ceiling = best_of_data("table", name, 10)
         assert ceiling == pytest.approx({"R1": 0.31, "R2": 0.94}[name], abs=0.01)
         assert worth == pytest.approx(ceiling, abs=0.08)
 
