@@ -318,31 +318,3 @@ def _darker(colour: str) -> str:
     """The colour mixed with black, so that small letters can be read on white."""
     parts = [int(int(colour[place : place + 2], 16) * 0.72) for place in (1, 3, 5)]
     return "#" + "".join(f"{part:02X}" for part in parts)
-
-
-@contextmanager
-def figure(width: float, height: float) -> Iterator[tuple[Any, Any]]:
-    """A figure of the given inches and its axes.
-
-    Raises:
-        ImportError: matplotlib is missing; the message names the extra.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f'plots need the extra "plots": {how_to_install("plots")}') from error
-    with rc_context({"svg.hashsalt": "polyturn", "svg.fonttype": "path"}):
-        drawing = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(drawing)
-        axes = drawing.add_subplot()
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        yield drawing, axes
-
-
-def save(drawing: Any, stem: Path) -> None:
-    """Writes `stem.png` and `stem.svg`, the same bytes for the same figure."""
-    drawing.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    drawing.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from polyturn.benchmarks.running.plots import figure
 from polyturn.benchmarks.running.suite import Outcome, mean_interval
 
 
@@ -47,24 +44,3 @@ def compare(first: str, a: Sequence[float], second: str, b: Sequence[float], dig
     if side == "open":
         return f"{first} and {second} cannot be told apart: {shown}."
     return f"{first} is {side} {second}: {shown}."
-
-
-@contextmanager
-def panels(width: float, height: float, columns: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure of the given inches with a row of axes."""
-    with figure(width, height) as (canvas, only):
-        only.remove()
-        axes = [canvas.add_subplot(1, columns, column + 1) for column in range(columns)]
-        for each in axes:
-            each.grid(alpha=0.25)
-            each.spines[["top", "right"]].set_visible(False)
-        yield canvas, axes
-
-
-def line(axes: Any, x: ArrayLike, runs: ArrayLike, *, label: str, **style: Any) -> None:
-    """The mean of `runs [seeds, points]` over `x [points]`, with its 95% interval shaded."""
-    values = np.asarray(runs, np.float64)
-    drawn = axes.plot(x, values.mean(axis=0), label=label, **style)[0]
-    if len(values) > 1:
-        bounds = np.array([mean_interval(column)[1:] for column in values.T.tolist()])
-        axes.fill_between(x, bounds[:, 0], bounds[:, 1], alpha=0.15, color=drawn.get_color(), linewidth=0)
