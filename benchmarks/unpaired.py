@@ -478,7 +478,7 @@ def _draw_scalar(found: Results, out: Path) -> None:
                 panel.context(steps, means[other])
             panel.curve(steps, over_training(found[name], "reward"), colour=BLUE, bounds=SHARE)
             panel.words(title=name, x="step", y="expected reward" if panel in (grid[0][0], grid[1][0]) else "")
-        for name, colour in zip(("DRO-V .1", "DRO-V 1", "KTO"), COLOURS, strict=False):
+        for name, colour in zip(("DRO-V .1", "KTO"), COLOURS, strict=False):
             spent = over_training(found[name], "kl").mean(axis=0).tolist()
             panels[-1].line(spent, means[name], colour=colour, label=name, marker="o")
         panels[-1].axes.set_xscale("symlog", linthresh=1.0)

@@ -87,6 +87,10 @@ def plot_histories(histories: Histories, stem: Path) -> None:
                 divergences[column].missing("not reported")
             divergences[column].words(x="training step", y="" if column else "KL to SFT,\nnats a conversation")
         divergences[0].limits(y=NOT_NEGATIVE)
+        # The same steps in every panel: some runs recorded only the later ones.
+        last = max(record["step"] for runs in histories.values() for run in runs for record in run)
+        for panel in (*rates, *divergences):
+            panel.axes.set_xlim(-0.02 * last, 1.02 * last)
 
 
 def _common_steps(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[list[int], list[list[float]]]:

@@ -187,6 +187,7 @@ class Panel:
         self.axes.set_ylim(len(rows) - 0.4, -0.6)
         self.axes.grid(axis="y", visible=False)
         self.axes.tick_params(axis="y", length=0)
+        self.axes.margins(x=0.05)
         self.axes.locator_params(axis="x", nbins=5)
 
     def missing(self, why: str) -> None:
