@@ -299,7 +299,7 @@ def _differences(variants: Variants) -> dict[str, tuple[int, list[float]]]:
 
 def _difference_section(variants: Variants) -> list[str]:
     """M-DPO minus each other variant: what the ablations show."""
-    says = {"above": "M-DPO better", "below": "M-DPO worse", "open": "not told apart"}
+    says = {"above": "M-DPO better", "below": "M-DPO worse", "open": "not distinguishable"}
     rows = [
         [variant, last, plus_minus(gaps, 1), len(gaps), says[side_of_zero(*mean_interval(gaps)[1:])]]
         for variant, (last, gaps) in _differences(variants).items()

@@ -1,4 +1,4 @@
-"""The sizes of the conversation studies, and what they train in: an environment, a demonstrator and an exact judge."""
+"""The sizes of the conversation studies, and their tasks: an environment, a demonstrator and an exact judge."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Experiment:
     """One seed of a study.
 
     Attributes:
-        task: What is trained in.
+        task: The environment and its judge.
         setting: The study's sizes.
         seed: Seed of everything random in it.
         work: Folder of its intermediate results, shared by the cells of a suite.

@@ -25,14 +25,14 @@ class Study:
     Attributes:
         name: As `polyturn bench` calls it.
         summary: One line.
-        task: What is trained in.
+        task: The environment and its judge.
         methods: Names out of `RECIPES`.
         comparison: Name of the cell that compares the policies.
         compare: From the seed and the policies by name to the results of the comparison.
         findings: From the comparisons and the output folder to the report's first part; draws its pictures.
         samples: From one comparison to the sample conversations by policy.
         speakers: Letters of the partner and the agent in the sample conversations.
-        labels: What is said of the labels that reward and preference models were fitted to.
+        labels: Words on the labels of the fitted models, for the report.
         sizes: Where the sizes differ from `Setting`'s.
     """
 
@@ -63,7 +63,7 @@ class Study:
         return {"fits": fit_quality(run), **compared}
 
     def report(self, outcomes: Sequence[Outcome], out: Path) -> str:
-        """The findings, then what both studies show of models, training and conversations."""
+        """The findings of the study, then the sections that both studies share."""
         results = [outcome.result for outcome in outcomes if outcome.cell.name == self.comparison]
         histories: dict[str, list[Any]] = {}
         for outcome in outcomes:

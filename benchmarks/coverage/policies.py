@@ -40,7 +40,7 @@ class Stack(Protocol):
         """Tokens `[r, G, size, L]` of the given runs `[r]` in contexts `[r, G]`, and their log-probabilities."""
         ...
 
-    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+    def expected_reward(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
         """`[R]` expected reward, with the rewards of tokens `values [R, V]`."""
         ...
 
@@ -89,7 +89,7 @@ class OneToken:
         return tokens[..., None], every.gather(-1, torch.from_numpy(tokens))[..., None]
 
     @torch.no_grad()
-    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+    def expected_reward(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
         """Exact, over the contexts for evaluation."""
         kept = np.zeros(1, np.int64) if self._features is None else np.arange(self.contexts, len(self._features))
         mass = torch.softmax(self.logits(np.tile(kept, (len(values), 1))).double(), -1).mean(1)
@@ -105,7 +105,7 @@ class GPT:
         parameters: `[R, ...]` each, by GPT-2's names in `transformers`, without dropout and with a separate head.
         heads: Attention heads.
         length: L.
-        evaluated: Answers that `worth` samples for each run.
+        evaluated: Answers that `expected_reward` samples for each run.
     """
 
     def __init__(self, parameters: Parameters, *, heads: int, length: int, evaluated: int = 128) -> None:
@@ -166,7 +166,7 @@ class GPT:
         return torch.stack(tokens, -1).numpy().reshape(shape), torch.stack(logps, -1).reshape(shape)
 
     @torch.no_grad()
-    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+    def expected_reward(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
         """Estimated from fresh answers to random prompts: the mean reward of the generated tokens."""
         prompts = np.tile(rng.integers(self.contexts, size=self._evaluated), (len(values), 1))
         tokens, _ = self.sample(np.arange(len(values)), prompts, 1, rng)

@@ -37,7 +37,7 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
         "and contrastive losses (DPO, IPO) are above likelihood (BoN, RWR); where it often samples the peak (R2), the "
         "differences are small; moderate reuse helps; much reuse hurts best-of-N more than PPO.\n",
         "## The claims, counted\n",
-        "How often the 95% interval of a difference, paired by seed, is above 0, below 0, or contains 0 (open). "
+        "How often the 95% interval of a difference, paired by seed, lies above 0, below 0, or contains 0 (open). "
         "Not corrected for the number of comparisons.\n",
         table(["claim", *variants], _claims(found)),
     ]

@@ -138,7 +138,7 @@ def train(
         if update in records:
             # A generator for the record, so that recording does not change what is sampled later.
             rng = np.random.default_rng([seed, METHODS.index(method), update])
-            found.append(stack.worth(values, rng).reshape(len(REWARDS), len(sources)))
+            found.append(stack.expected_reward(values, rng).reshape(len(REWARDS), len(sources)))
         if update == max(records):
             break
         # Fresh samples for runs whose batch is used up, and a random offline batch.

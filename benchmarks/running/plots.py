@@ -2,7 +2,7 @@
 
 A picture is a grid of small panels. A panel shows learning curves (every run thin, their mean thick, a band for the
 95% Student interval) or dots with intervals, one row a quantity. Panels hold at most three bands, quantities with
-bounds are drawn within them, lines are labelled at their ends, and the colours can be told apart by readers who are
+bounds are drawn within them, lines are labelled at their ends, and the colours are distinguishable for readers who are
 colour-blind. Nothing here needs a display or changes matplotlib's global state, and the same figures give the same
 bytes.
 """

@@ -42,5 +42,5 @@ def compare(first: str, a: Sequence[float], second: str, b: Sequence[float], dig
     shown = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     side = side_of_zero(low, high)
     if side == "open":
-        return f"{first} and {second} cannot be told apart: {shown}."
+        return f"{first} and {second} are not distinguishable: {shown}."
     return f"{first} is {side} {second}: {shown}."

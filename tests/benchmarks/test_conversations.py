@@ -80,8 +80,8 @@ def test_preferences_for_sales_hold_no_prices() -> None:
 
 def test_a_given_model_is_trained_with_small_steps() -> None:
     options = asdict(Setting())
-    assert from_options(Setting(), options) == Setting()
-    given = from_options(Setting(), {**options, "model": "my/model"})
+    assert from_options(options) == Setting()
+    given = from_options({**options, "model": "my/model"})
     assert (given.lr, given.sft_lr, given.max_tokens) == (1e-6, 2e-5, 4096)
 
 
