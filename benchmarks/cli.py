@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyturn.agents.cli import no_loading_bars
+
+if TYPE_CHECKING:
+    from polyturn.benchmarks.running.suite import Suite
 
 BENCH_HELP = """\
 examples:
@@ -16,6 +19,7 @@ examples:
   polyturn bench education --seeds 3 --jobs 2
   polyturn bench education --model my/model     on a GPU
   polyturn bench acme.suites:SUITE         your own suite, by module:attribute
+  polyturn bench nash --render --out benchmarks/results/nash     the report again, from saved results
 
 Writes results.json, report.md and plots into --out. An interrupted run goes on where it stopped: run it again.
 Your own suites register through the entry-point group "polyturn.benchmarks".
@@ -42,6 +46,9 @@ def add_commands(subparsers: Any) -> None:
     bench.add_argument("--model", help="folder or Hub id of a policy to start from, for suites that take one")
     bench.add_argument("--out", type=Path, help="folder for the results (default runs/bench/NAME)")
     bench.add_argument("--quiet", action="store_true", help="no progress bar")
+    bench.add_argument(
+        "--render", action="store_true", help="only write report.md and the pictures again, from results.json in --out"
+    )
     bench.set_defaults(run=_bench)
 
     quickstart = subparsers.add_parser(
@@ -70,6 +77,8 @@ def _bench(args: argparse.Namespace) -> int:
     suite = load(args.name)
     no_loading_bars()
     out = args.out or Path("runs/bench") / suite.name
+    if args.render:
+        return _render(suite, out, args)
     try:
         run_suite(
             suite,
@@ -84,6 +93,18 @@ def _bench(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt(f"run the same command again to go on with {out}") from None
     print((out / "report.md").read_text("utf-8"))
     print(f"results in {out}")
+    return 0
+
+
+def _render(suite: Suite, out: Path, args: argparse.Namespace) -> int:
+    from polyturn.benchmarks.running.rendering import render
+    from polyturn.benchmarks.running.suite import SuiteError
+
+    given = {"--quick": args.quick, "--seeds": args.seeds, "--jobs": args.jobs != 1, "--model": args.model}
+    for option, value in given.items():
+        if value:
+            raise SuiteError(f"expected --render without {option}: it runs nothing, the results are those in {out}")
+    print(render(suite, out))
     return 0
 
 

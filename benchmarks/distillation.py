@@ -1,8 +1,8 @@
-"""Suite `distillation`: what a teacher's whole prediction teaches small Gemma 2 policies beyond the tokens themselves.
+"""Suite `distillation`: what the full distribution of a large model adds to the tokens, for small Gemma 2 policies.
 
-The claims are Gemma 2's (arXiv 2408.00118): trained on the same tokens, a small model that learns the large one's
-distribution has a lower perplexity than one that learns the tokens alone, at every size of the small one; and
-distillation goes on in post-training on what the student writes itself. Small scale: Gemma 2's architecture (soft caps,
+The claims are Gemma 2's (arXiv 2408.00118): trained on the same tokens, a small model that learns the large model's
+distribution has a lower perplexity than one that learns only the tokens, at every size of the small model; and
+distillation continues in post-training on the student's own samples. Small scale: Gemma 2's architecture (soft caps,
 local and global layers) with widths of 16 to 96, conversations of scripted teachers in Education Dialogue.
 """
 
@@ -33,8 +33,8 @@ from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
-from polyturn.benchmarks.running.plots import save
-from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.plots import BLUE, DOTS, GREEN, VERMILLION, Dot, picture
+from polyturn.benchmarks.running.reporting import by_name, compare, paired_difference, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.benchmarks.token_policies import one_thread
 from polyturn.envs.trajectory import Trajectory
@@ -43,18 +43,18 @@ ENV = "polyturn/EducationDialogue-v0"
 WIDTHS = (16, 32, 64)
 TEACHER_WIDTH = 96
 METHODS: Mapping[str, Method] = {"tokens": SFT(), "distilled": Distillation()}
-"""From nothing, on stored conversations: the tokens alone, or the teacher's prediction at each of them."""
+"""From random weights, on stored conversations: the tokens, or the teacher's distribution at each token."""
 LATER: Mapping[str, Method] = {
     "stored, teacher first": Distillation(),
     "own, teacher first": Distillation(),
     "own, student first": Distillation(first="student"),
 }
-"""From the distilled student of the middle width: more of the same conversations, or the student's own."""
-MAX_TOKENS, MAX_NEW = 400, 48
+"""From the distilled student of the middle width: more stored conversations, or the student's own."""
+MAX_TOKENS, MAX_NEW_TOKENS = 400, 48
 
 
 def gemma(texts: Sequence[str], *, width: int, layers: int, seed: int) -> Policy:
-    """A Gemma 2 with random weights; the same texts give the same tokenizer, whatever the width and the seed."""
+    """A Gemma 2 with random weights. The tokenizer depends only on the texts."""
     tokenizer = tiny_tokenizer(texts, vocab_size=768)
     config = Gemma2Config(
         vocab_size=len(tokenizer),
@@ -74,26 +74,26 @@ def gemma(texts: Sequence[str], *, width: int, layers: int, seed: int) -> Policy
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # The kind of attention that caps its logits as well.
+        # Only eager attention applies the soft cap of the attention logits.
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     return Policy(model.eval(), tokenizer, version=f"gemma2-{width}")
 
 
-def shown(count: int, *, seed: int, turns: int) -> list[Trajectory]:
+def scripted_conversations(count: int, *, seed: int, turns: int) -> list[Trajectory]:
     """Conversations of scripted teachers of mixed quality."""
     groups = collect(ScriptedTeacher(), ENV, groups=count, seed=seed, env_options={"turns": turns}, progress=False)
     return [group[0] for group in groups]
 
 
-def texts_of(told: Sequence[Trajectory]) -> list[str]:
-    """What was said, for a tokenizer."""
-    return [turn.observation + turn.action for trajectory in told[:600] for turn in trajectory.turns]
+def texts_of(conversations: Sequence[Trajectory]) -> list[str]:
+    """The texts that the tokenizer is made from."""
+    return [turn.observation + turn.action for trajectory in conversations[:600] for turn in trajectory.turns]
 
 
 def learn(
     method: Method, policy: Policy, teacher: Policy | None, source: Any, *, steps: int, lr: float
 ) -> list[dict[str, Any]]:
-    """Trains in place and returns the records."""
+    """Trains the policy in place and returns the records of its steps."""
     return train(
         method,
         policy,
@@ -105,6 +105,7 @@ def learn(
             warmup=steps // 10,
             schedule="cosine",
             optimizer=functools.partial(torch.optim.AdamW, betas=(0.9, 0.98)),
+            tokens_per_micro_batch=8192,
             cpu=True,
         ),
         progress=False,
@@ -113,7 +114,7 @@ def learn(
 
 @torch.no_grad()
 def score(policy: Policy, teacher: Policy, members: Sequence[Trajectory]) -> dict[str, float]:
-    """Mean over the agent's tokens: NLL, and both divergences between the teacher and the policy, in nats."""
+    """Mean over the agent's tokens, in nats: NLL, KL(teacher || policy) and KL(policy || teacher)."""
     totals = {"nll": 0.0, "teacher_first": 0.0, "student_first": 0.0}
     tokens = 0
     examples = demonstrations(policy, members)
@@ -131,8 +132,8 @@ def score(policy: Policy, teacher: Policy, members: Sequence[Trajectory]) -> dic
 
 
 def own_conversations(policy: Policy, count: int, *, seed: int, turns: int) -> list[Trajectory]:
-    """What the policy says when it teaches."""
-    agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=MAX_NEW), max_tokens=MAX_TOKENS, slots=32)
+    """Valid conversations in which the policy is the teacher."""
+    agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=MAX_NEW_TOKENS), max_tokens=MAX_TOKENS, slots=32)
     groups = collect(agent, ENV, groups=count, seed=seed, env_options={"turns": turns}, progress=False)
     return [group[0] for group in groups if group[0].valid]
 
@@ -160,21 +161,27 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
 
 def _study(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
     turns, batch, data = options["turns"], options["batch"], options["data"]
-    told = shown(options["teacher_data"], seed=1000 * seed, turns=turns)
-    held = shown(options["held_out"], seed=1000 * seed + 500, turns=turns)
-    texts = texts_of(told)
+    conversations = scripted_conversations(options["teacher_data"], seed=1000 * seed, turns=turns)
+    held_out = scripted_conversations(options["held_out"], seed=1000 * seed + 500, turns=turns)
+    texts = texts_of(conversations)
+
+    # The teacher, on all conversations.
     teacher = gemma(texts, width=TEACHER_WIDTH, layers=2, seed=seed)
-    examples = demonstrations(teacher, told)
+    examples = demonstrations(teacher, conversations)
     learn(SFT(), teacher, None, minibatches(examples, 2 * batch, seed=seed), steps=options["teacher_steps"], lr=2e-3)
     teacher.version = "teacher"
+    result: dict[str, Any] = {"teacher": score(teacher, teacher, held_out)}
+
+    # The students, on the first conversations, in the same order for both methods.
     stored = minibatches(examples[:data], batch, seed=seed)
-    result: dict[str, Any] = {"teacher": score(teacher, teacher, held)}
     students: dict[tuple[str, int], Policy] = {}
     for width in WIDTHS:
         for name, method in METHODS.items():
             student = students[name, width] = gemma(texts, width=width, layers=2, seed=seed)
             learn(method, student, teacher, stored, steps=options["steps"], lr=options["lr"])
-            result[f"{name} {width}"] = score(student, teacher, held)
+            result[f"{name} {width}"] = score(student, teacher, held_out)
+
+    # More updates of the distilled student of the middle width.
     start = students["distilled", WIDTHS[1]]
     later = {"the start": start}
     for name, method in LATER.items():
@@ -186,7 +193,7 @@ def _study(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
                 groups=batch,
                 group_size=1,
                 env_options={"turns": turns},
-                sampling=Sampling(max_new_tokens=MAX_NEW),
+                sampling=Sampling(max_new_tokens=MAX_NEW_TOKENS),
                 max_tokens=MAX_TOKENS,
                 slots=32,
             ),
@@ -196,99 +203,131 @@ def _study(options: Mapping[str, Any], seed: int) -> dict[str, Any]:
         learn(method, student, teacher, source, steps=options["later_steps"], lr=options["later_lr"])
     for name, student in later.items():
         members = own_conversations(student, options["held_out"], seed=1000 * seed + 700, turns=turns)
-        result[f"later: {name}"] = {"held out": score(student, teacher, held), "own": score(student, teacher, members)}
+        result[f"later: {name}"] = {
+            "held out": score(student, teacher, held_out),
+            "own": score(student, teacher, members),
+        }
     return result
+
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def _nll(runs: Results, name: str) -> list[float]:
+    """NLL on held-out conversations in nats a token, one a seed."""
+    return [float(run[name]["nll"]) for run in runs]
+
+
+def _own_kl(runs: Results, name: str) -> list[float]:
+    """KL(student || teacher) on the student's own conversations after the later updates, one a seed."""
+    return [float(run[f"later: {name}"]["own"]["student_first"]) for run in runs]
+
+
+LATER_PAIRS = (
+    ("stored, teacher first", "the start"),
+    ("own, teacher first", "stored, teacher first"),
+    ("own, student first", "stored, teacher first"),
+)
 
 
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
     runs = by_name(outcomes)["students"]
     options = outcomes[0].cell.options
 
-    def nll(name: str) -> list[float]:
-        return [float(run[name]["nll"]) for run in runs]
+    def perplexity(nll: Sequence[float]) -> str:
+        return plus_minus([math.exp(value) for value in nll], 2)
 
-    def perplexity(name: str) -> str:
-        return plus_minus([math.exp(value) for value in nll(name)], 2)
-
-    rows = [
+    by_width = [
         [
             str(width),
-            *(perplexity(f"{name} {width}") for name in METHODS),
+            *(perplexity(_nll(runs, f"{name} {width}")) for name in METHODS),
             *(plus_minus([run[f"{name} {width}"]["teacher_first"] for run in runs]) for name in METHODS),
         ]
         for width in WIDTHS
     ]
-    later = ["the start", *LATER]
-    after = [
+    afterwards = [
         [
             name,
-            plus_minus([math.exp(run[f"later: {name}"]["held out"]["nll"]) for run in runs], 2),
+            perplexity([run[f"later: {name}"]["held out"]["nll"] for run in runs]),
             *(
                 plus_minus([run[f"later: {name}"]["own"][which] for run in runs])
                 for which in ("student_first", "teacher_first")
             ),
         ]
-        for name in later
+        for name in ("the start", *LATER)
     ]
-
-    def own(name: str) -> list[float]:
-        return [float(run[f"later: {name}"]["own"]["student_first"]) for run in runs]
-
     text = [
-        "# distillation: the teacher's whole prediction, or the tokens alone\n",
-        f"{len(runs)} seeds (weights, conversations and samples anew), mean with the 95% Student interval. Gemma 2 of "
-        f"two layers. Teacher: width {TEACHER_WIDTH}, {options['teacher_steps']} updates of {2 * options['batch']} of "
-        f"{options['teacher_data']} conversations. Students: {options['steps']} updates of {options['batch']} of the "
-        f"first {options['data']} of them, the same order for both; {options['held_out']} other conversations held "
-        f"out. Perplexity of the agent's tokens; the teacher's is {perplexity('teacher')}.\n",
-        "## From nothing, on the same tokens\n",
+        "# distillation: the teacher's full distribution, or only the tokens\n",
+        f"{len(runs)} seeds (other weights, conversations and samples), mean with the 95% Student interval. Gemma 2 "
+        f"with two layers. Teacher: width {TEACHER_WIDTH}, {options['teacher_steps']} updates of "
+        f"{2 * options['batch']} of {options['teacher_data']} conversations. Students: {options['steps']} updates of "
+        f"{options['batch']} of the first {options['data']} of these, in the same order for both methods; "
+        f"{options['held_out']} other conversations are held out. Perplexity is that of the agent's tokens; the "
+        f"teacher's is {perplexity(_nll(runs, 'teacher'))}.\n",
+        "## From random weights, on the same tokens\n",
         table(
             ["width", *(f"perplexity, {name}" for name in METHODS), *(f"KL(teacher, student), {n}" for n in METHODS)],
-            rows,
+            by_width,
         ),
         "\nNLL in nats a token:\n",
-        *(
-            f"- width {width}: {compare('distilled', nll(f'distilled {width}'), 'tokens', nll(f'tokens {width}'))}"
-            for width in WIDTHS
-        ),
+    ]
+    for width in WIDTHS:
+        distilled, tokens = (_nll(runs, f"{name} {width}") for name in ("distilled", "tokens"))
+        text.append(f"- width {width}: {compare('distilled', distilled, 'tokens', tokens)}")
+    text += [
         f"\n## Afterwards: {options['later_steps']} more updates of the distilled student of width {WIDTHS[1]}\n",
-        "On the conversations of the policy itself the divergences are those of what it really says.\n",
-        table(
-            ["", "perplexity, held out", "KL(student, teacher), own", "KL(teacher, student), own"],
-            after,
-        ),
-        "\nKL(student || teacher) on the policy's own conversations, nats a token:\n",
-        *(
-            f"- {compare(first, own(first), second, own(second))}"
-            for first, second in (
-                ("stored, teacher first", "the start"),
-                ("own, teacher first", "stored, teacher first"),
-                ("own, student first", "stored, teacher first"),
-            )
-        ),
-        "\n![perplexity by width](perplexity.svg)\n",
+        "On the student's own conversations, the divergences are those of the text that it writes itself.\n",
+        table(["", "perplexity, held out", "KL(student, teacher), own", "KL(teacher, student), own"], afterwards),
+        "\nKL(student || teacher) on the student's own conversations, nats a token:\n",
+        *(f"- {compare(a, _own_kl(runs, a), b, _own_kl(runs, b))}" for a, b in LATER_PAIRS),
+        "\n![perplexity by width, and paired differences](perplexity.svg)\n",
     ]
     _draw(runs, out)
     return "\n".join(text)
 
 
-def _draw(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
-    with panels(6, 3.8, 1) as (canvas, (axis,)):
-        for name in METHODS:
-            values = [[math.exp(run[f"{name} {width}"]["nll"]) for width in WIDTHS] for run in runs]
-            line(axis, WIDTHS, values, label=name, marker="o")
-        teacher = sum(math.exp(run["teacher"]["nll"]) for run in runs) / len(runs)
-        axis.axhline(teacher, color="grey", lw=0.8, ls="--", label="teacher")
-        axis.set(xlabel="width of the student", ylabel="perplexity, held out", xscale="log", yscale="log")
-        axis.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
-        axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-        axis.legend(frameon=False, fontsize=8)
-        save(canvas, out / "perplexity")
+def _draw(runs: Results, out: Path) -> None:
+    """Perplexity by width, what distillation changes at each width, and what the later updates change."""
+    with picture(out / "perplexity", 1, 3, width=3.9, height=2.4, note=DOTS, share_y=False) as ((left, middle, right),):
+        # Widths from top to bottom, both methods at each.
+        colours = dict(zip(METHODS, (VERMILLION, BLUE), strict=True))
+        left.dots(
+            [
+                Dot(f"width {width}, {name}", [math.exp(value) for value in _nll(runs, f"{name} {width}")], colour)
+                for width in WIDTHS
+                for name, colour in colours.items()
+            ],
+            bounds=(1.0, None),
+        )
+        left.axes.set_xscale("log")
+        left.axes.set_xticks([2, 5, 10, 20], ["2", "5", "10", "20"])
+        left.axes.minorticks_off()
+        left.words(title="perplexity, held out", x="perplexity")
+        middle.dots(
+            [
+                Dot(
+                    f"width {width}",
+                    paired_difference(_nll(runs, f"distilled {width}"), _nll(runs, f"tokens {width}")),
+                    BLUE,
+                )
+                for width in WIDTHS
+            ],
+            zero=0,
+        )
+        middle.words(title="distilled minus tokens, NLL", x="nats a token")
+        right.dots(
+            [
+                Dot(f"{first}\nminus {second}", paired_difference(_own_kl(runs, first), _own_kl(runs, second)), GREEN)
+                for first, second in LATER_PAIRS
+            ],
+            zero=0,
+        )
+        right.words(title="afterwards, KL(student, teacher)", x="nats a token")
 
 
 SUITE = Suite(
     name="distillation",
-    summary="small Gemma 2 students: the tokens alone, a teacher's whole prediction, and on their own conversations",
+    summary="small Gemma 2 students: the tokens, a teacher's full distribution, and their own conversations",
     cells=_cells,
     run=_run,
     report=_report,

@@ -1,13 +1,14 @@
-"""Suite `gpo_frontier`: six losses of the GPO family, their win rate against their KL as beta sweeps.
+"""Suite `gpo_frontier`: win rate against KL for six losses of the GPO family, as beta sweeps.
 
-The claim of arXiv 2402.05749: all variants trace similar frontiers, each at betas of its own. Tables of logits over a
-few prompts, offline pairs drawn from the reference, soft labels from a Bradley-Terry table, the losses that users train
-with, and beside them the exact frontier, which no policy can cross.
+The claim of arXiv 2402.05749: all variants trace similar frontiers, each at its own betas. Tables of logits over a few
+prompts, offline pairs drawn from the reference, soft labels from a Bradley-Terry table, the library's own losses, and
+the exact frontier, which no policy can cross.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.algorithms.exact.closed_forms import kl, psipo_optimum
-from polyturn.benchmarks.running.plots import save
-from polyturn.benchmarks.running.reporting import compare, panels, plus_minus
+from polyturn.benchmarks.running.plots import COLOURS, DOTS, NOT_NEGATIVE, Dot, picture
+from polyturn.benchmarks.running.reporting import compare, paired_difference, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 
 Array = NDArray[np.float64]
@@ -29,7 +30,7 @@ LEVELS = (0.25, 0.5, 1.0, 1.5)
 
 
 def problem(*, prompts: int, answers: int, seed: int) -> tuple[Array, Array]:
-    """References `[C, A]`, Dirichlet, and Bradley-Terry preferences `[C, A, A]` of normal rewards."""
+    """Dirichlet references `[C, A]`, and Bradley-Terry preferences `[C, A, A]` of normal rewards."""
     rng = np.random.default_rng(seed)
     reference = rng.dirichlet(np.ones(answers), size=prompts)
     reward = 1.5 * rng.standard_normal((prompts, answers))
@@ -37,13 +38,19 @@ def problem(*, prompts: int, answers: int, seed: int) -> tuple[Array, Array]:
 
 
 def measures(policy: Array, reference: Array, preference: Array) -> tuple[float, float]:
-    """KL(policy || reference) and P(policy beats reference), means over prompts; all `[C, A]` and `[C, A, A]`."""
+    """KL(policy || reference) and P(policy beats reference), means over prompts.
+
+    Args:
+        policy: `[C, A]`.
+        reference: `[C, A]`.
+        preference: `[C, A, A]`.
+    """
     wins = np.einsum("ca,cab,cb->c", policy, preference, reference)
     return float(kl(policy, reference).mean()), float(wins.mean())
 
 
 def exact_frontier(reference: Array, preference: Array) -> Array:
-    """`[points, 2]` KL and highest win rate, from E[P(y > y_ref)] - tau KL maximised in closed form for many tau."""
+    """`[points, 2]` KL and highest win rate: the closed-form maximum of E[P(y > y_ref)] - tau KL for many tau."""
     points = []
     for tau in np.geomspace(3.0, 0.01, 60):
         policy = [psipo_optimum(r, p, r, tau=float(tau)) for r, p in zip(reference, preference, strict=True)]
@@ -57,10 +64,10 @@ def train(reference: Array, preference: Array, *, pairs: int, steps: int, lr: fl
     Args:
         reference: `[C, A]`.
         preference: `[C, A, A]`.
-        pairs: Pairs a prompt, both answers from the reference; equal answers are drawn again.
+        pairs: Pairs for each prompt, both answers from the reference; equal answers are drawn again.
         steps: Updates.
-        lr: Adam's learning rate.
-        seed: Of the pairs.
+        lr: Adam's first learning rate; it falls to 0.
+        seed: Seed of the pairs.
 
     Returns:
         Policies `[losses, betas, C, A]`.
@@ -69,6 +76,7 @@ def train(reference: Array, preference: Array, *, pairs: int, steps: int, lr: fl
 
     from polyturn.algorithms import losses
 
+    # Pairs of different answers, with the exact probability that the first one wins.
     rng = np.random.default_rng([seed, 1])
     drawn = np.empty((len(reference), pairs, 2), np.int64)
     for c, probabilities in enumerate(reference):
@@ -77,7 +85,7 @@ def train(reference: Array, preference: Array, *, pairs: int, steps: int, lr: fl
     row = np.arange(len(reference))[:, None]
     label = torch.tensor(preference[row, drawn[..., 0], drawn[..., 1]])
     first, second = torch.tensor(drawn[..., 0]), torch.tensor(drawn[..., 1])
-    # Log-ratios are the parameters: the margin needs no normaliser.
+    # The parameters are log-ratios: a margin is their difference, the normaliser cancels.
     logratio = torch.zeros(len(FAMILY), len(BETAS), *reference.shape, dtype=torch.float64, requires_grad=True)
     scale = torch.tensor(BETAS, dtype=torch.float64)[:, None, None]
     prompt = torch.arange(len(reference))[:, None]
@@ -124,64 +132,123 @@ def _shown(values: list[float], digits: int = 3) -> str:
     return plus_minus(values, digits)
 
 
+@dataclass(frozen=True, eq=False)
+class Sweeps:
+    """The results of all seeds.
+
+    Attributes:
+        curves: `[seeds, losses, betas, 2]` KL and win rate.
+        exact: `[seeds, points, 2]` the same of the exact frontier.
+    """
+
+    curves: Array
+    exact: Array
+
+    def wins(self, loss: str, level: float) -> list[float]:
+        """Win rate of a loss at a KL, one a seed."""
+        k = FAMILY.index(loss)
+        return [at_level(run[k], run[k, :, 1], level) for run in self.curves]
+
+    def beta(self, loss: str, level: float) -> list[float]:
+        """The beta with which a loss has a KL, one a seed."""
+        k = FAMILY.index(loss)
+        return [float(np.exp(at_level(run[k], np.log(BETAS), level))) for run in self.curves]
+
+    def exact_wins(self, level: float) -> list[float]:
+        """The highest win rate possible at a KL, one a seed."""
+        return [at_level(run, run[:, 1], level) for run in self.exact]
+
+    def compared(self) -> list[tuple[float, list[str]]]:
+        """The levels at which every seed reached the KL, with the losses that can be compared with the logistic."""
+        found = []
+        for level in LEVELS:
+            base = self.wins("logistic", level)
+            names = [name for name in FAMILY[1:] if np.isfinite([*base, *self.wins(name, level)]).all()]
+            if names:
+                found.append((level, names))
+        return found
+
+
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    curves = np.array([outcome.result["curves"] for outcome in outcomes])
-    exact = np.array([outcome.result["exact"] for outcome in outcomes])
-    options = outcomes[0].cell.options
-    wins = {
-        name: [[at_level(run[k], run[k, :, 1], level) for run in curves] for level in LEVELS]
-        for k, name in enumerate(FAMILY)
-    }
-    wins["exact optimum"] = [[at_level(run, run[:, 1], level) for run in exact] for level in LEVELS]
-    betas = {
-        name: [[float(np.exp(at_level(run[k], np.log(BETAS), level))) for run in curves] for level in LEVELS]
-        for k, name in enumerate(FAMILY)
-    }
-    levels = [f"KL {level}" for level in LEVELS]
+    sweeps = Sweeps(
+        np.array([outcome.result["curves"] for outcome in outcomes]),
+        np.array([outcome.result["exact"] for outcome in outcomes]),
+    )
+    options, curves = outcomes[0].cell.options, sweeps.curves
+    win_rates = [[name, *(_shown(sweeps.wins(name, level)) for level in LEVELS)] for name in FAMILY]
+    win_rates.append(["exact optimum", *(_shown(sweeps.exact_wins(level)) for level in LEVELS)])
+    betas = [[name, *(_shown(sweeps.beta(name, level), 2) for level in LEVELS)] for name in FAMILY]
+    header = ["loss", *(f"KL {level}" for level in LEVELS)]
     text = [
         "# gpo_frontier: win rate against KL over the loss and beta\n",
-        f"{len(curves)} seeds (rewards, references and pairs anew), {options['prompts']} prompts of "
-        f"{options['answers']} answers, {options['pairs']} soft-labelled pairs a prompt drawn from the reference, "
-        f"{options['steps']} full-batch steps; {len(BETAS)} betas from {BETAS[0]} to {BETAS[-1]}. Mean over seeds with "
-        "the 95% Student interval.\n",
+        f"{len(curves)} seeds (other rewards, references and pairs), {options['prompts']} prompts with "
+        f"{options['answers']} answers, {options['pairs']} soft-labelled pairs for each prompt drawn from the "
+        f"reference, {options['steps']} full-batch steps; {len(BETAS)} betas from {BETAS[0]} to {BETAS[-1]}. Mean over "
+        "seeds with the 95% Student interval.\n",
         "Claim (arXiv 2402.05749): all variants trace similar frontiers, at different betas.\n",
         "\n## P(policy beats reference) at equal KL(policy || reference)\n",
-        table(["loss", *levels], [[name, *map(_shown, runs)] for name, runs in wins.items()]),
+        table(header, win_rates),
         "\n## The beta that gives this KL\n",
-        table(["loss", *levels], [[name, *(_shown(run, 2) for run in runs)] for name, runs in betas.items()]),
-        "\n## What the figures say\n",
+        table(header, betas),
+        "\n## Findings\n",
     ]
-    for number, level in enumerate(LEVELS):
-        base = wins["logistic"][number]
-        for name in FAMILY[1:]:
-            if np.isfinite([*base, *wins[name][number]]).all():
-                sentence = compare(f"{name}'s win rate", wins[name][number], "logistic's", base, 4)
-                text.append(f"- KL {level}: {sentence}")
+    for level, names in sweeps.compared():
+        base = sweeps.wins("logistic", level)
+        for name in names:
+            sentence = compare(f"{name}'s win rate", sweeps.wins(name, level), "logistic's", base, 4)
+            text.append(f"- KL {level}: {sentence}")
     highest = curves[..., 1].mean(axis=0)
     best = {name: BETAS[int(highest[k].argmax())] for k, name in enumerate(FAMILY)}
     text += [
-        "- Highest win rate of the sweep, whatever its KL: "
+        "- Highest win rate of the sweep at any KL: "
         + ", ".join(f"{name} {highest[k].max():.3f} at beta {best[name]}" for k, name in enumerate(FAMILY))
         + ".",
-        f"- Savage is not convex: at the largest beta its KL is {curves[:, -1, -1, 0].mean():.3f}, the smallest over "
-        f"the sweep {curves[:, -1, :, 0].mean(axis=0).min():.3f}; for the convex logistic "
+        f"- Savage is not convex: its KL is {curves[:, -1, -1, 0].mean():.3f} at the largest beta, and "
+        f"{curves[:, -1, :, 0].mean(axis=0).min():.3f} where it is smallest over the sweep; for the convex logistic "
         f"{curves[:, 0, -1, 0].mean():.3f} and {curves[:, 0, :, 0].mean(axis=0).min():.3f}.",
-        "- Between neighbouring betas the curves are interpolated linearly in KL, so the smallest differences may come "
-        "from that alone.",
-        "\n![frontiers](frontier.svg)\n",
+        "- Between neighbouring betas the curves are interpolated linearly in KL; this by itself may cause the "
+        "smallest differences.",
+        "\n![frontiers, win rates over beta, differences at equal KL](frontier.svg)\n",
     ]
-    with panels(10, 4, 2) as (canvas, axes):
-        for k, name in enumerate(FAMILY):
-            mean = curves[:, k].mean(axis=0)
-            axes[0].plot(mean[:, 0], mean[:, 1], marker="o", markersize=3, label=name.replace("_", " "))
-            axes[1].semilogx(BETAS, mean[:, 1], marker="o", markersize=3)
-        mean = exact.mean(axis=0)
-        axes[0].plot(mean[:, 0], mean[:, 1], "k--", label="exact optimum")
-        axes[0].set(xlabel="KL(policy || reference), nats", ylabel="P(policy beats reference)", title="frontier")
-        axes[1].set(xlabel="beta", title="the same over beta")
-        axes[0].legend(frameon=False, fontsize=8)
-        save(canvas, out / "frontier")
+    _draw(sweeps, out)
     return "\n".join(text)
+
+
+def _draw(sweeps: Sweeps, out: Path) -> None:
+    """Every loss beside the exact frontier; then, at equal KL, differences to the logistic loss, and the betas."""
+    compared = sweeps.compared()
+    exact = sweeps.exact.mean(axis=0)
+    colours = dict(zip(FAMILY, COLOURS, strict=False))
+    note = f"Curves: means over seeds; grey: the exact optimum. {DOTS}"
+    with picture(out / "frontier", 4, 3, width=3.4, height=1.9, note=note, share_y=False) as grid:
+        for panel, (k, name) in zip([*grid[0], *grid[1]], enumerate(FAMILY), strict=True):
+            mean = sweeps.curves[:, k].mean(axis=0)
+            panel.context(exact[:, 0], exact[:, 1])
+            panel.line(mean[:, 0], mean[:, 1], colour=colours[name], marker="o")
+            panel.words(
+                title=_spaced(name),
+                x="KL to the reference, nats",
+                y="win rate" if panel in (grid[0][0], grid[1][0]) else "",
+            )
+            panel.axes.set(xlim=(-0.05, float(exact[:, 0].max())), ylim=(0.45, 0.9))
+        for differences, betas, (level, names) in zip(grid[2], grid[3], compared, strict=False):
+            base = sweeps.wins("logistic", level)
+            points = {
+                name: [100 * value for value in paired_difference(sweeps.wins(name, level), base)] for name in names
+            }
+            differences.dots([Dot(_spaced(name), points[name], colours[name]) for name in names], zero=0)
+            differences.words(title=f"at KL {level}: minus logistic", x="win rate, points")
+            betas.dots(
+                [Dot(_spaced(name), sweeps.beta(name, level), colours[name]) for name in ("logistic", *names)],
+                bounds=NOT_NEGATIVE,
+            )
+            betas.words(title=f"at KL {level}: the beta", x="beta")
+        for panel in (*grid[2][len(compared) :], *grid[3][len(compared) :]):
+            panel.missing("not reached by every seed")
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 SUITE = Suite(

@@ -1,8 +1,8 @@
-"""Suite `nash`: does the last iterate reach the regularised equilibrium as fast as proven, and which mixture is best?
+"""Suite `nash`: does the last iterate reach the regularised equilibrium within the bound, and which mixture is best?
 
-Exact updates first: Nash-MD and Nash-EMA on random preference matrices (arXiv 2312.00886), MTPO and MTPO-tau on random
-two-turn games with chance observations (arXiv 2405.14655), their KL to the solved equilibrium beside the proven bound.
-Then sampled Nash-MD-PG on a table of logits, over the share beta of the reference in the opponent.
+First exact updates: Nash-MD and Nash-EMA on random preference matrices (arXiv 2312.00886), MTPO and MTPO-tau on random
+two-turn games with chance observations (arXiv 2405.14655), with their KL to the solved equilibrium and the proven
+bound. Then sampled Nash-MD-PG on a table of logits, over beta, the share of the reference in the opponent.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 
 from polyturn.algorithms.exact import mirror_descent, nash, tabular_games
 from polyturn.algorithms.exact.closed_forms import kl, log_of, softmax
-from polyturn.benchmarks.running.plots import save
-from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.plots import COLOURS, MEANS, NOT_NEGATIVE, SHARE, picture
+from polyturn.benchmarks.running.reporting import by_name, compare, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
 from polyturn.envs.games.tabular_games import random_game, random_preference
 
 Array = NDArray[np.float64]
 
 TAUS = (0.1, 0.5)
-"""Weight of the KL (alpha in MTPO)."""
+"""Weights of the KL (alpha in MTPO)."""
 BETAS = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 MEASURES = ("exploitability", "regularised exploitability", "win rate over the best response to the reference")
 
 
 def matrix_game(tau: float, *, answers: int, steps: int, seed: int) -> dict[str, dict[str, Any]]:
-    """KL(pi* || pi_t) for t = 0 to `steps`, and the last exploitability, on a random matrix and reference."""
+    """KL(pi* || pi_t) for t = 0 to `steps`, and the last exploitability, for a random matrix and reference."""
     rng = np.random.default_rng([seed, 1])
     preference, reference = random_preference(answers, rng), rng.dirichlet(np.ones(answers))
     best = nash.regularised_nash(preference, reference, tau=tau)
@@ -53,7 +53,7 @@ def matrix_game(tau: float, *, answers: int, steps: int, seed: int) -> dict[str,
 
 
 def multi_turn_game(tau: float, *, steps: int, seed: int) -> dict[str, dict[str, Any]]:
-    """As `matrix_game`, for MTPO and MTPO-tau on a random two-turn game; Q of the bound is the largest |Q| seen."""
+    """As `matrix_game`, for MTPO and MTPO-tau on a random two-turn game; Q in the bound is the largest |Q| met."""
     rng = np.random.default_rng([seed, 2])
     game = random_game(rng)
     reference = tabular_games.random_policy(game, rng)
@@ -72,8 +72,9 @@ def multi_turn_game(tau: float, *, steps: int, seed: int) -> dict[str, dict[str,
 
 
 def _curve(distances: Array, bound: Array | None, last: float) -> dict[str, Any]:
+    """What is kept of a run: KL at 25 times, the largest share of the bound at any time, the last exploitability."""
     kept = np.unique(np.rint(np.geomspace(1, len(distances) - 1, 25)).astype(int))
-    # Rounding leaves distances of the order of 1e-16, of either sign, where the equilibrium is reached.
+    # Where the equilibrium is reached, rounding leaves distances of about 1e-16 of either sign.
     distances = np.maximum(distances, 1e-16)
     return {
         "t": kept.tolist(),
@@ -84,10 +85,10 @@ def _curve(distances: Array, bound: Array | None, last: float) -> dict[str, Any]
 
 
 def mixture_sweep(*, answers: int, tau: float, steps: int, batch: int, lr: float, seed: int) -> dict[str, list[float]]:
-    """Nash-MD-PG with sampled answers for every beta of `BETAS`: the measures of the last iterate.
+    """Nash-MD-PG with sampled answers for every beta in `BETAS`: the measures of the last iterate.
 
-    Logits move by lr * mean of grad log pi(y) [P(y > y') - 1/2 - tau log pi/ref (y)], y from the policy, y' from the
-    geometric mixture pi^{1 - beta} ref^beta.
+    Logits move by lr * mean of grad log pi(y) [P(y > y') - 1/2 - tau log pi/ref (y)], with y from the policy and y'
+    from the geometric mixture pi^{1 - beta} ref^beta.
     """
     rng = np.random.default_rng([seed, 3])
     preference, reference = random_preference(answers, rng), rng.dirichlet(np.ones(answers))
@@ -97,11 +98,13 @@ def mixture_sweep(*, answers: int, tau: float, steps: int, batch: int, lr: float
         policy = softmax(logits)
         logps = log_of(policy)
         opponent = softmax((1.0 - beta) * logps + beta * anchor)
+        # Answers of both, by inverting their distribution functions.
         own, other = (
             (rng.random((len(BETAS), batch, 1)) > np.cumsum(p, axis=1)[:, None, :-1]).sum(axis=2)
             for p in (policy, opponent)
         )
         weight = preference[own, other] - 0.5 - tau * (logps - anchor)[rows, own]
+        # The mean of weight * (one-hot(y) - policy).
         gradient = -policy * weight.mean(axis=1, keepdims=True)
         np.add.at(gradient, (np.broadcast_to(rows, own.shape), own), weight / batch)
         logits += lr * gradient
@@ -115,9 +118,10 @@ def mixture_sweep(*, answers: int, tau: float, steps: int, batch: int, lr: float
 
 
 def fixed_points(*, answers: int, tau: float, seed: int) -> list[float]:
-    """Regularised exploitability at beta's ends without any noise: the equilibrium's, and the best response's to ref.
+    """Regularised exploitability without noise at both ends of beta: of the equilibrium, and of the best response to
+    the reference.
 
-    `mixture_sweep` of the same seed plays the same game.
+    `mixture_sweep` with the same seed has the same game.
     """
     rng = np.random.default_rng([seed, 3])
     preference, reference = random_preference(answers, rng), rng.dirichlet(np.ones(answers))
@@ -147,23 +151,18 @@ def _run(cell: Cell, work: Path) -> Mapping[str, Any]:
     return {str(tau): play(tau, **options, seed=cell.seed) for tau in TAUS}
 
 
-def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    by_kind = by_name(outcomes)
-    seeds, options = len(by_kind["mixture"]), outcomes[-1].cell.options
-    text = [
-        "# nash: last iterates, bounds, and the mixture of Nash-MD\n",
-        f"{seeds} seeds, each with a game and a reference of its own. Intervals: 95% Student over seeds; of KL, which "
-        "spans orders of magnitude, the median and the largest over seeds.\n",
-        "Claims: the LAST iterate converges, KL(pi* || pi_t) <= 8 / (tau^2 (t + 1)) for Nash-MD (arXiv 2312.00886) and "
-        "<= c H Q^2 / (alpha^2 (t + 1)), c = 32 for MTPO and 9 for MTPO-tau (arXiv 2405.14655). A share of the "
-        "bound above 1 would refute it. Self-play and Nash-EMA come with no bound.\n",
-        "\n## Exact updates\n",
-    ]
+Results = Mapping[str, list[Mapping[str, Any]]]
+"""The results of all seeds by the cell's name."""
+KINDS = ("matrix", "multi-turn")
+
+
+def _exact_part(found: Results) -> list[str]:
+    """KL to the equilibrium at three times, shares of the bound, and whether every bound held."""
     rows, worst = [], 0.0
-    for kind in ("matrix", "multi-turn"):
+    for kind in KINDS:
         for tau in map(str, TAUS):
-            for method, first in by_kind[kind][0][tau].items():
-                runs = [result[tau][method] for result in by_kind[kind]]
+            for method, first in found[kind][0][tau].items():
+                runs = [result[tau][method] for result in found[kind]]
                 distances = np.array([run["kl"] for run in runs])
                 shares = [run["of_bound"] for run in runs if run["of_bound"] is not None]
                 worst = max([worst, *shares])
@@ -174,26 +173,31 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
                     *(f"{np.median(distances[:, k]):.1e} / {distances[:, k].max():.1e}" for k in (0, middle, -1)),
                     f"{max(shares):.1e}" if shares else "no bound", f"{max(gap, 0.0):.1e}",
                 ])  # fmt: skip
-    times = by_kind["matrix"][0][str(TAUS[0])]["Nash-MD"]["t"]
+    times = found["matrix"][0][str(TAUS[0])]["Nash-MD"]["t"]
     header = [f"KL at t={times[k]}, median / largest" for k in (0, len(times) // 2, -1)]
-    text += [
+    return [
+        "\n## Exact updates\n",
         table(["games", "tau", "method", *header, "largest share of the bound", "last reg. exploitability"], rows),
         f"\n- The largest share of any bound, over every step t >= 1, method and seed: {worst:.2g}; "
         + ("every bound held." if worst <= 1 else "a bound was BROKEN."),
+    ]
+
+
+def _mixture_part(sweep: Mapping[str, Array], ends: Array, options: Mapping[str, Any]) -> list[str]:
+    """The measures over beta, and how the best beta compares with both ends."""
+    text = [
         "\n## Sampled Nash-MD-PG over the mixture\n",
         f"{options['answers']} answers, tau {options['tau']}, {options['steps']} steps of {options['batch']} duels, "
         f"learning rate {options['lr']}. Claim (arXiv 2312.00886): an interior beta is best, and beta = 1, the best "
-        "response to the reference, is worst. Their measure was the win rate over RLHF with a language model; here it "
-        "is exploitability, which 0 minimises, and the win rate over the best response to the reference.\n",
-    ]
-    sweep = {m: np.array([result[m] for result in by_kind["mixture"]]) for m in MEASURES}
-    text.append(
+        "response to the reference, is worst. The paper measures the win rate over RLHF with a language model. Here "
+        "the measures are the exploitability, which is best at 0, and the win rate over the best response to the "
+        "reference.\n",
         table(
             ["beta", *MEASURES],
             [[b, *(plus_minus(sweep[m][:, k].tolist()) for m in MEASURES)] for k, b in enumerate(BETAS)],
-        )
-    )
-    text.append("")
+        ),
+        "",
+    ]
     for measure, values in sweep.items():
         mean = values.mean(axis=0)
         best = int(mean.argmax() if measure == MEASURES[2] else mean.argmin())
@@ -202,27 +206,52 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
             if best != end % len(BETAS):
                 a, b = values[:, best].tolist(), values[:, end].tolist()
                 text.append("  " + compare(f"beta {BETAS[best]}", a, f"beta {BETAS[end]}", b))
-    ends = np.array([result["fixed points"] for result in by_kind["mixture"]])
-    text += [
+    return [
+        *text,
         f"- Without noise and after infinitely many steps the regularised exploitability is "
         f"{max(ends[:, 0].max(), 0):.0e} at beta 0 and {plus_minus(ends[:, 1].tolist())} at beta 1.",
-        "- The best beta was picked on the same seeds that its intervals come from, which favours it a little.",
+        "- The best beta was selected on the seeds of its intervals, which favours it a little.",
+    ]
+
+
+def _report(outcomes: Sequence[Outcome], out: Path) -> str:
+    found = by_name(outcomes)
+    sweep = {measure: np.array([result[measure] for result in found["mixture"]]) for measure in MEASURES}
+    ends = np.array([result["fixed points"] for result in found["mixture"]])
+    options = next(outcome.cell.options for outcome in outcomes if outcome.cell.name == "mixture")
+    text = [
+        "# nash: last iterates, bounds, and the mixture of Nash-MD\n",
+        f"{len(found['mixture'])} seeds, each with its own game and reference. Intervals: 95% Student over seeds. KL "
+        "spans orders of magnitude, so its median and its largest value over seeds are given.\n",
+        "Claims: the LAST iterate converges, KL(pi* || pi_t) <= 8 / (tau^2 (t + 1)) for Nash-MD (arXiv 2312.00886) and "
+        "<= c H Q^2 / (alpha^2 (t + 1)), c = 32 for MTPO and 9 for MTPO-tau (arXiv 2405.14655). A share of the "
+        "bound above 1 would refute it. Self-play and Nash-EMA have no bound.\n",
+        *_exact_part(found),
+        *_mixture_part(sweep, ends, options),
         "\n![convergence and mixture](nash.svg)\n",
     ]
-    with panels(12, 3.8, 3) as (canvas, axes):
-        for axis, kind in zip(axes, ("matrix", "multi-turn"), strict=False):
-            for k, tau in enumerate(map(str, TAUS)):
-                for n, (method, first) in enumerate(by_kind[kind][0][tau].items()):
-                    middle_curve = np.median([result[tau][method]["kl"] for result in by_kind[kind]], axis=0)
-                    axis.loglog(first["t"], middle_curve, f"C{n}" + ("-", "--")[k], label=f"{method}, tau {tau}")
-            axis.set(title=f"{kind} games", xlabel="t", ylabel="KL(pi* || pi_t), median")
-            axis.legend(frameon=False, fontsize=7)
-        for measure in MEASURES:
-            line(axes[2], BETAS, sweep[measure], label=measure, marker="o", markersize=3)
-        axes[2].set(title="Nash-MD-PG", xlabel="beta: share of the reference")
-        axes[2].legend(frameon=False, fontsize=7)
-        save(canvas, out / "nash")
+    _draw(found, sweep, out)
     return "\n".join(text)
+
+
+def _draw(found: Results, sweep: Mapping[str, Array], out: Path) -> None:
+    """Above: KL over time, one panel for each kind of games and tau. Below: one panel for each measure over beta."""
+    note = f"Above: one line a method, median over seeds. Below: {MEANS[0].lower()}{MEANS[1:]} Thin: single runs."
+    with picture(out / "nash", 2, 4, width=3.1, height=2.3, note=note, share_y=False) as (above, below):
+        settings = [(kind, str(tau)) for kind in KINDS for tau in TAUS]
+        for panel, (kind, tau) in zip(above, settings, strict=True):
+            for colour, (method, first) in zip(COLOURS, found[kind][0][tau].items(), strict=False):
+                middle = np.median([result[tau][method]["kl"] for result in found[kind]], axis=0)
+                panel.line(first["t"], middle.tolist(), colour=colour, label=method)
+            panel.axes.set(xscale="log", yscale="log")
+            panel.words(title=f"{kind} games, tau {tau}", x="t", y="KL(pi* || pi_t)" if panel is above[0] else "")
+        for panel, (measure, values), colour, bounds in zip(
+            below, sweep.items(), COLOURS, (NOT_NEGATIVE, NOT_NEGATIVE, SHARE), strict=False
+        ):
+            panel.curve(BETAS, values, colour=colour, bounds=bounds)
+            panel.words(title=measure.replace(" to the ", "\nto the "), x="beta: share of the reference")
+        below[2].level(0.5)
+        below[3].axes.set_axis_off()
 
 
 SUITE = Suite(

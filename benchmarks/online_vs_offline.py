@@ -1,9 +1,9 @@
-"""Suite `online_vs_offline`: preferences on stored answers against preferences on the policy's own, and a judge that
-is told what to like.
+"""Suite `online_vs_offline`: preferences on stored answers against preferences on fresh ones, and an instructed judge.
 
-The length tasks of arXiv 2404.14367 and the online AI feedback of arXiv 2402.04792 on a small transformer trained from
-nothing. First part: the true reward is a function of the length, so over-optimisation is measured, not guessed. Second
-part: the annotator is an agent behind a prompt, asked in both orders, whose instruction asks for a length or for none.
+The length tasks of arXiv 2404.14367 and the online AI feedback of arXiv 2402.04792, on a small transformer trained from
+random weights. First part: the true reward is a function of the length, so over-optimisation can be measured exactly.
+Second part: the annotator is an agent behind a prompt, asked in both orders, and its instruction asks for a length or
+for none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyturn.agents.agent import Episode
 from polyturn.agents.collecting.options import CollectOptions
@@ -28,18 +27,31 @@ from polyturn.algorithms.protocols.online import online
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
-from polyturn.benchmarks.running.plots import save
-from polyturn.benchmarks.running.reporting import by_name, compare, line, panels, plus_minus
+from polyturn.benchmarks.running.plots import BLUE, NOT_NEGATIVE, RUNS, SHARE, VERMILLION, picture
+from polyturn.benchmarks.running.reporting import by_name, compare, plus_minus
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
-from polyturn.benchmarks.token_policies import CONTEXT, Measure, Task, curve, one_thread, scripted, start, written
+from polyturn.benchmarks.token_policies import (
+    CONTEXT,
+    Array,
+    Evaluator,
+    Task,
+    at_the_end,
+    evaluations,
+    one_thread,
+    over_training,
+    scripted_agent,
+    start_policy,
+    trainable_copy,
+    with_tokens,
+)
 from polyturn.envs.games.token_tasks import skewed_lengths
 from polyturn.envs.preference import Judged, Pair, by_return
 from polyturn.envs.trajectory import Group
 
-Array = NDArray[np.float64]
-
 LIMIT, MODE = 24, 12
+"""Words of the longest answer, and of a typical one."""
 WORDS = ("sun", "moon", "star", "sky", "sea", "rock", "tree", "bird")
+
 METHODS: Mapping[str, Method] = {
     "offline DPO": GPO(f="logistic", beta=0.1),
     "online DPO": GPO(f="logistic", beta=0.1),
@@ -55,28 +67,30 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "mode": ("offline DPO", "online DPO", "Pref-FT", "online BoN"),
     "skew": ("offline DPO", "offline IPO", "Pref-FT"),
 }
-"""What is run on each task. The skewed task differs from the minimum in its stored data alone, so its online methods
-are those of the minimum."""
+"""The methods that run on each task. The skewed task differs from the minimum only in its stored data, so its online
+methods are those of the minimum."""
 
-ASKED = "Judge which assistant answered the user better."
+QUESTION = "Judge which assistant answered the user better."
 INSTRUCTIONS: Mapping[str, str] = {
-    "nothing": ASKED,
-    "short": f"{ASKED} Prefer the shorter answer.",
-    "very short": f"{ASKED} Prefer a very short answer.",
-    "long": f"{ASKED} Prefer the longer answer.",
+    "nothing": QUESTION,
+    "short": f"{QUESTION} Prefer the shorter answer.",
+    "very short": f"{QUESTION} Prefer a very short answer.",
+    "long": f"{QUESTION} Prefer the longer answer.",
 }
 ONE_ORDER = "short, one order"
 PULL, BIAS = 0.15, 1.5
-"""The reader's log-odds for one word of difference, and for being shown first."""
+"""The judge's log-odds for one word of difference, and for the first place."""
 JUDGED = GPO(f="logistic", beta=0.5, soft_labels=True)
+"""The method that learns from the judge."""
 
 
 class InstructionReader:
-    """A judge made of rules: it finds in the prompt what it is asked to prefer, and counts the words of both answers.
+    """A judge made of rules: it finds in the prompt what to prefer, and counts the words of both answers.
 
-    No language model: it knows "short" and "long", some words of the same meaning, and "very", four times as strong.
-    Its log-odds for the first answer are PULL for each word of difference, in the direction asked for and none where
-    nothing is said of length, plus BIAS for standing first. Whoever says nothing loses to whoever says something.
+    It is not a language model. It knows "short" and "long", some words of the same meaning, and "very", which is four
+    times as strong. Its log-odds for the first answer are PULL for each word of difference, in the direction that the
+    instruction asks for and 0 where it asks for no length, plus BIAS for the first place. An empty answer loses to any
+    other.
     """
 
     name = "instruction-reader"
@@ -84,7 +98,7 @@ class InstructionReader:
     _answer = re.compile(r"^\[2\] Assistant:(.*)$", re.MULTILINE)
 
     def choice_logps(self, episode: Episode, choices: Sequence[str]) -> list[float]:
-        """Log-probabilities of the two choices, the first being for the first answer.
+        """Log-probabilities of the two choices; the first choice stands for the first answer.
 
         Raises:
             ValueError: The prompt does not show two conversations of one exchange.
@@ -106,63 +120,65 @@ class InstructionReader:
         return "1" if first >= second else "2"
 
 
-def answer(length: int, rng: np.random.Generator) -> str:
-    """That many random words."""
+def random_words(length: int, rng: np.random.Generator) -> str:
+    """An answer of the given number of words."""
     return " ".join(WORDS[word] for word in rng.integers(len(WORDS), size=length))
 
 
-def usual(rng: np.random.Generator) -> str:
-    """What the demonstrations are: about 12 words, standard deviation 3."""
-    return answer(int(np.clip(np.rint(rng.normal(MODE, 3.0)), 1, LIMIT)), rng)
+def typical_answer(rng: np.random.Generator) -> str:
+    """A demonstration: about 12 words, standard deviation 3."""
+    return random_words(int(np.clip(np.rint(rng.normal(MODE, 3.0)), 1, LIMIT)), rng)
 
 
-def skewed(rng: np.random.Generator) -> str:
-    """Answers of the skewed data: near the limit, short ones rare."""
-    return answer(int(skewed_lengths(1, rng, limit=LIMIT, scale=4.0)[0]), rng)
+def skewed_answer(rng: np.random.Generator) -> str:
+    """An answer of the skewed data: near the limit, short ones are rare."""
+    return random_words(int(skewed_lengths(1, rng, limit=LIMIT, scale=4.0)[0]), rng)
 
 
 def length_task(task: str) -> Task:
     """`polyturn/TokenLength-v0` in the suite's size."""
     options = {"task": task, "limit": LIMIT, "mode": MODE, "prompts": 8}
-    return Task("polyturn/TokenLength-v0", options, usual, LIMIT + 8, lambda turn: "length" in turn.info)
+    return Task("polyturn/TokenLength-v0", options, typical_answer, LIMIT + 8, lambda turn: "length" in turn.info)
 
 
 def train_on_reward(
     task_name: str, name: str, reference: Policy, options: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
-    """One method on one task, compared by the true reward: its evaluations over training."""
-    task, method, policy = length_task(task_name), METHODS[name], _trainable(reference)
+    """Trains one method on one task by the true reward, and returns its evaluations."""
+    task, method, policy = length_task(task_name), METHODS[name], trainable_copy(reference)
     if name.startswith("online"):
         size = 4 if isinstance(method, BestOfN) else 2
-        batches: Any = _fresh(task, policy, groups=2 * options["pairs"] // size, group_size=size, seed=seed)
+        batches: Any = _fresh_batches(task, policy, groups=2 * options["pairs"] // size, group_size=size, seed=seed)
     else:
-        author = scripted(skewed) if task_name == "skew" else task.speaking(reference)
-        groups = task.play(author, groups=options["stored"], group_size=2, seed=seed + 40_000)
-        groups = written(reference, groups) if task_name == "skew" else groups
+        # Stored pairs: of the reference, or of the skewed data with the policy's tokens.
+        author = scripted_agent(skewed_answer) if task_name == "skew" else task.agent(reference)
+        groups = task.collect(author, groups=options["stored"], group_size=2, seed=seed + 40_000)
+        groups = with_tokens(reference, groups) if task_name == "skew" else groups
         rng = np.random.default_rng(seed)
-        found = [method.examples(group, by_return(group), rng) for group in groups]  # type: ignore[attr-defined]
-        batches = minibatches([one for one in found if one is not None], options["pairs"], seed=seed)
+        examples = [method.examples(group, by_return(group), rng) for group in groups]  # type: ignore[attr-defined]
+        batches = minibatches([one for one in examples if one is not None], options["pairs"], seed=seed)
     return _train(task, method, policy, reference, batches, options["steps"], options, seed)
 
 
 def train_on_judge(asked: str, reference: Policy, options: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Online DPO on a judge's preferences: its evaluations, and how biased the judge is in one order and in both."""
-    task, policy = length_task("minimum"), _trainable(reference)
+    """Online DPO on a judge's preferences: its evaluations, and the judge's bias in one order and in both."""
+    task, policy = length_task("minimum"), trainable_copy(reference)
     instruction = INSTRUCTIONS["short" if asked == ONE_ORDER else asked]
     both = ai_feedback(InstructionReader(), instruction)
     annotator = Judged(both.judge, both_orders=False) if asked == ONE_ORDER else both
-    batches = _fresh(task, policy, groups=options["pairs"], group_size=2, seed=seed, preference=annotator)
-    found = _train(task, JUDGED, policy, reference, batches, options["judged_steps"], options, seed)
-    groups = task.play(task.speaking(reference), groups=64, group_size=2, seed=seed + 50_000)
-    return found | bias_of(both, groups)
+    batches = _fresh_batches(task, policy, groups=options["pairs"], group_size=2, seed=seed, preference=annotator)
+    result = _train(task, JUDGED, policy, reference, batches, options["judged_steps"], options, seed)
+    # The judge itself, on pairs of the reference's answers.
+    groups = task.collect(task.agent(reference), groups=64, group_size=2, seed=seed + 50_000)
+    return result | judge_bias(both, groups)
 
 
-def bias_of(both: Judged, groups: Sequence[Group]) -> dict[str, float]:
+def judge_bias(both: Judged, groups: Sequence[Group]) -> dict[str, float]:
     """A judge on pairs of one policy's answers, asked once and in both orders.
 
     Returns:
-        The position bias, how likely the member shown first is found better (1/2 for a fair judge, because both are
-        from one policy), and how often the shorter of two is.
+        The position bias; P(the member shown first wins), which is 1/2 for a fair judge because both are of one
+        policy; and how often the shorter of two answers wins.
     """
 
     def averaged(pairs: Sequence[Pair]) -> list[float]:
@@ -173,7 +189,7 @@ def bias_of(both: Judged, groups: Sequence[Group]) -> dict[str, float]:
     words = np.array([[len(member.turns[0].action.split()) for member in pair] for pair in pairs])
     differ = words[:, 0] != words[:, 1]
 
-    def shorter(p: Array) -> float:
+    def shorter_wins(p: Array) -> float:
         return float(((p > 0.5) == (words[:, 0] < words[:, 1]))[differ].mean())
 
     return {
@@ -181,24 +197,19 @@ def bias_of(both: Judged, groups: Sequence[Group]) -> dict[str, float]:
         "bias averaged": position_bias(averaged, groups),
         "first wins once": float(once.mean()),
         "first wins averaged": float(twice.mean()),
-        "shorter wins once": shorter(once),
-        "shorter wins averaged": shorter(np.where(twice == 0.5, np.nan, twice)),
+        "shorter wins once": shorter_wins(once),
+        "shorter wins averaged": shorter_wins(np.where(twice == 0.5, np.nan, twice)),
     }
 
 
-def _trainable(reference: Policy) -> Policy:
-    policy = reference.copy()
-    policy.model.requires_grad_(True)
-    return policy
-
-
-def _fresh(task: Task, policy: Policy, *, groups: int, group_size: int, **options: Any) -> Any:
+def _fresh_batches(task: Task, policy: Policy, *, groups: int, group_size: int, **options: Any) -> Any:
     collect = CollectOptions(
         groups=groups,
         group_size=group_size,
         env_options=task.options,
         sampling=task.sampling(),
         max_tokens=CONTEXT,
+        slots=64,
     )
     return online(policy, task.env, collect=collect, **options)
 
@@ -220,10 +231,10 @@ def _train(
         batches,
         steps=steps,
         options=TrainOptions(lr=options["lr"], evaluate_every=max(2, steps // 10), cpu=True),
-        evaluate=Measure(task, reference, samples=options["samples"], seed=seed),
+        evaluate=Evaluator(task, reference, samples=options["samples"], seed=seed),
         progress=False,
     )
-    return curve(result.history)
+    return evaluations(result.history)
 
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:
@@ -236,23 +247,29 @@ def _cells(quick: bool, seeds: int) -> list[Cell]:
         "judged_steps": 4 if quick else 60,
         "lr": 3e-4,
     }
-    rewarded = [Cell(f"{task}: {name}", 0, options) for task, methods in TASKS.items() for name in methods]
-    judged = [Cell(f"judge: {asked}", 0, options) for asked in (*INSTRUCTIONS, ONE_ORDER)]
-    return [Cell(cell.name, seed, options) for seed in range(seeds) for cell in (*rewarded, *judged)]
+    rewarded = [f"{task}: {name}" for task, methods in TASKS.items() for name in methods]
+    judged = [f"judge: {asked}" for asked in (*INSTRUCTIONS, ONE_ORDER)]
+    return [Cell(name, seed, options) for seed in range(seeds) for name in (*rewarded, *judged)]
 
 
 def _run(cell: Cell, work: Path) -> Mapping[str, Any]:
     part, _, name = cell.name.partition(": ")
     folder = work / f"start-seed{cell.seed}"
     with one_thread():
-        reference = start(length_task("minimum"), folder, seed=cell.seed, **cell.options["start"]).copy()
+        reference = start_policy(length_task("minimum"), folder, seed=cell.seed, **cell.options["start"]).copy()
         if part == "judge":
             return train_on_judge(name, reference, cell.options, cell.seed)
         return train_on_reward(part, name, reference, cell.options, cell.seed)
 
 
-def _runs_of(found: Mapping[str, list[Mapping[str, Any]]], task: str, name: str) -> list[Mapping[str, Any]]:
-    """The seeds of a method on a task; on the skewed one online methods are the minimum's."""
+# The report.
+
+Results = Mapping[str, list[Mapping[str, Any]]]
+"""The results of all seeds by the cell's name."""
+
+
+def _runs(found: Results, task: str, name: str) -> list[Mapping[str, Any]]:
+    """The seeds of a method on a task; on the skewed task online methods are those of the minimum."""
     return found[f"minimum: {name}" if task == "skew" and name.startswith("online") else f"{task}: {name}"]
 
 
@@ -260,91 +277,83 @@ def _methods_on(task: str) -> tuple[str, ...]:
     return tuple(METHODS) if task == "skew" else TASKS[task]
 
 
-def _stack(runs: Sequence[Mapping[str, Any]], key: str) -> Array:
-    """`[seeds, evaluations]`."""
-    return np.array([run[key] for run in runs], np.float64)
+def _highest(runs: Sequence[Mapping[str, Any]]) -> tuple[int, list[float], list[float]]:
+    """Where the mean win rate is highest: the step, and the win rates there and at the end, one a seed."""
+    wins = over_training(runs, "win_rate")
+    place = int(wins.mean(axis=0).argmax())
+    return round(runs[0]["step"][place]), wins[:, place].tolist(), wins[:, -1].tolist()
 
 
-def _reward_tables(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+def _reward_tables(found: Results) -> list[str]:
+    """One table a task: win rate at its highest and at the end, reward, KL, valid answers."""
     text = []
     for task in TASKS:
         rows = []
         for name in _methods_on(task):
-            runs = _runs_of(found, task, name)
-            wins = _stack(runs, "win_rate")
-            peak = int(wins.mean(axis=0).argmax())
-            last = {key: _stack(runs, key)[:, -1].tolist() for key in ("win_rate", "reward", "kl", "proper")}
+            runs = _runs(found, task, name)
+            step, highest, last = _highest(runs)
             rows.append(
                 [
                     name,
-                    f"{plus_minus(wins[:, peak].tolist(), 2)} at {runs[0]['step'][peak]:.0f}",
-                    plus_minus(last["win_rate"], 2),
-                    plus_minus(last["reward"], 2),
-                    plus_minus(last["kl"], 1),
-                    plus_minus(last["proper"], 2),
+                    f"{plus_minus(highest, 2)} at {step}",
+                    plus_minus(last, 2),
+                    *(
+                        plus_minus(at_the_end(runs, figure), digits)
+                        for figure, digits in (("reward", 2), ("kl", 1), ("proper", 2))
+                    ),
                 ]
             )
-        start_reward = _stack(_runs_of(found, task, "offline DPO"), "reward")[:, 0].tolist()
-        header = ["method", "highest win rate, at step", "at the end", "reward", "KL, nats", "proper answers"]
+        start_reward = over_training(_runs(found, task, "offline DPO"), "reward")[:, 0].tolist()
+        header = ["method", "highest win rate, at step", "at the end", "reward", "KL, nats", "valid answers"]
         text += [f"\n## {task}; the reference earns {plus_minus(start_reward, 2)}\n", table(header, rows)]
     return text
 
 
-def _reward_sentences(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+def _reward_sentences(found: Results) -> list[str]:
+    """Which falls and which orderings the intervals support."""
     text = []
     for task in TASKS:
+        # Does the win rate fall after its highest point?
         for name in ("offline DPO", "online DPO"):
-            runs = _runs_of(found, task, name)
-            wins = _stack(runs, "win_rate")
-            peak = int(wins.mean(axis=0).argmax())
-            where = f"its win rate at step {runs[0]['step'][peak]:.0f}, the highest of the mean curve,"
-            sentence = compare(where, wins[:, peak].tolist(), "that at the end", wins[:, -1].tolist())
-            text.append(f"- {task}, {name}: {sentence}")
-        ends = {n: _stack(_runs_of(found, task, n), "reward")[:, -1].tolist() for n in _methods_on(task)}
+            step, highest, last = _highest(_runs(found, task, name))
+            where = f"its win rate at step {step}, the highest of the mean curve,"
+            text.append(f"- {task}, {name}: {compare(where, highest, 'the win rate at the end', last)}")
+        # Which method earns more at the end?
+        ends = {name: at_the_end(_runs(found, task, name), "reward") for name in _methods_on(task)}
         pairs = [("online DPO", "offline DPO"), ("offline DPO", "Pref-FT"), ("online BoN", "Pref-FT")]
         pairs += [("online IPO", "offline IPO"), ("offline IPO", "offline DPO")] if "offline IPO" in ends else []
         text += [f"- {task}, reward at the end: {compare(a, ends[a], b, ends[b], 2)}" for a, b in pairs]
+    # Do the compared answers become likelier than under the reference?
     for task in TASKS:
         for name in ("offline DPO", "online DPO"):
-            runs = _runs_of(found, task, name)
-            preferred, other = (_stack(runs, key)[:, -1].tolist() for key in ("preferred", "other"))
+            runs = _runs(found, task, name)
             text.append(
-                f"- {task}, {name}, the last step's pairs: log-ratio to the reference of preferred answers "
-                f"{plus_minus(preferred, 1)} nats, of the others {plus_minus(other, 1)}; below 0 an answer has become "
-                "less likely than it was."
+                f"- {task}, {name}, pairs of the last step: log-ratio to the reference of preferred answers "
+                f"{plus_minus(at_the_end(runs, 'preferred'), 1)} nats, of the other answers "
+                f"{plus_minus(at_the_end(runs, 'other'), 1)}; below 0 an answer has become less likely."
             )
     return text
 
 
-def _judge_part(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
+def _judge_part(found: Results) -> list[str]:
+    """Lengths under each instruction, the judge's bias, and which differences the intervals support."""
     asked = (*INSTRUCTIONS, ONE_ORDER)
-    words = {name: _stack(found[f"judge: {name}"], "words")[:, -1].tolist() for name in asked}
-    before = _stack(found["judge: nothing"], "words")[:, 0].tolist()
-    spread = {name: _stack(found[f"judge: {name}"], "words")[:, 1:].std(axis=1).tolist() for name in asked}
-    rows = [
-        [name, plus_minus(words[name], 2), plus_minus(_stack(found[f"judge: {name}"], "kl")[:, -1].tolist(), 2)]
-        for name in asked
+    runs = {name: found[f"judge: {name}"] for name in asked}
+    words = {name: at_the_end(runs[name], "words") for name in asked}
+    before = over_training(runs["nothing"], "words")[:, 0].tolist()
+    lengths = [[name, plus_minus(words[name], 2), plus_minus(at_the_end(runs[name], "kl"), 2)] for name in asked]
+    figures = ("bias", "first wins", "shorter wins")
+    bias = [
+        [name, orders, *(plus_minus([run[f"{figure} {orders}"] for run in runs[name]]) for figure in figures)]
+        for name in INSTRUCTIONS
+        for orders in ("once", "averaged")
     ]
     text = [
         f"\n## The judge's instruction; the reference writes {plus_minus(before, 2)} words\n",
-        table(["asked for", "words at the end", "KL, nats"], rows),
-        "\n## The judge on pairs of the reference's own answers, asked once and in both orders\n",
-        table(
-            ["asked for", "", "position bias", "P(the first wins)", "the shorter wins"],
-            [
-                [
-                    name,
-                    way,
-                    *(
-                        plus_minus([run[f"{key} {way}"] for run in found[f"judge: {name}"]])
-                        for key in ("bias", "first wins", "shorter wins")
-                    ),
-                ]
-                for name in INSTRUCTIONS
-                for way in ("once", "averaged")
-            ],
-        ),
-        "\n## What the figures say: the judge\n",
+        table(["asked for", "words at the end", "KL, nats"], lengths),
+        "\n## The judge on pairs of the reference's answers, asked once and averaged over both orders\n",
+        table(["asked for", "", "position bias", "P(the first wins)", "the shorter wins"], bias),
+        "\n## Findings: the judge\n",
     ]
     text += [
         f"- Words, asked for {name}: {compare('the end', words[name], 'the reference', before, 2)}"
@@ -352,8 +361,9 @@ def _judge_part(found: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
     ]
     for a, b in (("short", "nothing"), ("very short", "short"), ("long", "nothing"), (ONE_ORDER, "short")):
         text.append(f"- Words at the end: {compare(f'asked for {a}', words[a], f'asked for {b}', words[b], 2)}")
+    spread = {name: over_training(runs[name], "words")[:, 1:].std(axis=1).tolist() for name in asked}
     text.append(
-        "- Training on one order, the standard deviation of the length over evaluations after the first: "
+        "- Training on one order, standard deviation of the length over the evaluations after the first: "
         + compare("one order", spread[ONE_ORDER], "both orders", spread["short"], 2)
     )
     return text
@@ -364,60 +374,76 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
     options = outcomes[0].cell.options
     seeds = len(found["minimum: offline DPO"])
     text = [
-        "# online_vs_offline: stored answers, fresh answers, and a judge that is told what to like\n",
-        f"{seeds} seeds (weights, demonstrations, samples anew), mean with the 95% Student interval. A Llama of 2 "
-        f"layers and width 32, trained from nothing on {options['start']['demonstrations']} answers of about {MODE} "
+        "# online_vs_offline: stored answers, fresh answers, and an instructed judge\n",
+        f"{seeds} seeds (other weights, demonstrations and samples), mean with the 95% Student interval. A Llama of 2 "
+        "layers and width 32, trained from random weights on "
+        f"{options['start']['demonstrations']} answers of about {MODE} "
         f"random words, then {options['steps']} AdamW steps at {options['lr']} on {options['pairs']} pairs each. "
         f"Stored: {options['stored']} pairs, of the reference (minimum, mode) or with lengths near {LIMIT} (skew). "
         f"Reward: minus the length (minimum, skew), minus the distance to {MODE} words (mode); an answer that is "
-        "empty, too long or not made of words earns the lowest. Win rate: by the true reward over the "
-        "reference's answers, ties half.\n",
-        "Claims: offline DPO rises, then falls, while online DPO keeps rising (arXiv 2402.04792); where the data is "
-        "far from the optimum on-policy and contrastive methods are ahead, where it is near all work "
-        "(arXiv 2404.14367); the annotator's instruction moves the length (arXiv 2402.04792).\n",
+        "empty, too long or not made of words earns the lowest reward. Win rate: by the true reward, over the "
+        "reference's answers; a tie counts one half.\n",
+        "Claims: offline DPO rises, then falls, and online DPO keeps rising (arXiv 2402.04792). Where the data is far "
+        "from the optimum, on-policy and contrastive methods are ahead; where it is near, all methods work "
+        "(arXiv 2404.14367). The annotator's instruction changes the length (arXiv 2402.04792).\n",
         *_reward_tables(found),
-        "\nThe online methods of skew are those of the minimum: the tasks differ in the stored data alone.\n",
-        "\n## What the figures say: stored or fresh\n",
-        "The highest point of a curve is chosen by looking at it, which alone makes a small fall; the same sentence "
-        "about online DPO shows how much.\n",
+        "\nThe online methods of skew are those of the minimum: the tasks differ only in the stored data.\n",
+        "\n## Findings: stored or fresh\n",
+        "The highest point of a curve is selected after the fact, which makes a small fall by itself; the same "
+        "sentence about online DPO shows its size.\n",
         *_reward_sentences(found),
         *_judge_part(found),
-        "\n![win rate over training](curves.svg)\n",
+        "\n![win rate over training and against KL](curves.svg)\n",
         "\n![length under each instruction](judge.svg)\n",
     ]
-    _draw(found, out)
+    _draw_rewarded(found, out)
+    _draw_judged(found, out)
     return "\n".join(text)
 
 
-def _draw(found: Mapping[str, list[Mapping[str, Any]]], out: Path) -> None:
-    with panels(15, 3.9, 4) as (canvas, axes):
-        for axis, task in zip(axes, TASKS, strict=False):
-            for number, name in enumerate(METHODS):
-                if name in _methods_on(task):
-                    runs = _runs_of(found, task, name)
-                    dashes = "-" if name.startswith("online") else "--"
-                    line(axis, runs[0]["step"], _stack(runs, "win_rate"), label=name, color=f"C{number}", ls=dashes)
-            axis.set(title=task, xlabel="step", ylabel="win rate over the reference", ylim=(-0.02, 1.02))
-        axes[0].legend(frameon=False, fontsize=7)
-        for number, task in enumerate(TASKS):
-            for name, dashes in (("offline DPO", "--"), ("online DPO", "-")):
-                runs = _runs_of(found, task, name)
-                kl, wins = (_stack(runs, key).mean(axis=0) for key in ("kl", "win_rate"))
-                axes[3].plot(kl, wins, ls=dashes, color=f"C{number}", marker="o", ms=3, label=f"{task}, {name}")
-        axes[3].set(
-            title="DPO, mean over seeds", xlabel="KL to the reference, nats", ylabel="win rate", ylim=(-0.02, 1.02)
-        )
-        axes[3].set_xscale("symlog", linthresh=1.0)
-        axes[3].legend(frameon=False, fontsize=7)
-        save(canvas, out / "curves")
-    with panels(6, 3.6, 1) as (canvas, (axis,)):
-        for number, name in enumerate((*INSTRUCTIONS, ONE_ORDER)):
-            runs = found[f"judge: {name}"]
-            dashes = "--" if name == ONE_ORDER else "-"
-            line(axis, runs[0]["step"], _stack(runs, "words"), label=name, color=f"C{number}", ls=dashes)
-        axis.set(xlabel="step", ylabel="words an answer", title="online DPO on the judge's preferences")
-        axis.legend(frameon=False, fontsize=7)
-        save(canvas, out / "judge")
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "DPO": ("online DPO", "offline DPO"),
+    "IPO": ("online IPO", "offline IPO"),
+    "likelihood": ("online BoN", "Pref-FT"),
+}
+"""Columns of the picture: a method on fresh answers and one on stored answers."""
+
+
+def _draw_rewarded(found: Results, out: Path) -> None:
+    """One row a task: win rates of three families over training, and DPO's win rate against its KL."""
+    with picture(out / "curves", len(TASKS), 4, width=2.9, height=2.0, note=RUNS) as grid:
+        for row, task in zip(grid, TASKS, strict=True):
+            for panel, (family, pair) in zip(row, FAMILIES.items(), strict=False):
+                panel.words(title=f"{task}: {family}", x="step", y="" if panel is not row[0] else "win rate")
+                if not set(pair) <= {*_methods_on(task)}:
+                    panel.missing("not run")
+                    continue
+                for name, colour in zip(pair, (BLUE, VERMILLION), strict=True):
+                    runs = _runs(found, task, name)
+                    wins = over_training(runs, "win_rate")
+                    panel.curve(runs[0]["step"], wins, colour=colour, label=name, bounds=SHARE)
+            for name, colour in zip(FAMILIES["DPO"], (BLUE, VERMILLION), strict=True):
+                runs = _runs(found, task, name)
+                kl, wins = (over_training(runs, figure).mean(axis=0) for figure in ("kl", "win_rate"))
+                row[3].line(kl.tolist(), wins.tolist(), colour=colour, label=name, marker="o")
+            row[3].axes.set_xscale("symlog", linthresh=1.0)
+            row[3].words(title=f"{task}: DPO, means", x="KL to the reference, nats")
+            row[0].limits(y=SHARE)
+
+
+def _draw_judged(found: Results, out: Path) -> None:
+    """One panel an instruction; the other instructions' means in grey."""
+    asked = (*INSTRUCTIONS, ONE_ORDER)
+    runs = {name: found[f"judge: {name}"] for name in asked}
+    words = {name: over_training(runs[name], "words") for name in asked}
+    note = f"{RUNS} Grey: the other instructions."
+    with picture(out / "judge", 1, len(asked), width=2.2, height=2.2, note=note) as (row,):
+        for panel, name in zip(row, asked, strict=True):
+            for other in asked:
+                panel.context(runs[other][0]["step"], words[other].mean(axis=0).tolist())
+            panel.curve(runs[name][0]["step"], words[name], colour=BLUE, bounds=NOT_NEGATIVE)
+            panel.words(title=f"asked for {name}", x="step", y="words an answer" if panel is row[0] else "")
+        row[0].limits(y=NOT_NEGATIVE)
 
 
 SUITE = Suite(

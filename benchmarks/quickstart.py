@@ -1,6 +1,6 @@
-"""The main job in five minutes: a small policy imitates a hurried solver, then learns from whole trajectories.
+"""The main job in five minutes: a small policy imitates an imperfect solver, then learns from whole trajectories.
 
-The same study as the suite `tool_math`, one seed and M-DPO alone, with everything shown on the way.
+The study of the suite `tool_math` with one seed and M-DPO only, which prints its progress.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 from polyturn.algorithms.protocols.evaluate import Proportion
 from polyturn.algorithms.protocols.iterate import Iteration
 from polyturn.benchmarks.running.pages import comparison_page
+from polyturn.benchmarks.running.plots import PERCENT, Dot, picture
 from polyturn.benchmarks.running.suite import machine, table, write_json
-from polyturn.benchmarks.tool_math import QUICK, Setting, learn, plot_curves, supervised
+from polyturn.benchmarks.tool_math import QUICK, Setting, learn, supervised
 from polyturn.envs.store import read
 from polyturn.sandbox import open_sandbox
 
@@ -27,28 +28,28 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
     """Runs the job and writes `results.json`, `curve.png`, `trajectories.html` and every policy into `out`.
 
     Args:
-        out: Folder of the run; running again goes on with what is there.
-        seed: Fixes everything.
+        out: Folder of the run; another run with the same folder continues it.
+        seed: Seed of everything random.
         sandbox: Kind of sandbox for the policy's programs.
         quick: A tiny form that only shows that everything runs.
         progress: Show progress bars.
 
     Raises:
-        SandboxUnavailable: The asked sandbox cannot run here.
+        SandboxUnavailable: The sandbox cannot run here.
     """
     begun = time.perf_counter()
     setting = Setting(**{**asdict(QUICK if quick else Setting()), "sandbox": sandbox})
     out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # what a local sandbox does not protect is printed below
+        warnings.simplefilter("ignore", RuntimeWarning)  # the local sandbox's warning is printed below instead
         box = open_sandbox(sandbox)
     with box:
         print(
             f"sandbox: {box.capabilities.name}" + (f" ({box.capabilities.warning})" if box.capabilities.warning else "")
         )
-        print(f"1/2  a hurried solver demonstrates {setting.demonstrations} word problems; a small policy imitates it")
+        print(f"1/2  an imperfect solver demonstrates {setting.demonstrations} word problems; a policy imitates it")
         policy, demonstrator = supervised(setting, seed, out / "sft", progress=progress)
-        print(f"     the solver itself is right in {demonstrator.success}")
+        print(f"     success of the solver itself: {demonstrator.success}")
         print(f"2/2  {setting.iterations} iterations of M-DPO: collect, compare whole trajectories by outcome, train")
         records = learn(setting, "M-DPO", seed, policy, out / "mdpo", progress=progress)
         pages = _before_and_after(out, records)
@@ -68,7 +69,7 @@ def _before_and_after(out: Path, records: Sequence[Iteration]) -> Path:
     comparison_page(
         page,
         "Before and after",
-        "The first held-out problems, one sampled episode each, in their order; nothing was chosen by hand.",
+        "The first held-out problems in their order, one sampled episode each; none was selected by hand.",
         columns,
     )
     return page
@@ -91,11 +92,20 @@ def _write(
         "iterations": [asdict(record) for record in records],
     }
     write_json(out / "results.json", figures)
-    curve = []
+    rows = []
     for record in records:
         success = record.evaluation["sampled"]["success"]
-        curve.append((100 * success["value"], 100 * success["low"], 100 * success["high"]))
-    plot_curves({"M-DPO": curve}, out / "curve")
+        interval = (100 * success["low"], 100 * success["high"])
+        rows.append(Dot(_name(record), [100 * success["value"]], interval=interval))
+    note = "Dot: success on the held-out problems. Bar: 95% Wilson interval over problems."
+    with picture(out / "curve", 1, 1, width=5.5, height=2.2, note=note) as ((panel,),):
+        panel.dots(rows, bounds=PERCENT)
+        panel.words(title="M-DPO", x="held-out success, %")
+        panel.limits(x=PERCENT)
+
+
+def _name(record: Iteration) -> str:
+    return f"iteration {record.number}" if record.number else "SFT"
 
 
 def _summary(records: Sequence[Iteration]) -> str:
@@ -104,7 +114,7 @@ def _summary(records: Sequence[Iteration]) -> str:
         sampled, greedy = record.evaluation["sampled"], record.evaluation["greedy"]
         rows.append(
             [
-                f"iteration {record.number}" if record.number else "SFT",
+                _name(record),
                 Proportion(**sampled["success"]),
                 Proportion(**greedy["success"]),
                 f"{100 * sampled['tool_errors']:.1f}%",

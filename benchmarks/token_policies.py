@@ -1,7 +1,7 @@
-"""A small transformer on a one-turn token task: warm-started once a seed, sampled, and measured against its reference.
+"""A small transformer on a one-turn token task: warm-started once for each seed, sampled, compared with its reference.
 
-What the suites on token tasks share. The start is trained on answers that a function wrote; every seed has its own
-weights, demonstrations and samples.
+Shared by the suites on token tasks. The transformer starts from random weights and imitates answers that a function
+writes; every seed has its own weights, demonstrations and samples.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 Array = NDArray[np.float64]
 CONTEXT = 96
-"""Tokens of an episode at most."""
+"""Longest episode, in tokens."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A one-turn environment and who writes the demonstrations.
+    """A one-turn environment and the demonstrations that are imitated in it.
 
     Attributes:
         env: Registered id.
-        options: Its keyword arguments.
-        write: From a generator to an answer.
-        longest: Tokens of an answer at most.
-        proper: Whether the environment took an answer for one.
+        options: Keyword arguments of the environment.
+        demonstrate: From a generator to an answer.
+        max_answer_tokens: Longest answer, in tokens.
+        is_valid: Whether the environment accepted an answer as valid.
     """
 
     env: str
     options: Mapping[str, Any]
-    write: Callable[[np.random.Generator], str]
-    longest: int
-    proper: Callable[[Turn], bool]
+    demonstrate: Callable[[np.random.Generator], str]
+    max_answer_tokens: int
+    is_valid: Callable[[Turn], bool]
 
-    def play(self, agent: Agent, *, groups: int, group_size: int, seed: int) -> list[Group]:
+    def collect(self, agent: Agent, *, groups: int, group_size: int, seed: int) -> list[Group]:
         """Groups of valid episodes."""
         return collect(
             agent,
@@ -68,16 +68,16 @@ class Task:
 
     def sampling(self) -> Sampling:
         """Plain sampling, cut at the longest answer."""
-        return Sampling(max_new_tokens=self.longest)
+        return Sampling(max_new_tokens=self.max_answer_tokens)
 
-    def speaking(self, policy: Policy) -> TransformerAgent:
+    def agent(self, policy: Policy) -> TransformerAgent:
         """The policy as an agent."""
         return TransformerAgent(policy, sampling=self.sampling(), max_tokens=CONTEXT, slots=64)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and lose much where other programs want the processor."""
+    """Runs torch on one thread: a second one gains nothing for models this small, and costs much on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,31 +86,47 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def written(policy: Policy, groups: Sequence[Group]) -> list[Group]:
-    """The groups of an agent without tokens, with the policy's tokens for their texts."""
+def trainable_copy(reference: Policy) -> Policy:
+    """A copy of the reference that can be trained."""
+    policy = reference.copy()
+    policy.model.requires_grad_(True)
+    return policy
+
+
+def with_tokens(policy: Policy, groups: Sequence[Group]) -> list[Group]:
+    """Groups of an agent without tokens, with the policy's tokens for their texts."""
     return [Group(tuple(policy.chat.written(member) for member in group)) for group in groups]
 
 
-def scripted(write: Callable[[np.random.Generator], str]) -> ScriptedAgent:
-    """An agent whose answers `write` draws from the episode's generator."""
-    return ScriptedAgent(lambda episode: write(episode.rng), name="script")
+def scripted_agent(demonstrate: Callable[[np.random.Generator], str]) -> ScriptedAgent:
+    """An agent whose answers `demonstrate` draws from the episode's generator."""
+    return ScriptedAgent(lambda episode: demonstrate(episode.rng), name="script")
 
 
-def start(task: Task, folder: Path, *, seed: int, demonstrations: int, steps: int, lr: float) -> Policy:
-    """The warm-started policy of a seed, read from `folder` where it is there already and had the same settings."""
+def start_policy(task: Task, folder: Path, *, seed: int, demonstrations: int, steps: int, lr: float) -> Policy:
+    """The warm-started policy of a seed; read from `folder` if it was saved there with the same settings."""
     settings = {"env": task.env, "seed": seed, "demonstrations": demonstrations, "steps": steps, "lr": lr}
     note = folder / "settings.json"
     if note.is_file() and json.loads(note.read_text("utf-8")) == settings:
         return Policy.from_pretrained(folder, device="cpu")
-    groups = task.play(scripted(task.write), groups=demonstrations, group_size=1, seed=seed + 10_000)
-    told = [member for group in groups for member in group]
-    texts = [part for member in told for part in (member.turns[0].observation, member.turns[0].action)]
+    # Demonstrations, and a small model whose vocabulary is that of the demonstrations.
+    agent = scripted_agent(task.demonstrate)
+    groups = task.collect(agent, groups=demonstrations, group_size=1, seed=seed + 10_000)
+    shown = [member for group in groups for member in group]
+    texts = [part for member in shown for part in (member.turns[0].observation, member.turns[0].action)]
     policy = tiny_policy(texts, seed=seed, hidden=32, layers=2, heads=2, context=CONTEXT, init=0.1)
-    options = imitation_options(steps, lr=lr, cpu=True)
-    warm_start(policy, told, steps=steps, batch_size=64, options=options, seed=seed, progress=False)
+    warm_start(
+        policy,
+        shown,
+        steps=steps,
+        batch_size=64,
+        options=imitation_options(steps, lr=lr, cpu=True),
+        seed=seed,
+        progress=False,
+    )
+    # Saved elsewhere first and moved; the settings are written last, so a folder without them is not used.
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        # The settings are written last: a folder without them is not used.
         policy.save_pretrained(unfinished)
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(unfinished).iterdir()):
@@ -120,7 +136,7 @@ def start(task: Task, folder: Path, *, seed: int, demonstrations: int, steps: in
 
 
 def rewards(groups: Sequence[Group]) -> Array:
-    """Every member's total reward, `[members]`."""
+    """Total reward of every member, `[members]`."""
     return np.array([member.total_reward for group in groups for member in group], np.float64)
 
 
@@ -138,45 +154,58 @@ def log_ratios(policy: Policy, reference: Policy, members: Sequence[Trajectory])
     return np.asarray(sequence_logratio(own, other, batch.turn_ids).numpy(), np.float64)
 
 
-class Measure:
-    """What `train` calls to evaluate: true reward, win rate over the reference, KL, length, share of proper answers.
+class Evaluator:
+    """The `evaluate` of `train`: reward, win rate over the reference, KL, length, share of valid answers.
 
     Args:
-        task: Where it plays.
-        reference: Whose answers the policy's are compared with; twice `samples` of them are drawn once.
-        samples: Answers an evaluation.
-        seed: The same starts and random numbers at every evaluation.
+        task: Where answers are sampled.
+        reference: The policy to compare with; twice `samples` of its answers are drawn once.
+        samples: Answers in an evaluation.
+        seed: Every evaluation has the same starts and random numbers.
     """
 
     def __init__(self, task: Task, reference: Policy, *, samples: int, seed: int) -> None:
         self.task, self.reference, self.samples, self.seed = task, reference, samples, seed
-        self.theirs = rewards(task.play(task.speaking(reference), groups=2 * samples, group_size=1, seed=seed + 20_000))
-        self.answers: Array = np.zeros(0)
+        groups = task.collect(task.agent(reference), groups=2 * samples, group_size=1, seed=seed + 20_000)
+        self.reference_rewards = rewards(groups)
+        self.rewards: Array = np.zeros(0)
+        """Of the last evaluation's answers."""
 
     def __call__(self, trained: Any, step: int) -> dict[str, float]:
-        """Numbers by name; the rewards themselves stay in `answers`."""
+        """Figures by name."""
         policy: Policy = getattr(trained, "policy", trained)
-        groups = self.task.play(self.task.speaking(policy), groups=self.samples, group_size=1, seed=self.seed + 30_000)
+        agent = self.task.agent(policy)
+        groups = self.task.collect(agent, groups=self.samples, group_size=1, seed=self.seed + 30_000)
         members = [member for group in groups for member in group]
-        self.answers = rewards(groups)
+        self.rewards = rewards(groups)
         return {
-            "reward": float(self.answers.mean()),
-            "win_rate": win_rate(self.answers, self.theirs),
+            "reward": float(self.rewards.mean()),
+            "win_rate": win_rate(self.rewards, self.reference_rewards),
             "kl": float(log_ratios(policy, self.reference, members).mean()),
             "words": float(np.mean([len(member.turns[0].action.split()) for member in members])),
-            "proper": float(np.mean([self.task.proper(member.turns[0]) for member in members])),
+            "proper": float(np.mean([self.task.is_valid(member.turns[0]) for member in members])),
         }
 
 
-def curve(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """The evaluations of a training run, by name, with the "step" of each.
+def evaluations(history: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The evaluations of a training run: one list for each figure, and the "step" of each evaluation.
 
-    Where the method compares, "preferred" and "other" are the log-ratios of the two answers of a pair in the step
-    before, 0 at the start.
+    Where the method compares, "preferred" and "other" are the log-ratios of both answers of a pair in the step before;
+    they are 0 at the start.
     """
-    found = [record for record in history if any(name.startswith("eval/") for name in record)]
-    names = {name.removeprefix("eval/"): name for name in found[0] if name.startswith("eval/")}
+    records = [record for record in history if any(name.startswith("eval/") for name in record)]
+    names = {name.removeprefix("eval/"): name for name in records[0] if name.startswith("eval/")}
     if "chosen_logratio" in history[-1]:
         names |= {"preferred": "chosen_logratio", "other": "rejected_logratio"}
-    values = {name: [round(float(record.get(key, 0.0)), 5) for record in found] for name, key in names.items()}
-    return {"step": [float(record["step"]) for record in found], **values}
+    values = {name: [round(float(record.get(key, 0.0)), 5) for record in records] for name, key in names.items()}
+    return {"step": [float(record["step"]) for record in records], **values}
+
+
+def at_the_end(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
+    """The last evaluation of a figure, one a run."""
+    return [float(run[figure][-1]) for run in runs]
+
+
+def over_training(runs: Sequence[Mapping[str, Any]], figure: str) -> Array:
+    """`[runs, evaluations]` of a figure."""
+    return np.array([run[figure] for run in runs], np.float64)

@@ -1,8 +1,8 @@
 """Suite `tool_math`: does multi-turn preference learning teach a policy to use its tool, and which parts matter?
 
-The claim is that of multi-turn iterative preference learning (arXiv 2409.02392): M-DPO and M-KTO on whole trajectories
-beat the supervised policy they start from; masking what the tool says, moving the reference with the iterations, and
-looking at all turns help. Small scale: a two-layer transformer trained from scratch, generated word problems, an
+The claim of multi-turn iterative preference learning (arXiv 2409.02392): M-DPO and M-KTO on whole trajectories beat the
+supervised policy that they start from; masking the tool's output, updating the reference with the iterations, and
+comparing all turns help. Small scale: a two-layer transformer trained from random weights, generated word problems, an
 imperfect demonstrator to imitate, the real environment and sandbox.
 """
 
@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from polyturn.agents.collecting.collect import collect
@@ -33,6 +34,8 @@ from polyturn.algorithms.protocols.evaluate import Report, evaluate, report
 from polyturn.algorithms.protocols.iterate import Iteration, iterate
 from polyturn.algorithms.protocols.warmup import imitation_options, warm_start
 from polyturn.algorithms.training.options import TrainOptions
+from polyturn.benchmarks.running.plots import BLUE, DOTS, PERCENT, RUNS, VERMILLION, Dot, picture
+from polyturn.benchmarks.running.reporting import plus_minus, side_of_zero
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, mean_interval, table, write_json
 from polyturn.envs.store import Store
 from polyturn.envs.tool_math.problems import Problems
@@ -49,19 +52,19 @@ class Setting:
         level: Difficulty of the generated problems.
         demonstrations: Conversations to imitate.
         hidden: Width of the transformer.
-        layers: Its layers.
+        layers: Layers of the transformer.
         sft_steps: Updates of the warm start.
-        sft_lr: Its highest learning rate.
-        iterations: Of the preference protocol.
-        groups: Problems per iteration.
-        group_size: Trajectories per problem.
-        from_previous: Of these, by the previous policy.
-        pairs: Pairs per problem.
-        epochs: Passes over an iteration's examples.
-        batch_size: Problems per update.
+        sft_lr: Highest learning rate of the warm start.
+        iterations: Iterations of the preference protocol.
+        groups: Problems in an iteration.
+        group_size: Trajectories of each problem.
+        from_previous: How many of them the previous policy samples.
+        pairs: Pairs of each problem.
+        epochs: Passes over the examples of an iteration.
+        batch_size: Problems in an update.
         lr: Learning rate of the preference updates.
-        beta: Strength of the pull to the reference.
-        held_out: Problems of the evaluation, never seen in training.
+        beta: Weight of the reference (beta of the losses).
+        held_out: Problems of the evaluation, which training does not contain.
         sandbox: Kind of sandbox.
     """
 
@@ -88,11 +91,11 @@ class Setting:
         return {"problems": problems, "prompt": "plain", "max_turns": 4, "sandbox": self.sandbox}
 
     def train_problems(self, seed: int) -> Problems:
-        """Problems to demonstrate and to learn from."""
+        """Problems of the demonstrations and of training."""
         return word_problems(self.level, split="train", seed=seed, size=self.demonstrations)
 
     def test_problems(self, seed: int) -> Problems:
-        """Problems that training cannot have seen."""
+        """Problems of the evaluation, from another split."""
         return word_problems(self.level, split="test", seed=seed, size=self.held_out)
 
 
@@ -101,13 +104,13 @@ QUICK = Setting(level=1, demonstrations=1000, sft_steps=120, iterations=1, group
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the compared ways to learn.
+    """One of the compared methods.
 
     Attributes:
         method: From the setting to the method.
-        reference: What the log-ratios are taken to.
-        lr_scale: Times the setting's learning rate. Likelihood alone bears, and needs, larger steps than a margin.
-        iterations: At most this many; an ablation is compared before the figures flatten out.
+        reference: The reference of the log-ratios: the policy before the iteration, or the first policy.
+        lr_scale: Factor of the setting's learning rate. A likelihood loss needs larger steps than a margin.
+        iterations: At most this many; an ablation is compared before the figures level off.
     """
 
     method: Callable[[Setting], GroupMethod]
@@ -128,7 +131,7 @@ VARIANTS: dict[str, Variant] = {
     "unmasked M-DPO": Variant(_mdpo(mask="all")),
     "fixed reference M-DPO": Variant(_mdpo(), reference="first", iterations=2),
 }
-"""What is compared, by the name in the tables."""
+"""The compared methods by their names in the tables."""
 
 MAX_TOKENS = 384
 TRAINING: Mapping[str, Any] = {
@@ -139,7 +142,7 @@ TRAINING: Mapping[str, Any] = {
 
 
 def supervised(setting: Setting, seed: int, folder: Path, *, progress: bool = False) -> tuple[Policy, Report]:
-    """The policy that imitates the demonstrator, and how good the demonstrator is; made once per folder."""
+    """The policy that imitates the demonstrator, and the demonstrator's own success; made once in each folder."""
     note = folder / "demonstrator.json"
     train_problems = setting.train_problems(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +158,7 @@ def supervised(setting: Setting, seed: int, folder: Path, *, progress: bool = Fa
             label="demonstrations",
         )
     found = report(groups)
+    # A small transformer that imitates the demonstrations.
     if not note.is_file():
         trajectories = [group[0] for group in groups]
         texts = [turn.observation + turn.action for t in trajectories[:500] for turn in t.turns]
@@ -179,7 +183,7 @@ def supervised(setting: Setting, seed: int, folder: Path, *, progress: bool = Fa
 def measure(
     setting: Setting, policy: Policy, seed: int, *, temperature: float = 1.0, store: Store | None = None
 ) -> Report:
-    """Held-out success of a policy, one episode a problem."""
+    """Held-out success of a policy, one episode for each problem."""
     problems = setting.test_problems(seed)
     sampling = Sampling(temperature=temperature, max_new_tokens=96)
     return evaluate(
@@ -196,7 +200,7 @@ def measure(
 def learn(
     setting: Setting, variant: str, seed: int, policy: Policy, folder: Path, *, progress: bool = False
 ) -> list[Iteration]:
-    """Runs the protocol for one variant; evaluations hold a "sampled" and a "greedy" report.
+    """Runs the protocol for one variant; each evaluation has a "sampled" and a "greedy" report.
 
     The sampled held-out episodes of each policy are kept in `held-out/VERSION.jsonl` under `folder`.
     """
@@ -255,132 +259,136 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
 
 
 def _share_first_episodes(done: Path, mine: Path) -> None:
-    """The first iteration's episodes come from the same SFT policy and seed in every variant: sampled once."""
+    """Copies the episodes of the first iteration, which all variants sample from the same SFT policy and seed."""
     if (done / "iteration-1" / "done.json").is_file() and not (mine / "iteration-1").exists():
         (mine / "iteration-1").mkdir(parents=True)
         shutil.copy(done / "iteration-1" / "trajectories.jsonl", mine / "iteration-1")
 
 
+# The report.
+
+Variants = Mapping[str, Sequence[Outcome]]
+"""The outcomes of all seeds by variant."""
+
+
+def _success(outcome: Outcome) -> list[float]:
+    """Held-out success in %, sampled: of the SFT policy and after each iteration."""
+    return [100 * record["evaluation"]["sampled"]["success"]["value"] for record in outcome.result["iterations"]]
+
+
+def _over_seeds(runs: Sequence[Outcome], decoding: str, figure: str) -> list[str]:
+    """A figure in %, with its interval over seeds: of the SFT policy and after each iteration."""
+    cells = []
+    for number in range(len(runs[0].result["iterations"])):
+        found = [run.result["iterations"][number]["evaluation"][decoding][figure] for run in runs]
+        cells.append(plus_minus([100 * (f["value"] if isinstance(f, Mapping) else f) for f in found], 1))
+    return cells
+
+
+def _differences(variants: Variants) -> dict[str, tuple[int, list[float]]]:
+    """The last iteration of each variant, and M-DPO minus the variant there in points, one a seed."""
+    base = {outcome.cell.seed: _success(outcome) for outcome in variants.get("M-DPO", ())}
+    found = {}
+    for variant, runs in variants.items():
+        last = len(runs[0].result["iterations"]) - 1
+        gaps = [
+            base[run.cell.seed][last] - _success(run)[last] for run in runs if len(base.get(run.cell.seed, ())) > last
+        ]
+        if variant != "M-DPO" and gaps:
+            found[variant] = (last, gaps)
+    return found
+
+
+def _difference_section(variants: Variants) -> list[str]:
+    """M-DPO minus each other variant: what the ablations show."""
+    says = {"above": "M-DPO better", "below": "M-DPO worse", "open": "not distinguishable"}
+    rows = [
+        [variant, last, plus_minus(gaps, 1), len(gaps), says[side_of_zero(*mean_interval(gaps)[1:])]]
+        for variant, (last, gaps) in _differences(variants).items()
+    ]
+    if not rows:
+        return []
+    return [
+        "\nM-DPO minus the other method, in points, paired by seed, after the same iteration:\n",
+        table(["", "iteration", "difference", "seeds", "95% interval says"], rows),
+        "\n![M-DPO minus the other methods](differences.svg)",
+    ]
+
+
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    by_variant: dict[str, list[Outcome]] = {}
+    variants: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        by_variant.setdefault(outcome.cell.name, []).append(outcome)
+        variants.setdefault(outcome.cell.name, []).append(outcome)
     longest = max(len(outcome.result["iterations"]) for outcome in outcomes)
-    rows, greedy_rows, curves = [], [], {}
-    for variant, runs in by_variant.items():
-        curves[variant] = _over_seeds(runs, "sampled", "success")
-        rows.append(
-            [variant, *_padded(curves[variant], longest), _cell(*_over_seeds(runs, "sampled", "tool_errors")[-1])]
-        )
-        greedy_rows.append([variant, *_padded(_over_seeds(runs, "greedy", "success"), longest)])
     steps = ["SFT", *(f"iteration {number}" for number in range(1, longest))]
+
+    def padded(cells: Sequence[str]) -> list[str]:
+        return [*cells, *[""] * (longest - len(cells))]
+
+    sampled = [
+        [name, *padded(_over_seeds(runs, "sampled", "success")), _over_seeds(runs, "sampled", "tool_errors")[-1]]
+        for name, runs in variants.items()
+    ]
+    greedy = [[name, *padded(_over_seeds(runs, "greedy", "success"))] for name, runs in variants.items()]
+    each_seed = [
+        [o.cell.name, o.cell.seed, *padded([_wilson(r["evaluation"]["sampled"]) for r in o.result["iterations"]])]
+        for o in outcomes
+    ]
     demonstrators = {o.cell.seed: o.result["demonstrator"]["success"]["value"] for o in outcomes}
-    shown = ", ".join(f"{100 * value:.1f}%" for value in demonstrators.values())
-    held = outcomes[0].result["iterations"][0]["evaluation"]["sampled"]["success"]["trials"]
+    solved = ", ".join(f"{100 * value:.1f}%" for value in demonstrators.values())
+    problems = outcomes[0].result["iterations"][0]["evaluation"]["sampled"]["success"]["trials"]
     text = [
         "# tool_math: multi-turn preference learning with a tool\n",
-        f"Held-out success in %, sampled at temperature 1, one episode on each of {held} problems a seed; mean over "
-        f"{len(demonstrators)} seeds with the 95% Student interval over seeds. The demonstrator that the SFT policy "
-        f"imitates solves {shown} of its own problems. Tool errors: share of episodes with a failed program, after the "
-        "last iteration.\n",
-        table(["", *steps, "tool errors"], rows),
-        "\nThe same, decoded greedily:\n",
-        table(["", *steps], greedy_rows),
-        *_differences(by_variant),
+        f"Held-out success in %, sampled at temperature 1, one episode for each of {problems} problems in each seed; "
+        f"mean over {len(demonstrators)} seeds with the 95% Student interval over seeds. The demonstrator that the SFT "
+        f"policy imitates solves {solved} of its own problems. Tool errors: share of episodes with a failed program, "
+        "after the last iteration.\n",
+        table(["", *steps, "tool errors"], sampled),
+        "\nThe same with greedy decoding:\n",
+        table(["", *steps], greedy),
+        *_difference_section(variants),
         "\n## Each seed\n",
-        table(
-            ["", "seed", *steps],
-            [
-                [
-                    outcome.cell.name,
-                    outcome.cell.seed,
-                    *_filled([_wilson(r["evaluation"]["sampled"]) for r in outcome.result["iterations"]], longest),
-                ]
-                for outcome in outcomes
-            ],
-        ),
+        table(["", "seed", *steps], each_seed),
         "\nBrackets: 95% Wilson intervals over problems.\n",
         "![learning curves](curves.svg)\n",
         "Settings: `" + json.dumps(dict(outcomes[0].cell.options)) + "`\n",
     ]
-    plot_curves(curves, out / "curves")
+    _draw_curves(variants, out)
+    _draw_differences(variants, out)
     return "\n".join(text)
-
-
-def _differences(by_variant: Mapping[str, Sequence[Outcome]]) -> list[str]:
-    """M-DPO minus each other variant after the same iteration, paired by seed: what the ablations show."""
-    if "M-DPO" not in by_variant:
-        return []
-    base = {outcome.cell.seed: outcome.result["iterations"] for outcome in by_variant["M-DPO"]}
-    rows = []
-    for variant, runs in by_variant.items():
-        last = len(runs[0].result["iterations"]) - 1
-        pairs = [(base[run.cell.seed], run.result["iterations"]) for run in runs if run.cell.seed in base]
-        if variant == "M-DPO" or not pairs:
-            continue
-        gaps = [
-            100
-            * (
-                mine[last]["evaluation"]["sampled"]["success"]["value"]
-                - other[last]["evaluation"]["sampled"]["success"]["value"]
-            )
-            for mine, other in pairs
-            if len(mine) > last
-        ]
-        mean, low, high = mean_interval(gaps)
-        verdict = "M-DPO better" if low > 0 else "M-DPO worse" if high < 0 else "not told apart"
-        rows.append([variant, last, _cell(mean, low, high), len(gaps), verdict])
-    if not rows:
-        return []
-    return [
-        "\nM-DPO minus the other, in points, paired by seed, after the same iteration:\n",
-        table(["", "iteration", "difference", "seeds", "95% interval says"], rows),
-    ]
-
-
-def _over_seeds(runs: Sequence[Outcome], decoding: str, figure: str) -> list[tuple[float, float, float]]:
-    """Mean and interval over seeds of a figure in %, for SFT and each iteration."""
-    result = []
-    for number in range(len(runs[0].result["iterations"])):
-        found = [run.result["iterations"][number]["evaluation"][decoding][figure] for run in runs]
-        result.append(mean_interval([100 * (f["value"] if isinstance(f, Mapping) else f) for f in found]))
-    return result
-
-
-def _padded(curve: Sequence[tuple[float, float, float]], length: int) -> list[str]:
-    return _filled([_cell(*point) for point in curve], length)
-
-
-def _filled(cells: Sequence[str], length: int) -> list[str]:
-    return [*cells, *[""] * (length - len(cells))]
-
-
-def plot_curves(curves: Mapping[str, Sequence[tuple[float, float, float]]], stem: Path) -> None:
-    """Draws success against iteration, one line a variant, to `stem.png` and `stem.svg`."""
-    from polyturn.benchmarks.running.plots import figure, save
-
-    with figure(6.5, 4) as (canvas, axes):
-        for variant, curve in curves.items():
-            x = range(len(curve))
-            line = axes.plot(x, [mean for mean, _, _ in curve], marker="o", label=variant)[0]
-            if all(high - low < 100 for _, low, high in curve):
-                axes.fill_between(
-                    x, [low for _, low, _ in curve], [high for _, _, high in curve], alpha=0.12, color=line.get_color()
-                )
-        longest = max(len(curve) for curve in curves.values())
-        axes.set_xticks(range(longest), ["SFT", *map(str, range(1, longest))])
-        axes.set(xlabel="iteration", ylabel="held-out success, %", ylim=(0, 100))
-        axes.legend(loc="lower right", frameon=False)
-        save(canvas, stem)
-
-
-def _cell(mean: float, low: float, high: float) -> str:
-    return f"{mean:.1f} ± {(high - low) / 2:.1f}" if high - low < 1e3 else f"{mean:.1f}"
 
 
 def _wilson(found: Mapping[str, Any]) -> str:
     success = found["success"]
     return f"{100 * success['value']:.1f} [{100 * success['low']:.1f}, {100 * success['high']:.1f}]"
+
+
+def _draw_curves(variants: Variants, out: Path) -> None:
+    """One panel a method: success over iterations; the other methods' means in grey."""
+    success = {name: np.array([_success(run) for run in runs]) for name, runs in variants.items()}
+    note = f"{RUNS} Grey: the other methods."
+    with picture(out / "curves", 1, len(variants), width=2.2, height=2.3, note=note) as (row,):
+        for panel, (name, values) in zip(row, success.items(), strict=True):
+            for other in success.values():
+                panel.context(range(other.shape[1]), other.mean(axis=0).tolist())
+            panel.curve(range(values.shape[1]), values, colour=BLUE, bounds=PERCENT)
+            panel.words(title=name, x="iteration", y="held-out success, %" if panel is row[0] else "")
+            longest = max(other.shape[1] for other in success.values())
+            panel.axes.set_xticks(range(longest), ["SFT", *map(str, range(1, longest))])
+        row[0].limits(y=PERCENT)
+
+
+def _draw_differences(variants: Variants, out: Path) -> None:
+    differences = _differences(variants)
+    if not differences:
+        return
+    with picture(out / "differences", 1, 1, width=6.0, height=2.2, note=DOTS) as ((panel,),):
+        panel.dots(
+            [Dot(f"{name}, iteration {last}", gaps, VERMILLION) for name, (last, gaps) in differences.items()],
+            bounds=(-100, 100),
+            zero=0,
+        )
+        panel.words(title="M-DPO minus the other method", x="held-out success, points")
 
 
 SUITE = Suite(

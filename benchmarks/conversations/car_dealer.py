@@ -1,15 +1,15 @@
-"""Suite `car_dealer`: do preferences alone teach to sell as well as the reward itself?
+"""Suite `car_dealer`: do preferences teach a policy to sell as well as the reward itself does?
 
-The claim is that of multi-turn preference optimisation (arXiv 2405.14655, Car Dealer): where there is a reward, online
-MTPO, which is only told which of two conversations earned more, comes out within the interval of reward-based RL, as
-does MTPO with a learned preference model; RLHF falls a little behind. Small scale: a two-layer transformer that
-imitates scripted dealers of mixed quality, the scripted buyer. All are measured by the mean price they are paid.
+The claim of multi-turn preference optimisation (arXiv 2405.14655, Car Dealer): where a reward exists, online MTPO,
+which learns only which of two conversations earned more, is within the interval of reward-based RL, and so is MTPO with
+a fitted preference model; RLHF is a little behind. Small scale: a two-layer transformer that imitates scripted dealers
+of mixed quality, the scripted buyer. All policies are measured by the mean price that they are paid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +17,40 @@ import numpy as np
 
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.scripted.sellers import ScriptedSeller
-from polyturn.benchmarks.conversations.pages import (
-    conversations_shown,
-    fit_rows,
-    plot_histories,
-    samples,
-    trained,
-    training_rows,
-)
-from polyturn.benchmarks.conversations.training import (
-    QUICK,
-    Setting,
-    Task,
-    agent,
-    everybody,
-    fits,
-    improved,
-    with_model,
-)
-from polyturn.benchmarks.running.reporting import compare, plus_minus
-from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, table
+from polyturn.agents.transformer.policy import Policy
+from polyturn.benchmarks.conversations.pages import samples
+from polyturn.benchmarks.conversations.setting import Experiment, Setting, Task
+from polyturn.benchmarks.conversations.study import Results, Study
+from polyturn.benchmarks.running.plots import BLUE, DOTS, PERCENT, VERMILLION, Dot, picture
+from polyturn.benchmarks.running.reporting import compare, paired_difference, plus_minus
+from polyturn.benchmarks.running.suite import table
+from polyturn.envs.car_dealer.env import SCALE
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group
 
-NAMES = ("RL", "MTPO", "RLHF-multi", "MTPO-model")
-SALES = "sales"
+METHODS = ("RL", "MTPO", "RLHF-multi", "MTPO-model")
+COMPARED = (
+    ("RL", "SFT"),
+    ("MTPO", "SFT"),
+    ("MTPO", "RL"),
+    ("MTPO-model", "RL"),
+    ("RLHF-multi", "RL"),
+    ("MTPO", "RLHF-multi"),
+)
 SIZES: dict[str, Any] = {
     "steps": 40, "evaluate_every": 20, "groups": 8, "group_size": 4, "lr": 3e-4, "comparisons": 240, "compared": 3,
     "fit_steps": 60, "max_tokens": 288, "duels": 80,
 }  # fmt: skip
-"""Where the study differs from that of lessons: a sale is short and says little about how it was made, so more of them
-are compared. A preference model reads every pair in both orders, so fewer of a start are."""
+"""Where the sizes differ from those of the study of teaching: a sale is short and reveals little of how it was made, so
+more sales are compared. A preference model reads every pair in both orders, so fewer of each start are compared."""
 
 
 @dataclass(frozen=True)
-class DearerSale:
-    """Whoever was paid more won; equal pay is a tie. Nobody learns by how much."""
+class HigherPriceWins:
+    """Prefers the conversation with the higher pay; equal pay is a tie. The size of the difference is not shown."""
 
     def __call__(self, group: Group) -> Preference:
-        """`[K, K]` of 0, 1/2 and 1, without the scores behind it."""
+        """`[K, K]` of 0, 1/2 and 1, without scores."""
         return replace(by_return(group), scores=None)
 
 
@@ -63,28 +58,19 @@ def _options(setting: Setting) -> dict[str, Any]:
     return {"turns": setting.turns}
 
 
-TASK = Task("polyturn/CarDealer-v0", _options, ScriptedSeller, DearerSale())
+TASK = Task("polyturn/CarDealer-v0", _options, ScriptedSeller, HigherPriceWins())
 
 
-def _cells(quick: bool, seeds: int) -> list[Cell]:
-    setting = replace(Setting(), **(QUICK if quick else SIZES))
-    options = asdict(setting)
-    return [Cell(name, seed, options) for seed in range(seeds) for name in (*NAMES, SALES)]
-
-
-def _run(cell: Cell, work: Path) -> dict[str, Any]:
-    setting = with_model(Setting(), cell.options)
-    if cell.name != SALES:
-        return {"history": improved(TASK, setting, cell.name, cell.seed, work)[1]}
-    policies = everybody(TASK, setting, NAMES, cell.seed, work)
-    result: dict[str, Any] = {"fits": fits(cell.seed, work)}
+def _compare(run: Experiment, policies: Mapping[str, Policy]) -> dict[str, Any]:
+    """What each policy is paid by the same buyers."""
+    result: dict[str, Any] = {}
     for name, policy in policies.items():
         groups = collect(
-            agent(setting, policy),
+            run.agent(policy),
             TASK.env,
-            groups=2 * setting.duels,
-            seed=cell.seed + 3_000,
-            env_options=TASK.options(setting),
+            groups=2 * run.setting.duels,
+            seed=run.seed + 3_000,
+            env_options=run.env_options(),
             progress=False,
         )
         valid = [group[0] for group in groups if group[0].valid]
@@ -93,7 +79,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
             "reward": float(paid.mean()),
             "half": float(1.96 * paid.std(ddof=1) / len(paid) ** 0.5),
             "sold": float((paid > 0).mean()),
-            "price": float(60_000 * paid[paid > 0].mean()) if (paid > 0).any() else 0.0,
+            "price": float(SCALE * paid[paid > 0].mean()) if (paid > 0).any() else 0.0,
             "turns": float(np.mean([len(member.turns) for member in valid])),
             "episodes": len(valid),
             "invalid": len(groups) - len(valid),
@@ -102,63 +88,69 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
     return result
 
 
-def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    sales = [o.result for o in outcomes if o.cell.name == SALES]
-    names = [name for name in sales[0] if name != "fits"]
+def _policies(sales: Mapping[str, Any]) -> list[str]:
+    return [name for name in sales if name != "fits"]
 
-    def rewards(name: str) -> list[float]:
-        return [100 * float(sale[name]["reward"]) for sale in sales]
 
+def _samples(sales: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: sales[name]["samples"] for name in _policies(sales)}
+
+
+def _findings(sales: Results, out: Path) -> list[str]:
+    """What each policy earns, and the differences between policies."""
+    names = _policies(sales[0])
+    buyers = sum(result[names[0]]["episodes"] for result in sales) // len(sales)
+    invalid = sum(result[name]["invalid"] for result in sales for name in names)
+    rewards = {name: [100 * float(result[name]["reward"]) for result in sales] for name in names}
     rows = [
         [
             name,
-            plus_minus(rewards(name), 1),
-            plus_minus([100 * sale[name]["sold"] for sale in sales], 1),
-            plus_minus([sale[name]["price"] for sale in sales], 0),
-            plus_minus([sale[name]["turns"] for sale in sales], 1),
+            plus_minus(rewards[name], 1),
+            plus_minus([100 * result[name]["sold"] for result in sales], 1),
+            plus_minus([result[name]["price"] for result in sales], 0),
+            plus_minus([result[name]["turns"] for result in sales], 1),
         ]
         for name in names
     ]
-    histories = trained(outcomes, but=SALES)
-    plot_histories(histories, out / "curves")
-    text = [
-        "# car_dealer: preferences alone against the reward itself\n",
-        f"Reward is the price paid over 60,000 dollars, here in %; 0 where nothing was sold. Mean over {len(sales)} "
-        "seeds with the 95% Student interval over seeds; "
-        f"{sum(sale[names[0]]['episodes'] for sale in sales) // len(sales)} buyers a seed, the same for all, "
-        f"{sum(sale[name]['invalid'] for sale in sales for name in names)} invalid episodes. RL maximises the reward; "
-        "MTPO is only told which of two conversations earned more; RLHF-multi and MTPO-model learn from a reward model "
-        "and a preference model fitted to comparisons of the SFT policy's conversations.\n",
-        table(["", "reward, %", "sold, %", "price when sold, dollars", "turns"], rows),
-        "\nWhat the intervals carry (points of reward):\n",
-        *(
-            f"- {compare(first, rewards(first), second, rewards(second), 1)}"
-            for first, second in (("RL", "SFT"), ("MTPO", "SFT"), ("MTPO", "RL"), ("MTPO-model", "RL"),
-                                  ("RLHF-multi", "RL"), ("MTPO", "RLHF-multi"))
-        ),
-        "\n## Fitted models\n",
-        "On held-out starts: share of pairs whose winner was predicted, ties left out, and the mean cross-entropy in "
-        "nats (0.693 for a model that knows nothing).\n",
-        table(["", "accuracy", "log loss"], fit_rows([sale["fits"] for sale in sales])),
-        "\n## Training\n",
-        "At the last step, mean over seeds: KL to the SFT policy in nats a conversation, share of the value targets' "
-        "variance that the value explains, entropy of a token in nats.\n",
-        table(["", "KL", "explained variance", "entropy"], training_rows(histories)),
-        "\n![win rate against the SFT policy while training](curves.svg)\n",
-        "## One conversation each\n",
-        "The first of the first seed's; nothing was chosen by hand.\n",
-        *conversations_shown({name: sales[0][name]["samples"] for name in names}, ("B", "D")),
-        f"Settings: `{dict(outcomes[0].cell.options)}`\n",
-    ]  # fmt: skip
-    return "\n".join(text)
+    _draw_rewards(rewards, out)
+    return [
+        "# car_dealer: preferences against the reward itself\n",
+        "The reward is the price paid over 60,000 dollars, here in %, and 0 where nothing was sold: mean over "
+        f"{len(sales)} seeds with the 95% Student interval over seeds. Each seed has {buyers} buyers, the same for all "
+        f"policies; {invalid} episodes were invalid. RL maximises the reward. MTPO learns only which of two "
+        "conversations earned more. RLHF-multi and MTPO-model learn from a reward model and a preference model that "
+        "were fitted to comparisons of conversations of the SFT policy.\n",
+        table(["policy", "reward, %", "sold, %", "price when sold, dollars", "turns"], rows),
+        "\nDifferences in reward, in points:\n",
+        *(f"- {compare(first, rewards[first], second, rewards[second], 1)}" for first, second in COMPARED),
+        "\n![reward of each policy, and differences](rewards.svg)\n",
+    ]
 
 
-SUITE = Suite(
+def _draw_rewards(rewards: Mapping[str, list[float]], out: Path) -> None:
+    """Rewards as dots on the left; on the right the differences, paired by seed."""
+    differences = [
+        Dot(f"{first} minus {second}", paired_difference(rewards[first], rewards[second]), VERMILLION)
+        for first, second in COMPARED
+    ]
+    with picture(out / "rewards", 1, 2, width=4.0, height=2.4, note=DOTS, share_y=False) as ((left, right),):
+        left.dots([Dot(name, values, BLUE) for name, values in rewards.items()], bounds=PERCENT)
+        left.words(title="what each policy earns", x="reward, %")
+        right.dots(differences, zero=0)
+        right.words(title="paired by seed", x="difference, points")
+
+
+STUDY = Study(
     name="car_dealer",
-    summary="selling by conversation: reward-based RL, online MTPO, RLHF, and MTPO from a learned preference model",
-    cells=_cells,
-    run=_run,
-    report=_report,
-    parallel=True,
-    takes_model=True,
+    summary="selling by conversation: reward-based RL, online MTPO, RLHF, and MTPO with a fitted preference model",
+    task=TASK,
+    methods=METHODS,
+    comparison="sales",
+    compare=_compare,
+    findings=_findings,
+    samples=_samples,
+    speakers=("B", "D"),
+    labels="ties left out",
+    sizes=SIZES,
 )
+SUITE = STUDY.suite()

@@ -1,1 +1,1 @@
-"""Suite coverage: when it matters to learn from one's own samples, and from what is bad."""
+"""Suite `coverage`: when on-policy samples and negative gradients matter."""

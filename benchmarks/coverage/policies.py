@@ -1,7 +1,7 @@
-"""Many small policies side by side: every parameter has a leading axis of runs, so that one pass serves them all.
+"""Many small policies in one pass: every parameter has a leading axis of runs.
 
-The study trains dozens of networks of a few thousand weights each, where a loop over networks would spend its time on
-overhead. What is stacked here is what `polyturn.agents.tabular` and GPT-2 compute, run by run.
+The study trains dozens of networks with a few thousand weights each; a loop over networks would spend most of its time
+on overhead. For each run, the results are those of `polyturn.agents.tabular` and of GPT-2.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Parameters = Mapping[str, Tensor]
 
 
 class Stack(Protocol):
-    """R policies over V tokens, which answer a context with L tokens each.
+    """R policies over V tokens; an answer to a context has L tokens.
 
     Attributes:
-        parameters: What is trained.
+        parameters: The trained tensors by name.
         contexts: Number of contexts that batches are drawn from.
     """
 
@@ -40,28 +40,28 @@ class Stack(Protocol):
         """Tokens `[r, G, size, L]` of the given runs `[r]` in contexts `[r, G]`, and their log-probabilities."""
         ...
 
-    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
-        """`[R]` expected reward, where run r's tokens are worth `values [R, V]`."""
+    def expected_reward(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+        """`[R]` expected reward, with the rewards of tokens `values [R, V]`."""
         ...
 
 
 class OneToken:
-    """Policies whose answer is one token, from logits of each context: a table, or an MLP over features.
+    """Policies whose answer is one token: a table of logits, or an MLP over features of the context.
 
     Args:
-        parameters: `[R, ...]` each; "rows" of a table of one context, or the layers of a `ContextMLP`.
-        features: `[C, D]` of an MLP's contexts, those kept for evaluation last; None for a table.
-        train: How many of the contexts are trained on; the others are evaluated on.
+        parameters: `[R, ...]` each; "rows" of a table with one context, or the layers of a `ContextMLP`.
+        features: `[C, D]` of an MLP's contexts, the ones for evaluation last; None for a table.
+        train: Number of contexts to train on; the others are for evaluation.
     """
 
     def __init__(self, parameters: Parameters, features: Tensor | None = None, *, train: int = 1) -> None:
         self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
         self._features, self.contexts = features, train
-        # Position of each linear layer in the module that the weights are of; a LayerNorm and ReLUs stand between.
+        # Positions of the linear layers in the module; a LayerNorm and ReLUs are between them.
         self._linear = sorted({int(n.split(".")[1]) for n, v in self.parameters.items() if v.ndim == 3 and "." in n})
 
     def logits(self, context: NDArray[np.int64], runs: NDArray[np.int64] | None = None) -> Tensor:
-        """`[r, G, V]` in contexts `[r, G]`; of all runs, or of the given ones."""
+        """`[r, G, V]` in contexts `[r, G]`, for all runs or for the given ones."""
         own = self.parameters if runs is None else {n: v[torch.from_numpy(runs)] for n, v in self.parameters.items()}
         if self._features is None:
             return own["rows"].expand(-1, context.shape[1], -1)
@@ -89,23 +89,23 @@ class OneToken:
         return tokens[..., None], every.gather(-1, torch.from_numpy(tokens))[..., None]
 
     @torch.no_grad()
-    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Exact, over the contexts kept for evaluation."""
+    def expected_reward(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Exact, over the contexts for evaluation."""
         kept = np.zeros(1, np.int64) if self._features is None else np.arange(self.contexts, len(self._features))
         mass = torch.softmax(self.logits(np.tile(kept, (len(values), 1))).double(), -1).mean(1)
         return np.asarray((mass * values.double()).sum(-1).numpy(), np.float64)
 
 
 class GPT:
-    """GPT-2's architecture, run by run, over one prompt token and L generated ones.
+    """GPT-2's architecture for each run, over one prompt token and L generated tokens.
 
-    Token t is scored from what stands before it: the prompt is never scored, the last token never read.
+    Token t is scored from the tokens before it: the prompt is never scored, the last token is never an input.
 
     Args:
-        parameters: `[R, ...]` each, by GPT-2's names in `transformers`, without dropout and with a head of its own.
+        parameters: `[R, ...]` each, by GPT-2's names in `transformers`, without dropout and with a separate head.
         heads: Attention heads.
         length: L.
-        evaluated: Answers that `worth` draws for each run.
+        evaluated: Answers that `expected_reward` samples for each run.
     """
 
     def __init__(self, parameters: Parameters, *, heads: int, length: int, evaluated: int = 128) -> None:
@@ -115,7 +115,8 @@ class GPT:
         self.contexts = parameters["lm_head.weight"].shape[1]
 
     def logits(self, own: Parameters, ids: Tensor, cache: list[list[Tensor]] | None = None) -> Tensor:
-        """`[r, B, T, V]` after every token of `ids [r, B, T]`; with a cache `ids` go on from what it has read."""
+        """`[r, B, T, V]` after every token of `ids [r, B, T]`; with a cache, `ids` continue the tokens in it."""
+        # Embeddings, at the positions after those in the cache.
         runs, rows, size = ids.shape
         start = cache[0][0].shape[2] if cache and cache[0] else 0
         which = torch.arange(runs)[:, None, None]
@@ -124,6 +125,7 @@ class GPT:
         for layer in range(self._layers):
             name = f"transformer.h.{layer}"
             mixed = _linear(own, f"{name}.attn.c_attn", _norm(own, f"{name}.ln_1", x))
+            # Attention over the cached and the new tokens.
             parts = mixed.reshape(runs * rows, size, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
             query, key, value = parts.unbind(0)
             if cache is not None:
@@ -133,6 +135,7 @@ class GPT:
             read = F.scaled_dot_product_attention(query, key, value, is_causal=size > 1)
             read = read.transpose(1, 2).reshape(runs, rows * size, -1)
             x = x + _linear(own, f"{name}.attn.c_proj", read)
+            # The feed-forward layer.
             inner = _linear(own, f"{name}.mlp.c_fc", _norm(own, f"{name}.ln_2", x))
             x = x + _linear(own, f"{name}.mlp.c_proj", F.gelu(inner, approximate="tanh"))
         x = torch.bmm(_norm(own, "transformer.ln_f", x), own["lm_head.weight"].transpose(1, 2))
@@ -163,8 +166,8 @@ class GPT:
         return torch.stack(tokens, -1).numpy().reshape(shape), torch.stack(logps, -1).reshape(shape)
 
     @torch.no_grad()
-    def worth(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Estimated from fresh answers to random prompts: mean worth of the generated tokens."""
+    def expected_reward(self, values: Tensor, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Estimated from fresh answers to random prompts: the mean reward of the generated tokens."""
         prompts = np.tile(rng.integers(self.contexts, size=self._evaluated), (len(values), 1))
         tokens, _ = self.sample(np.arange(len(values)), prompts, 1, rng)
         flat = torch.from_numpy(tokens).flatten(1)
@@ -174,7 +177,7 @@ class GPT:
 def draw(mass: Tensor, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
     """Tokens `[..., K]` from probabilities `[..., 1, V]`, by inverting the distribution function at `uniform`."""
     below = mass.double().cumsum(-1)[..., :-1]
-    # Relative to all the mass: rounding of the sum must not favour the last token.
+    # Relative to the total mass: a rounded sum must not favour the last token.
     found: NDArray[np.int64] = (
         (torch.from_numpy(uniform)[..., None] * mass.double().sum(-1, True) > below).sum(-1).numpy()
     )
@@ -182,7 +185,7 @@ def draw(mass: Tensor, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def gpt2(vocabulary: int, *, length: int, seed: int) -> Any:
-    """A GPT-2 of 3 layers, 3 heads and width 48 with random weights, as the paper's: no dropout, a head of its own."""
+    """A GPT-2 with random weights as in the paper: 3 layers, 3 heads, width 48, no dropout, a separate head."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -195,12 +198,12 @@ def gpt2(vocabulary: int, *, length: int, seed: int) -> Any:
 
 
 def stacked(model: torch.nn.Module, runs: int) -> dict[str, Tensor]:
-    """A model's parameters, the same for each of the runs."""
+    """A model's parameters, repeated for each run."""
     return {name: value.detach().expand(runs, *value.shape) for name, value in model.named_parameters()}
 
 
 def _linear(own: Parameters, name: str, x: Tensor) -> Tensor:
-    """GPT-2 keeps its weights `[inputs, outputs]`."""
+    """A linear layer; GPT-2's weights are `[inputs, outputs]`."""
     return torch.baddbmm(own[f"{name}.bias"][:, None], x, own[f"{name}.weight"])
 
 

@@ -1,8 +1,8 @@
-"""Suite `coverage`: when does it matter to learn from one's own samples, and from what is bad as well as what is good?
+"""Suite `coverage`: when do on-policy samples and negative gradients matter?
 
-The bandit study of arXiv 2404.14367: on-policy samples and contrastive losses help where the reward's peak lies where
-the data policy rarely goes (R1), and matter little where it often goes (R2). Three policies are trained: a table of 100
-logits, the paper's MLP over contexts that the rewards ignore, and its sequence variant, a small GPT.
+The bandit study of arXiv 2404.14367: on-policy samples and contrastive losses help where the data policy rarely samples
+the peak of the reward (R1), and matter little where it often does (R2). Three policies are trained: a table of 100
+logits, the paper's MLP over contexts that do not change the rewards, and the paper's sequence variant, a small GPT.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ RATES: Mapping[str, Mapping[str, float]] = {
     "MLP": {"BoN": 0.01, "RWR": 3e-4, "REINFORCE": 3e-3, "PPO": 0.01, "DPO": 1e-3, "IPO": 1e-3},
     "GPT": {"BoN": 0.01, "RWR": 3e-3, "REINFORCE": 0.01, "PPO": 0.01, "DPO": 0.01, "IPO": 3e-3},
 }
-"""Adam's learning rates: of a coarse grid the best for each method and policy (see the results' README)."""
+"""Adam's learning rates: the best of a coarse grid for each method and policy (see the README of the results)."""
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2)
-"""Rates at which the MLP is also trained on-policy, to tell methods from their rates."""
+"""Learning rates at which the MLP is also trained on-policy, to separate the methods from their rates."""
 
 _SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "table": {"updates": 320, "groups": 10, "fit": 0},
     "MLP": {"updates": 320, "groups": 10, "fit": 100},
-    # Sequences are dear: fewer prompts a batch, fewer updates, no T=32. A mean over 9 tokens spreads a ninth as far as
-    # one token's worth at most, so ties are that much closer, and RWR is that much colder.
+    # Sequences cost more: fewer prompts in a batch, fewer updates, no T=32. One token changes the mean over 9 tokens by
+    # at most a ninth, so the tie threshold is a ninth, and RWR's temperature is lower.
     "GPT": {"updates": 96, "groups": 4, "fit": 300, "threshold": 0.2 / 9, "temperature": 0.1},
 }
 _MOMENTS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
@@ -40,7 +40,7 @@ _MOMENTS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:
     settings = {variant: _options(variant, quick) for variant in _SETTINGS}
-    # Seed by seed, so that fewer seeds of an interrupted run are whole.
+    # Seed by seed, so that the first seeds of an interrupted run are complete.
     cells = [
         Cell(f"{variant}-{method}", seed, {**options, "lr": RATES[variant][method]})
         for seed in range(seeds)
@@ -50,7 +50,7 @@ def _cells(quick: bool, seeds: int) -> list[Cell]:
     mlp = settings["MLP"]
     rates = {**mlp, "records": [mlp["records"][_MOMENTS.index(m)] for m in (2, 4, 8, 16)], "sources": ["T=1"]}
     rates["rates"] = list(GRID[-1:] if quick else GRID)
-    # The margin that IPO asks for is that of a whole answer: nine tokens share what one arm has alone.
+    # IPO's margin is that of a whole answer: nine tokens share the margin that one arm has in the bandit.
     ninth = {**settings["GPT"], "lr": RATES["GPT"]["IPO"], "sources": ["T=1", "offline"], "tau": 0.05 / 9}
     return [
         *cells,
@@ -79,7 +79,7 @@ def _run(cell: Cell, work: Path) -> dict[str, Any]:
 
 
 def _sweep(method: str, cell: Cell) -> dict[str, Any]:
-    """The MLP at every rate, pairs also without leaving out ties: `[rates, records, rewards]` by threshold."""
+    """The MLP at every learning rate: `[rates, records, rewards]` by tie threshold."""
     options = dict(cell.options)
     rates = options.pop("rates")
     found = {}

@@ -1,20 +1,17 @@
-"""What the suites' reports share: figures with intervals, claims that the intervals carry, plots of several panels."""
+"""What the suites' reports share: figures with intervals, and sentences that claim no more than the intervals allow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from polyturn.benchmarks.running.plots import figure
 from polyturn.benchmarks.running.suite import Outcome, mean_interval
 
 
 def by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, Any]]]:
-    """The results of each cell's seeds, by the cell's name."""
+    """The results of all seeds of a cell, by the cell's name."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for outcome in outcomes:
         found.setdefault(outcome.cell.name, []).append(outcome.result)
@@ -22,40 +19,28 @@ def by_name(outcomes: Sequence[Outcome]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def plus_minus(values: Sequence[float], digits: int = 3) -> str:
-    """ "mean ± half width" of the 95% Student interval over seeds; the mean alone for one seed."""
+    """ "mean ± half width" of the 95% Student interval over seeds; only the mean where there is one seed."""
     mean, low, high = mean_interval(values)
     return f"{mean:.{digits}f}" if not np.isfinite(high) else f"{mean:.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """a - b, seed by seed."""
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def side_of_zero(low: float, high: float) -> str:
+    """Where an interval lies: "above" or "below" zero, or "open" where it contains zero."""
+    return "above" if low > 0 else "below" if high < 0 else "open"
+
+
 def compare(first: str, a: Sequence[float], second: str, b: Sequence[float], digits: int = 3) -> str:
     """One sentence on a - b, paired by seed: an ordering only where the 95% interval excludes 0."""
-    mean, low, high = mean_interval([x - y for x, y in zip(a, b, strict=True)])
+    mean, low, high = mean_interval(paired_difference(a, b))
     if not np.isfinite(high):
         return f"{first} minus {second}: {mean:+.{digits}f}, one seed, which supports no ordering."
     shown = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    if low > 0:
-        return f"{first} is above {second}: {shown}."
-    if high < 0:
-        return f"{first} is below {second}: {shown}."
-    return f"{first} and {second} cannot be told apart: {shown}."
-
-
-@contextmanager
-def panels(width: float, height: float, columns: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure of the given inches with a row of axes."""
-    with figure(width, height) as (canvas, only):
-        only.remove()
-        axes = [canvas.add_subplot(1, columns, column + 1) for column in range(columns)]
-        for each in axes:
-            each.grid(alpha=0.25)
-            each.spines[["top", "right"]].set_visible(False)
-        yield canvas, axes
-
-
-def line(axes: Any, x: ArrayLike, runs: ArrayLike, *, label: str, **style: Any) -> None:
-    """The mean of `runs [seeds, points]` over `x [points]`, with its 95% interval shaded."""
-    values = np.asarray(runs, np.float64)
-    drawn = axes.plot(x, values.mean(axis=0), label=label, **style)[0]
-    if len(values) > 1:
-        bounds = np.array([mean_interval(column)[1:] for column in values.T.tolist()])
-        axes.fill_between(x, bounds[:, 0], bounds[:, 1], alpha=0.15, color=drawn.get_color(), linewidth=0)
+    side = side_of_zero(low, high)
+    if side == "open":
+        return f"{first} and {second} are not distinguishable: {shown}."
+    return f"{first} is {side} {second}: {shown}."

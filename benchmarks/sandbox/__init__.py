@@ -1,1 +1,1 @@
-"""Suite sandbox: the sandbox measured beside other ways to run a snippet of Python."""
+"""Suite `sandbox`: the sandbox, measured against other ways to run a snippet of Python."""

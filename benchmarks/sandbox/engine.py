@@ -1,4 +1,4 @@
-"""A Docker engine of one's own beside the machine's, to be stopped and started under load."""
+"""A second Docker engine, which the suite stops and starts under load."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from polyturn.sandbox.docker import connect
 
 
 class OwnEngine:
-    """A second `dockerd` with folders and a socket of its own and no network; a context manager.
+    """A second `dockerd` with its own folders and socket and without a network; a context manager.
 
     Raises:
-        SandboxUnavailable: There is no `dockerd`, this user is not root, or it does not answer.
+        SandboxUnavailable: `dockerd` is missing, the user is not root, or the engine does not answer.
     """
 
     def __init__(self) -> None:
         if os.geteuid() != 0 or shutil.which("dockerd") is None:
-            raise SandboxUnavailable("an engine of one's own needs root and `dockerd`")
+            raise SandboxUnavailable("a second engine needs root and `dockerd`")
         self._folder = Path(tempfile.mkdtemp(prefix="polyturn-engine-"))
         self.address = f"unix://{self._folder}/docker.sock"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it and waits until it answers."""
+        """Starts the engine and waits until it answers."""
         own = self._folder
         command = ["dockerd", "--iptables=false", "--bridge=none", "-H", self.address, "--data-root", str(own / "data"),
                    "--exec-root", str(own / "exec"), "--pidfile", str(own / "pid")]  # fmt: skip
@@ -46,14 +46,14 @@ class OwnEngine:
         raise SandboxUnavailable("the second engine did not start")
 
     def stop(self) -> None:
-        """Stops it, and with it its containers."""
+        """Stops the engine and its containers."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait(60)
             self._process = None
 
     def load(self, image: str) -> None:
-        """Copies an image from the machine's engine."""
+        """Copies an image from the machine's first engine."""
         saved = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
         subprocess.run(["docker", "-H", self.address, "load"], stdin=saved.stdout, check=True, capture_output=True)
         saved.wait()
@@ -71,7 +71,12 @@ class OwnEngine:
 
 
 def under_load(sandbox: Sandbox, restart: Callable[[], None], *, callers: int, seconds: float) -> dict[str, int]:
-    """Calls without end while the engine restarts: how many were right before and after, wrong, lost, refused."""
+    """Calls continuously while the engine restarts.
+
+    Returns:
+        Numbers of right answers before and after the restart, of wrong answers, of calls reported lost, and of
+        sessions that were refused while the engine was down.
+    """
     counts = {"right": 0, "wrong": 0, "lost": 0, "other": 0}
     stop, lock = threading.Event(), threading.Lock()
 
@@ -96,6 +101,7 @@ def under_load(sandbox: Sandbox, restart: Callable[[], None], *, callers: int, s
     for thread in threads:
         thread.start()
     try:
+        # Some time under load, the restart, then until every caller has an answer again.
         time.sleep(seconds)
         before = counts["right"]
         restart()

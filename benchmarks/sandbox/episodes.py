@@ -1,4 +1,4 @@
-"""Episodes a second of ToolMath with a live interpreter per episode, and with a new one per call as most tools do."""
+"""Episodes of ToolMath a second: with a live interpreter for each episode, and with a new interpreter for each call."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ exec({block!r}, names)
 
 
 class ReplayingSession:
-    """A session on a tool that starts an interpreter per call: what an episode ran before runs again each time."""
+    """A session of a tool that starts an interpreter for each call: the earlier programs of the episode run again."""
 
     def __init__(self, call: Call) -> None:
         self._call, self._blocks = call, list[str]()
 
     def run(self, code: str, *, wall_s: float | None = None) -> Result:
-        """Runs the program behind all earlier ones; whatever it printed is the result."""
+        """Runs the program after all earlier ones; its output is the result."""
         said = self._call(REPLAY.format(earlier=self._blocks, block=code))
         self._blocks.append(code)
         return Result(Status.OK, stdout=said)
 
     async def arun(self, code: str, *, wall_s: float | None = None) -> Result:
-        """`run`; these tools only block."""
+        """`run`, which blocks."""
         return self.run(code)
 
     def fork(self) -> Session:
-        """A session with the same past."""
+        """A session with the same earlier programs."""
         twin = ReplayingSession(self._call)
         twin._blocks = list(self._blocks)
         return twin
 
     def interrupt(self) -> None:
-        """Nothing these tools can do."""
+        """Does nothing: these tools cannot be interrupted."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the session holds no resources."""
 
 
 class ReplayingSandbox:
-    """The sandbox protocol over a tool that knows no sessions."""
+    """The sandbox protocol over a tool without sessions."""
 
     capabilities = Capabilities("replay", False, False, False, False, False, False, True, False)
 
@@ -71,11 +71,11 @@ class ReplayingSandbox:
         self._worker = self._stack.enter_context(WAYS[way]())
 
     def open(self, limits: Limits | None = None, *, seed: int = 0) -> Session:
-        """A session without a past."""
+        """A session without earlier programs."""
         return ReplayingSession(self._worker())
 
     def close(self) -> None:
-        """Ends what the tool started."""
+        """Ends the tool's processes and containers."""
         self._stack.close()
 
     def __enter__(self) -> ReplayingSandbox:
@@ -87,13 +87,13 @@ class ReplayingSandbox:
 
 @contextlib.contextmanager
 def opened(way: str) -> Iterator[Sandbox]:
-    """A sandbox by the name of the way it runs programs."""
+    """A sandbox by the name of its way to run programs."""
     with open_sandbox(LIVE[way], spares=8) if way in LIVE else ReplayingSandbox(way) as sandbox:
         yield sandbox
 
 
 def problems_here() -> tuple[str, Problems]:
-    """GSM8K where a checkout has it in `shared/data`, else generated problems; with the name of what it is."""
+    """GSM8K if the checkout has it in `shared/data`, otherwise generated problems; with the name of the source."""
     for parent in Path(__file__).resolve().parents:
         if (path := parent / "shared" / "data" / "gsm8k_test_a.jsonl").is_file():
             return "GSM8K", load_problems(path)
@@ -101,14 +101,14 @@ def problems_here() -> tuple[str, Problems]:
 
 
 def episodes(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Episodes a second of the gold agent, who runs one program an episode, by way and by episodes at once."""
+    """Episodes a second of the gold agent, which runs one program in an episode, by way and by concurrency."""
     name, problems = problems_here()
     result: dict[str, Any] = {"problems": name}
     for way in (*LIVE, *NEW_EACH_CALL):
         count = options["live"] if way in LIVE else options["starting"]
         tasks = [number % len(problems) for number in range(count)]
         with opened(way) as sandbox:
-            play(problems, sandbox, tasks[: max(8, count // 20)], 8)  # nothing is measured cold
+            play(problems, sandbox, tasks[: max(8, count // 20)], 8)  # warm up
             result[way] = {}
             for at_once in AT_ONCE:
                 start = time.perf_counter()
@@ -120,7 +120,7 @@ def episodes(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def play(problems: Problems, sandbox: Sandbox, tasks: list[int], at_once: int) -> int:
-    """Plays the tasks; how many were answered rightly."""
+    """Plays the tasks and returns the number of right answers."""
     groups = collect(
         GoldAgent(problems),
         lambda: ToolMath(problems, sandbox=sandbox, time_limit_s=60.0),

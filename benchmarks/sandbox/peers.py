@@ -1,4 +1,4 @@
-"""Ways to run a snippet of Python from a trainer, under one small interface: ours and those in use elsewhere."""
+"""Ways to run a snippet of Python from a trainer, with one small interface: the sandbox, and other tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polyturn.sandbox import Limits, Sandbox, SandboxError, open_sandbox
 from polyturn.sandbox.images import image as images
 
 Call = Callable[[str], str]
-"""Runs a program and returns what it printed."""
+"""Runs a program and returns its output."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def _ours(kind: str, **options: Any) -> Iterator[Callable[[], Call]]:
 @contextmanager
 def _subprocess() -> Iterator[Callable[[], Call]]:
     def call(code: str) -> str:
-        # through standard input: an argument may not be longer than 128 KiB
+        # through standard input, because an argument has at most 128 KiB
         return subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True, check=False).stdout
 
     yield lambda: call
@@ -98,7 +98,7 @@ def _docker_exec_sdk() -> Iterator[Callable[[], Call]]:
 
 @contextmanager
 def _jupyter() -> Iterator[Callable[[], Call]]:
-    """A kernel in a container, spoken to over ZeroMQ sockets in a bind-mounted folder; one kernel for each worker."""
+    """A kernel in a container for each worker, over ZeroMQ sockets in a bind-mounted folder."""
     client_module = importlib.import_module("jupyter_client.blocking")
     name = images.default_name(["python3-ipykernel"])
     with contextlib.ExitStack() as stack:
@@ -126,7 +126,7 @@ def _jupyter() -> Iterator[Callable[[], Call]]:
                 "JUPYTER_RUNTIME_DIR=/k/j",
             )
             stack.enter_context(_container(name, *more, command=launch))
-            for _ in range(1200):  # before its sockets are there, the client would call the kernel dead
+            for _ in range(1200):  # without its sockets the client would take the kernel for dead
                 if all(os.path.exists(f"{folder}/s-{port}") for port in range(1, 6)):
                     break
                 time.sleep(0.05)
@@ -146,7 +146,7 @@ def _jupyter() -> Iterator[Callable[[], Call]]:
                 client.execute_interactive(code, output_hook=hear, timeout=120)
                 return "".join(said)
 
-            for _ in range(100):  # the first outputs are lost until the subscription has reached the kernel
+            for _ in range(100):  # outputs are lost until the subscription reaches the kernel
                 if call("print(1+1)").strip() == "2":
                     break
                 time.sleep(0.1)
@@ -157,11 +157,11 @@ def _jupyter() -> Iterator[Callable[[], Call]]:
 
 @contextmanager
 def _gem() -> Iterator[Callable[[], Call]]:
-    """gem-llm's Python tool as it ships: an interpreter on the host per call behind a list of forbidden words."""
+    """gem-llm's Python tool as released: an interpreter on the host for each call, after a list of forbidden words."""
     found = importlib.util.find_spec("gem")
     if found is None:
         raise ImportError("gem-llm is not installed")
-    package = types.ModuleType("gem")  # its own start imports every environment, which this needs not
+    package = types.ModuleType("gem")  # without its `__init__`, which imports every environment
     package.__path__ = list(found.submodule_search_locations or [])
     sys.modules.setdefault("gem", package)
     run_python = importlib.import_module("gem.utils.sandbox").run_python
@@ -174,19 +174,19 @@ def _gem() -> Iterator[Callable[[], Call]]:
 
 
 def _image_with_python() -> str:
-    """Our image with the interpreter under the name `python` as well, which llm-sandbox calls."""
+    """The sandbox image with a link named `python`, which llm-sandbox calls."""
     name = f"polyturn-bench-python:{images.content()}"
     recipe = f'FROM {images.default_name()}\nRUN ["ln", "-sf", "/usr/bin/python3", "/usr/bin/python"]\n'
     command = ["docker", "build", "--network", "none", "-t", name, "-"]
     done = subprocess.run(command, input=recipe, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SandboxError(f"no image with the name python: {done.stderr.strip().splitlines()[-1:]}")
+        raise SandboxError(f"no image with a link named python: {done.stderr.strip().splitlines()[-1:]}")
     return name
 
 
 @contextmanager
 def _llm_sandbox() -> Iterator[Callable[[], Call]]:
-    """llm-sandbox on Docker: a file is copied in and an interpreter started by exec for each call."""
+    """llm-sandbox on Docker: for each call it copies a file into the container and starts an interpreter by exec."""
     module = importlib.import_module("llm_sandbox")
     name = _image_with_python()
     with contextlib.ExitStack() as stack:
@@ -197,7 +197,7 @@ def _llm_sandbox() -> Iterator[Callable[[], Call]]:
                 image=name,
                 keep_template=True,
                 skip_environment_setup=True,
-                runtime_configs={"command": ["sleep", "3600"], "init": True},  # else every end takes ten seconds
+                runtime_configs={"command": ["sleep", "3600"], "init": True},  # otherwise stopping takes ten seconds
             )
             stack.enter_context(session)
             return lambda code: str(session.run(code).stdout)
@@ -218,11 +218,11 @@ WAYS: dict[str, Callable[[], Any]] = {
     "llm-sandbox 0.3 (Docker)": _llm_sandbox,
     "docker run, command line": _docker_run,
 }
-"""Every way: a context manager that yields a function which gives each worker its own call."""
+"""Context managers by name; each yields a function that makes a `Call` for one worker."""
 
 
 def timed(call: Call, code: str, repeats: int, seconds: float) -> list[float]:
-    """Seconds of each call, until there are enough of them or the time is up; at least three."""
+    """Seconds of each call: up to `repeats` calls or for `seconds`, but at least three calls."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < repeats and (time.perf_counter() < end or len(taken) < 3):

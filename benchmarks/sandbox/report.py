@@ -1,4 +1,4 @@
-"""The sandbox suite's page: tables of every figure, which goals were reached, a plot."""
+"""The report of the suite `sandbox`: tables of every figure, the goals that were reached, a picture."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyturn.benchmarks.running.plots import save
-from polyturn.benchmarks.running.reporting import by_name, panels
+from polyturn.benchmarks.running.plots import COLOURS, GREY, Dot, picture
+from polyturn.benchmarks.running.reporting import by_name
 from polyturn.benchmarks.running.suite import Outcome, table
 from polyturn.benchmarks.sandbox.peers import WAYS
 
@@ -17,7 +17,7 @@ SIZES = (1_000, 10_000, 100_000, 900_000)
 _MEASURED = ("p50_ms", "p99_ms")
 GRACE_S = 0.5
 
-# What the design set out to reach on two quiet cores: name, where it is, the bound.
+# The goals of the design on two quiet cores: name, cell, place in its result, bound, whether more is better.
 GOALS: tuple[tuple[str, str, tuple[str, ...], float, bool], ...] = (
     ("warm print, Unix socket, p50 ms", "latency ours: Docker, Unix socket", ("print", "p50_ms"), 0.3, False),
     ("warm print, attach stream, p50 ms", "latency ours: Docker, attach stream", ("print", "p50_ms"), 0.4, False),
@@ -46,7 +46,7 @@ GOALS: tuple[tuple[str, str, tuple[str, ...], float, bool], ...] = (
 
 
 class _Figures:
-    """The results by part, and figures in them; with several seeds the median of each."""
+    """The results by part; with several seeds a figure is the median over seeds."""
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self.found = by_name(outcomes)
@@ -63,11 +63,11 @@ class _Figures:
         return statistics.median(values) if values else None
 
     def way(self, way: str, *path: str) -> float | None:
-        """A figure of one way to run a snippet."""
+        """A figure of one way to run a snippet; None where it was not measured."""
         return self.look(f"latency {way}", *path)
 
     def missing(self, way: str) -> str:
-        """What of a way was not run, and why."""
+        """What was not run of a way, and why."""
         for result in self.found.get(f"latency {way}", []):
             if "failed" in result:
                 return str(result["failed"])
@@ -78,12 +78,12 @@ class _Figures:
 
 
 def report(outcomes: Sequence[Outcome], out: Path) -> str:
-    """Tables of every figure and plots of how costs grow."""
+    """Draws the picture and returns the report."""
     figures = _Figures(outcomes)
     text = [
         "# The sandbox, measured\n",
         "Medians; `results.json` holds every figure, the machine and the command.\n",
-        "## Beside other ways\n",
+        "## Against other ways\n",
         table(
             ["way", "print p50 ms", "p99 ms", "sympy p50 ms", "p99 ms", "not run"],
             [
@@ -95,29 +95,29 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
                 for way in WAYS
             ],
         ),
-        "\nOurs keeps the interpreter and its variables from call to call, as the Jupyter kernel does; the others "
-        "start an interpreter each time, so their sympy pays its import.\n",
-        "## How a call's cost grows\n",
-        "Calls of `print(1+1)` a second by the number of callers at once, each with a session (kernel, process) of its "
-        "own:\n",
+        "\nOurs keeps the interpreter and its variables from call to call, as the Jupyter kernel does; the other ways "
+        "start an interpreter for each call, so their sympy time includes its import.\n",
+        "## Cost by callers and by size\n",
+        "Calls of `print(1+1)` a second by the number of concurrent callers, each with its own session (kernel, "
+        "process):\n",
         table(
             ["way", *map(str, CALLERS)],
             [[way, *(_shown(figures.way(way, "callers", str(count))) for count in CALLERS)] for way in WAYS],
         ),
-        "\nMilliseconds, p50, by the size of the snippet in bytes (a comment of that length, then the print), one "
+        "\nMilliseconds, p50, by the size of the snippet in bytes (a comment of that length, then the print), for one "
         "caller:\n",
         table(
             ["way", *(f"{size:,}" for size in SIZES)],
             [[way, *(_shown(figures.way(way, "size", str(size), "p50_ms")) for size in SIZES)] for way in WAYS],
         ),
-        "\n![print(1+1) by way, by callers, by size](latency.png)\n",
+        "\n![print(1+1) by way, by callers, by size](latency.svg)\n",
         "## Goals\n",
         table(["figure", "measured", "goal", "met"], _goals(figures)),
         "",
     ]
     for part in ("sessions", "gVisor", "neighbours", "episodes", "soak", "kills", "restart"):
         for result in figures.found.get(part, []):
-            text += [f"## {part[0].upper()}{part[1:]}\n"]
+            text += [f"## {part if part == 'gVisor' else part.capitalize()}\n"]
             text += [table(["figure", "value"], [[key, _flat(value)] for key, value in result.items()]), ""]
     _draw(figures, out)
     return "\n".join(text)
@@ -144,19 +144,31 @@ def _flat(value: Any) -> str:
 
 
 def _draw(figures: _Figures, out: Path) -> None:
+    """Latency of every way as dots; throughput by callers and latency by size as lines."""
     known = [(way, value) for way in WAYS if (value := figures.way(way, "print", "p50_ms")) is not None]
-    with panels(15, 4, 3) as (canvas, (left, middle, right)):
-        for number, (way, value) in enumerate(known):
-            color = f"C{number}" if number < 10 else "black"  # as many as matplotlib tells apart; the bars are the key
-            left.barh(way, value, color=color)
-            for axis, points in (
+    if not known:
+        return
+    # The sandbox's own ways in colours, the others in grey; lines are labelled at their ends.
+    own = dict(zip((way for way, _ in known if way.startswith("ours")), COLOURS, strict=False))
+    note = "Medians. Grey: other ways. A line without a label has no value at its last point."
+    with picture(out / "latency", 1, 3, width=5.0, height=3.6, note=note, share_y=False) as (panels,):
+        left, middle, right = panels
+        left.dots([Dot(way, [value], own.get(way, GREY)) for way, value in known])
+        left.axes.set_xscale("log")
+        left.words(title="print(1+1), one caller", x="milliseconds")
+        for way, _ in known:
+            for panel, points in (
                 (middle, [(count, figures.way(way, "callers", str(count))) for count in CALLERS]),
                 (right, [(size, figures.way(way, "size", str(size), "p50_ms")) for size in SIZES]),
             ):
-                there = [(x, y) for x, y in points if y is not None]
-                axis.plot([x for x, _ in there], [y for _, y in there], color=color, marker="o", ms=3)
-        left.invert_yaxis()
-        left.set(xscale="log", xlabel="ms for print(1+1), median, one caller")
-        middle.set(xscale="log", yscale="log", xlabel="callers at once", ylabel="calls a second")
-        right.set(xscale="log", yscale="log", xlabel="bytes of the snippet", ylabel="ms, median, one caller")
-        save(canvas, out / "latency")
+                measured = [(x, y) for x, y in points if y is not None]
+                if measured:
+                    xs, ys = zip(*measured, strict=True)
+                    label = way if len(measured) == len(points) else ""
+                    panel.line(xs, ys, colour=own.get(way, GREY), label=label, marker="o")
+        middle.axes.set(xscale="log", yscale="log")
+        middle.axes.set_xticks(CALLERS, [str(count) for count in CALLERS])
+        middle.axes.minorticks_off()
+        middle.words(title="calls a second", x="concurrent callers")
+        right.axes.set(xscale="log", yscale="log")
+        right.words(title="one caller, milliseconds", x="bytes of the snippet")

@@ -1,9 +1,9 @@
-"""The sandbox measured: latency and throughput beside other ways, sessions, neighbours, endurance.
+"""Suite `sandbox`: latency and throughput against other ways, sessions, hostile neighbours, endurance.
 
     polyturn bench sandbox            or  polyturn bench polyturn.benchmarks.sandbox.suite:SUITE
 
-Needs Docker and the image. What else is on the machine decides how much is compared: `jupyter_client` and the image of
-`polyturn sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`; a way that cannot run is reported with
+Needs Docker and the sandbox image. Other ways are compared if they are installed: `jupyter_client` with the image of
+`polyturn sandbox build --packages python3-ipykernel`, `gem-llm`, `llm-sandbox`. A way that cannot run is reported with
 the reason.
 """
 
@@ -27,7 +27,7 @@ from polyturn.benchmarks.sandbox.engine import OwnEngine, under_load
 from polyturn.benchmarks.sandbox.episodes import episodes
 from polyturn.benchmarks.sandbox.peers import WAYS, Call, timed
 from polyturn.benchmarks.sandbox.report import CALLERS, GRACE_S, SIZES, report
-from polyturn.sandbox import Limits, SandboxError, SandboxUnavailable, Session, Status
+from polyturn.sandbox import Limits, Sandbox, SandboxError, SandboxUnavailable, Session, Status
 from polyturn.sandbox.docker import LABEL, DockerSandbox, connect, remove_orphans
 from polyturn.sandbox.images import image as images
 
@@ -47,19 +47,21 @@ def milliseconds(taken: Sequence[float]) -> dict[str, float]:
 
 
 def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """One way to run a snippet: alone, by size of the snippet, and by number of callers."""
+    """One way to run a snippet: latency of one caller, by size of the snippet, and throughput by callers."""
     seconds, repeats = options["seconds"], options["repeats"]
     result: dict[str, Any] = {}
     here = os.getcwd()
     try:
-        os.chdir(folder)  # one of the ways leaves folders where it stands
+        os.chdir(folder)  # one of the ways leaves folders in the working directory
         with WAYS[options["way"]]() as worker:
             call: Call = worker()
             if call(PRINT).strip() != "2":
                 raise SandboxError(f"print(1+1) gave {call(PRINT)!r}")
+            # One caller, a short and a long program.
             for name, code in (("print", PRINT), ("sympy", SYMPY)):
                 timed(call, code, 20, 1.0)
                 result[name] = milliseconds(timed(call, code, repeats, seconds))
+            # Longer snippets: a comment before the print.
             result["size"] = {}
             for size in SIZES:
                 code = "#" * (size - len(PRINT) - 1) + "\n" + PRINT
@@ -67,6 +69,7 @@ def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                     result["size"][str(size)] = {"failed": "no right answer"}
                     continue
                 result["size"][str(size)] = milliseconds(timed(call, code, repeats // 20 + 3, seconds / 2))
+            # More callers, each with its own worker.
             result["callers"] = {}
             calls = [call]
             started = time.perf_counter()
@@ -74,7 +77,7 @@ def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 while len(calls) < count and time.perf_counter() < started + 20 * seconds:
                     calls.append(worker())
                     calls[-1](PRINT)
-                if len(calls) < count:  # a kernel or a container for each caller takes its time
+                if len(calls) < count:  # starting a kernel or a container for each caller takes long
                     result["callers"][str(count)] = f"not run: only {len(calls)} ready after {20 * seconds:.0f} s"
                     break
                 result["callers"][str(count)] = throughput(calls[:count], seconds)
@@ -86,7 +89,7 @@ def latency(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def throughput(calls: Sequence[Call], seconds: float) -> float:
-    """Calls a second of so many callers at once."""
+    """Calls a second of all callers together."""
     done = [0] * len(calls)
     start = time.perf_counter()
 
@@ -104,14 +107,14 @@ def throughput(calls: Sequence[Call], seconds: float) -> float:
 
 
 def clock(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds an action took, and what it returned."""
+    """Seconds of an action, and what it returned."""
     start = time.perf_counter()
     result = action()
     return time.perf_counter() - start, result
 
 
 def proportional_mb(session: Session) -> float | None:
-    """Proportional set size of a session's interpreter in MB; None where the machine does not let us look."""
+    """Proportional set size of a session's interpreter in MB; None where `/proc` does not show it."""
     uid = session.run("import os; os.getuid()").value
     for entry in Path("/proc").iterdir():
         try:
@@ -123,36 +126,54 @@ def proportional_mb(session: Session) -> float | None:
     return None
 
 
+def _opened(sandbox: Sandbox) -> tuple[Session, float, float, float]:
+    """A new session; seconds to open it, to open it and print, and of its first sympy call."""
+    opening, session = clock(sandbox.open)
+    printing, _ = clock(lambda: session.run(PRINT))
+    solving, _ = clock(lambda: session.run(SYMPY))
+    return session, opening, opening + printing, solving
+
+
 def sessions(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """New sessions, branches, memory, and very many at once; and sympy beside a bare interpreter."""
-    count, many = options["count"], options["many"]
+    """New sessions, warm sympy calls, forks, and many sessions together with their memory."""
+    return {**_openings(options["count"]), **_warm_calls_and_forks(options["count"]), **_many(options["many"])}
+
+
+def _openings(count: int) -> dict[str, Any]:
+    """What a new session costs, made on request or taken from the spares."""
     result: dict[str, Any] = {}
     for kind, spares in (("new", 0), ("from a spare", 4)):
-        opened, first, solved, pinged = [], [], [], []
+        opened, printed, solved, pinged = [], [], [], []
         with DockerSandbox(spares=spares) as sandbox:
             sandbox.open().close()
             for _ in range(count):
-                time.sleep(0.1)  # the last one's end and the next spare's birth are off the critical path
-                # After such a rest the processors are asleep: a first question wakes them and is measured by itself.
+                time.sleep(0.1)  # the end of the last session and the start of the next spare are not measured
+                # After this pause the processors are asleep: a ping wakes them and is measured separately.
                 pinged.append(clock(sandbox.servers[0].ping)[0])
-                taken, session = clock(sandbox.open)
-                opened.append(taken)
-                first.append(taken + clock(lambda session=session: session.run(PRINT))[0])  # type: ignore[misc]
-                solved.append(clock(lambda session=session: session.run(SYMPY))[0])  # type: ignore[misc]
+                session, opening, first_print, first_sympy = _opened(sandbox)
+                opened.append(opening)
+                printed.append(first_print)
+                solved.append(first_sympy)
                 session.close()
         result["ping after a rest"] = milliseconds(pinged)
         result[f"open, {kind}"] = milliseconds(opened)
-        result[f"open and first print, {kind}"] = milliseconds(first)
+        result[f"open and first print, {kind}"] = milliseconds(printed)
         result[f"first sympy, {kind}"] = milliseconds(solved)
-    bare = (
+    return result
+
+
+def _warm_calls_and_forks(count: int) -> dict[str, Any]:
+    """sympy in a loop inside one program and as separate calls, and the fork of a session that holds 400 MB."""
+    loop = (
         "import sympy, time, statistics\nx = sympy.Symbol('x')\nt = []\nfor _ in range(300):\n"
         "  s = time.perf_counter(); str(sympy.solve(x**2 - 5*x + 6, x)); t.append(time.perf_counter() - s)\n"
         "1e3 * statistics.median(t)"
     )
+    result: dict[str, Any] = {}
     with DockerSandbox(spares=0) as sandbox:
         session = sandbox.open(Limits(wall_s=60))
         session.run(SYMPY)
-        result["sympy inside one program"] = {"p50_ms": round(float(session.run(bare).value or "nan"), 4)}
+        result["sympy inside one program"] = {"p50_ms": round(float(session.run(loop).value or "nan"), 4)}
         warm = [clock(lambda: session.run("print(sympy.solve(x**2 - 5*x + 6, x))"))[0] for _ in range(300)]
         result["sympy, warm call"] = milliseconds(warm)
         big = sandbox.open(Limits(wall_s=60, memory_mb=1024, branches=64))
@@ -164,10 +185,16 @@ def sessions(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             branch.close()
             time.sleep(0.1)
         result["fork of 400 MB"] = milliseconds(forked)
+    return result
+
+
+def _many(many: int) -> dict[str, Any]:
+    """Many sessions in one container: opening them, memory of one, and one call in each from eight threads."""
+    result: dict[str, Any] = {}
     with DockerSandbox(spares=0, sessions=many, memory_mb=8192) as sandbox:
         taken, crowd = clock(lambda: [sandbox.open() for _ in range(many)])
         result["many"] = {"sessions": many, "open all (s)": round(taken, 2)}
-        # With few alive the zygote's pages are shared by few and weigh on each; so it is asked in the crowd.
+        # Few sessions would each count a large share of the zygote's pages, so memory is measured among many.
         crowd[0].run(SYMPY)
         result["memory_mb"] = {"idle": proportional_mb(crowd[1]), "after sympy": proportional_mb(crowd[0])}
         for session in crowd:
@@ -189,8 +216,8 @@ def sessions(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def gvisor(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Containers and sessions in gVisor, whose kernel is a program: what starting them costs."""
-    opened, first, solved = [], [], []
+    """What a container and new sessions cost in gVisor, whose kernel is a program."""
+    opened, printed, solved = [], [], []
     try:
         taken, sandbox = clock(lambda: DockerSandbox(runtime="runsc", transport="attach", spares=0))
     except SandboxUnavailable as error:
@@ -198,19 +225,20 @@ def gvisor(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     with sandbox:
         for _ in range(options["count"]):
             time.sleep(0.1)
-            opening, session = clock(sandbox.open)
+            session, opening, first_print, first_sympy = _opened(sandbox)
             opened.append(opening)
-            first.append(opening + clock(lambda session=session: session.run(PRINT))[0])  # type: ignore[misc]
-            solved.append(clock(lambda session=session: session.run(SYMPY))[0])  # type: ignore[misc]
+            printed.append(first_print)
+            solved.append(first_sympy)
             session.close()
     return {
         "container, with the stack imported (s)": round(taken, 2),
         "open, new": milliseconds(opened),
-        "open and first print, new": milliseconds(first),
+        "open and first print, new": milliseconds(printed),
         "first sympy, new": milliseconds(solved),
     }
 
 
+# An endless loop, a fork bomb, an endless output that ignores interrupts, and a list that doubles.
 HOSTILE = (
     "while True: pass",
     "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
@@ -220,7 +248,7 @@ HOSTILE = (
 
 
 def neighbours(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """An honest session beside 16 hostile ones; overrun past time-outs; false time-outs."""
+    """An honest session beside 16 hostile ones; how late time-outs end; false alarms on honest programs."""
     stop = threading.Event()
     overruns: list[float] = []
     with DockerSandbox(spares=2, sessions=64) as sandbox:
@@ -232,9 +260,12 @@ def neighbours(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 if result.status is Status.TIMEOUT:
                     overruns.append(taken - 0.5)
 
+        # The honest session without neighbours.
         honest = sandbox.open(Limits(wall_s=30))
         honest.run(PRINT)
         alone = milliseconds(timed(lambda code: honest.run(code).stdout, PRINT, 10_000, options["seconds"]))
+
+        # The same beside 16 hostile sessions.
         threads = [threading.Thread(target=attack, args=(number,)) for number in range(16)]
         for thread in threads:
             thread.start()
@@ -247,10 +278,14 @@ def neighbours(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         stop.set()
         for thread in threads:
             thread.join()
-        quiet: list[float] = []
+
+        # Time-outs without neighbours: how late they end, beyond the grace where the session was lost.
+        late: list[float] = []
         for code in ("while True: pass", "import signal; signal.signal(2, signal.SIG_IGN)\nwhile True: pass") * 10:
             taken, result = clock(lambda code=code: honest.run(code, wall_s=0.2))  # type: ignore[misc]
-            quiet.append(taken - 0.2 - (GRACE_S if result.state_lost else 0.0))
+            late.append(taken - 0.2 - (GRACE_S if result.state_lost else 0.0))
+
+        # Honest programs, some with large outputs: each must succeed with its value.
         wrong = 0
         session = sandbox.open(Limits(wall_s=10))
         for number in range(options["honest"]):
@@ -261,19 +296,19 @@ def neighbours(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "alone": alone,
         "beside 16 hostile": milliseconds(beside),
         "worst overrun beside 16 hostile (s)": round(max(overruns, default=0.0), 3),
-        "worst overrun alone, beyond the grace (s)": round(max(quiet), 3),
+        "worst overrun alone, beyond the grace (s)": round(max(late), 3),
         "honest programs": options["honest"],
         "false alarms": wrong,
     }
 
 
 def descriptors() -> int:
-    """Open descriptors of this program."""
+    """Open file descriptors of this process."""
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
 def resident_kb() -> int:
-    """Resident memory of this program."""
+    """Resident memory of this process."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * (os.sysconf("SC_PAGE_SIZE") // 1024)
     except OSError:
@@ -281,7 +316,7 @@ def resident_kb() -> int:
 
 
 def soak(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Calls and sessions without end: memory and descriptors of host and container stay where they were."""
+    """Many calls and sessions: memory and descriptors of host and container after a tenth of them and at the end."""
     with DockerSandbox(spares=1) as sandbox, contextlib.closing(connect()) as client:
         name = sandbox.servers[0].name
 
@@ -296,6 +331,7 @@ def soak(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 "interpreters": state["interpreters"],
             }
 
+        # A new session every ten calls; now and then a program ends its interpreter.
         before: dict[str, Any] = {}
         session = sandbox.open()
         for number in range(options["calls"]):
@@ -327,7 +363,7 @@ for _ in range(4): threading.Thread(target=work).start()
 
 
 def kills(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """kill -9 of the host program at random moments, five at a time, then a look at what is left."""
+    """kill -9 of the host process at random moments, five at a time; counts the containers that remain."""
     import random
 
     generator = random.Random(0)
@@ -340,7 +376,7 @@ def kills(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             ]
             for program in programs:
                 assert program.stdout is not None
-                if generator.random() < 0.7:  # the others are killed while the container starts
+                if generator.random() < 0.7:  # the rest is killed while the container starts
                     program.stdout.readline()
                 time.sleep(generator.random() / 2)
                 program.send_signal(signal.SIGKILL)
@@ -355,7 +391,7 @@ def kills(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def restart(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """An engine of our own is stopped and started under load: only calls in flight are lost, and said to be."""
+    """A second engine is stopped and started under load: calls in flight are lost, and reported as lost."""
     try:
         with OwnEngine() as engine:
             engine.load(images.default_name())
@@ -384,7 +420,7 @@ PARTS: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {
 
 
 def cells(quick: bool, seeds: int) -> list[Cell]:
-    """Each way, then each part."""
+    """One cell for each way, then one for each part."""
     found = []
     for seed in range(seeds):
         for way in WAYS:
@@ -420,8 +456,8 @@ def cells(quick: bool, seeds: int) -> list[Cell]:
 
 
 def run(cell: Cell, folder: Path) -> Mapping[str, Any]:
-    """One part."""
+    """Runs one part."""
     return PARTS[str(cell.options["part"])](cell.options, folder)
 
 
-SUITE = Suite("sandbox", "what a call into the sandbox costs, beside other ways", cells, run, report, seeds=1)
+SUITE = Suite("sandbox", "what a call into the sandbox costs, against other ways", cells, run, report, seeds=1)

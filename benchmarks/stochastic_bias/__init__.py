@@ -1,1 +1,1 @@
-"""Suite stochastic_bias: where replies are left to chance M-DPO is biased and MTPO is not."""
+"""Suite `stochastic_bias`: with random replies M-DPO is biased and MTPO is not."""

@@ -1,7 +1,7 @@
-"""Two-turn games whose replies hold more or less noise, and where training methods end on them in expectation.
+"""Two-turn games with more or less noise in the replies, and the policies that training methods reach in expectation.
 
-The losses are those that users train with (`polyturn.algorithms`), summed over every play of a game with its
-probability, so that no sampling noise is left: what remains of a distance to the optimum is bias.
+The losses are the library's own (`polyturn.algorithms`), summed over every play of a game with its probability. So
+there is no sampling noise: the remaining distance to the optimum is bias.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Where = Literal["both", "first", "last"]
 
 ROOMS = (("start",), ("safe", "lucky", "unlucky"))
-"""What the gamble's states are called before either turn."""
+"""Names of the gamble's states before each turn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class PaidGame:
     """A game whose endings may have a reward.
 
     Attributes:
-        game: Its preference is Bradley-Terry in the reward, where there is one.
+        game: Its preference is Bradley-Terry in the reward, if there is a reward.
         reward: `[S_H]`, or None.
     """
 
@@ -51,23 +51,23 @@ def bradley_terry(reward: Array) -> Array:
 
 
 def gamble(spread: float) -> PaidGame:
-    """A safe answer or a gamble of the same worth at every spread, then a better and a worse end wherever one is.
+    """A safe answer or a gamble with the same mean reward at every spread, then a better and a worse end in each room.
 
-    The gamble leads to the lucky room with chance 1/5, else to the unlucky one. Safe is worth 0; the lucky room
-    1/2 + 6 spread, the unlucky one 1/2 - 3/2 spread: 1/2 on average. The better end of a room pays 1/2 more, the worse
-    1/2 less. At spread 0 it makes no difference which room one is in; at spread 1 they pay 6.5 and -1, and the gamble
-    beats the safe answer, ends being equal, with probability sigmoid(6.5) / 5 + 4 sigmoid(-1) / 5 = 0.415.
+    The gamble leads to the lucky room with probability 1/5, otherwise to the unlucky room. The safe room pays 0, the
+    lucky room 1/2 + 6 spread, the unlucky room 1/2 - 3/2 spread: 1/2 on average. The better end of a room pays 1/2
+    more, the worse end 1/2 less. At spread 0 both rooms of the gamble pay the same. At spread 1 they pay 6.5 and -1,
+    and with equal ends the gamble beats the safe answer with probability sigmoid(6.5) / 5 + 4 sigmoid(-1) / 5 = 0.415.
     """
     first = np.array([[[1.0, 0.0, 0.0], [0.0, 0.2, 0.8]]])
     second = np.eye(6).reshape(3, 2, 6)
     rooms = np.array([0.0, 0.5 + 6.0 * spread, 0.5 - 1.5 * spread])
-    # After either first answer the other one is better: neither is worth a habit, only what it means in its place.
+    # The better answer differs between rooms, so no answer is better regardless of the room.
     ends = np.array([[-0.5, 0.5], [0.5, -0.5], [0.5, -0.5]])
     reward = (rooms[:, None] + ends).reshape(-1)
     return PaidGame(TabularGame((first, second), bradley_terry(reward)), reward)
 
 
-def blurred(
+def noisy_game(
     seed: int,
     *,
     noise: float,
@@ -77,15 +77,15 @@ def blurred(
     answers: int = 3,
     scale: float = 3.0,
 ) -> PaidGame:
-    """A random game of certain replies, each replaced by a uniformly random one with probability `noise`.
+    """A random game with certain replies, each replaced by a uniformly random one with probability `noise`.
 
     Args:
-        seed: Of the replies and of the preference, which do not depend on anything else.
-        noise: From 0, certain, to 1, where no answer matters.
-        where: Which of the two replies are left to chance.
+        seed: Seed of the replies and of the preference, which depend on nothing else.
+        noise: From 0, where replies are certain, to 1, where no answer matters.
+        where: Which of the two replies are random.
         transitive: Bradley-Terry on normal rewards; otherwise a random preference that no reward explains.
-        states: After each turn.
-        answers: In every state.
+        states: States after each turn.
+        answers: Answers in every state.
         scale: Standard deviation of the rewards.
     """
     rng = np.random.default_rng([seed, 0])
@@ -101,7 +101,7 @@ def blurred(
 
 
 def by_history(game: TabularGame) -> TabularGame:
-    """The same two-turn game for players who remember: before turn 2 the state is (first answer, reply)."""
+    """The same two-turn game for policies with memory: before turn 2 the state is (first answer, reply)."""
     first, second = game.transitions
     _, answers, states = first.shape
     remembered = np.zeros((1, answers, answers * states))
@@ -126,7 +126,7 @@ def reward_optimum(
 def reward_regret(
     paid: PaidGame, policy: Sequence[Array], reference: Sequence[Array], *, beta: float
 ) -> tuple[float, float]:
-    """How far a policy falls short of the largest E[r] - beta KL, and KL(optimum || policy)."""
+    """The largest E[r] - beta KL minus the policy's, and KL(optimum || policy)."""
     assert paid.reward is not None
     best, value = reward_optimum(paid.game, paid.reward, reference, beta=beta)
     earned = float(occupancy(paid.game, policy)[-1] @ paid.reward) - beta * turn_kl(paid.game, policy, reference)
@@ -136,7 +136,7 @@ def reward_regret(
 def preference_regret(
     paid: PaidGame, policy: Sequence[Array], reference: Sequence[Array], *, alpha: float
 ) -> tuple[float, float]:
-    """What the best KL-paying response gains on a policy, and KL(regularised equilibrium || policy)."""
+    """The gain of the best response with its KL penalty, and KL(regularised equilibrium || policy)."""
     best = tabular_games.regularised_nash(paid.game, reference, alpha=alpha)
     gain = tabular_games.regularised_exploitability(paid.game, policy, reference, alpha=alpha)
     return gain, turn_kl(paid.game, best, policy)
@@ -145,19 +145,19 @@ def preference_regret(
 def response_regret(
     paid: PaidGame, policy: Sequence[Array], reference: Sequence[Array], *, alpha: float
 ) -> tuple[float, float]:
-    """How far a policy falls short of the largest P(it beats the reference) - alpha KL, and KL(that best || policy)."""
+    """The largest P(beats the reference) - alpha KL minus the policy's, and KL(optimum || policy)."""
     best, value = tabular_games.regularised_best_response(paid.game, reference, reference, alpha=alpha)
     won = tabular_games.win_probability(paid.game, policy, reference)
     return value - won + alpha * turn_kl(paid.game, policy, reference), turn_kl(paid.game, best, policy)
 
 
 class Plays:
-    """All plays of several two-turn games of one shape, for expectations of losses under uniform references.
+    """All plays of several two-turn games of one shape, for expected losses under uniform references.
 
-    A row is (game, first answer, reply, second answer); the ending's noise is summed over where labels are made.
+    A row is (game, first answer, reply, second answer). Labels are expectations over the noise of the ending.
 
     Args:
-        games: Of equal numbers of states and answers.
+        games: With equal numbers of states and answers.
     """
 
     def __init__(self, games: Sequence[PaidGame]) -> None:
@@ -166,18 +166,21 @@ class Plays:
         from polyturn.algorithms.batch import collate
         from polyturn.algorithms.pairing import Example
 
+        # Transitions, preferences and rewards of all games.
         self.games = list(games)
         first = torch.tensor(np.array([paid.game.transitions[0][0] for paid in games]))
         second = torch.tensor(np.array([paid.game.transitions[1] for paid in games]))
         self._preference = torch.tensor(np.array([paid.game.preference for paid in games]))
         self._rewards = torch.tensor(np.array([paid.reward for paid in games if paid.reward is not None]))
         count, answers, states = first.shape
+        # One row for each play: the chance of its reply, and the distribution of its ending.
         grid = torch.cartesian_prod(*map(torch.arange, (count, answers, states, second.shape[2])))
         self._g, self._a, self._s, self._b = grid.unbind(1)
         self._per_game = len(grid) // count
         self._chance = first[self._g, self._a, self._s]
         self._ends = second[self._g, self._s, self._b].reshape(count, self._per_game, -1)
         self._shapes = (count, 1, answers), (count, states, second.shape[2])
+        # A batch with the shape of the plays; its log-probabilities are computed in `_logps`.
         token = np.zeros(1, np.int32)
         turn = Turn("", "", 0.0, token, token, np.zeros(1, np.float32))
         row = Example((Trajectory("Plays", 0, (turn, turn), terminated=True),))
@@ -192,16 +195,16 @@ class Plays:
         steps: int = 1500,
         lr: float = 0.05,
     ) -> tuple[list[TurnPolicy], float]:
-        """Where Adam takes tables of logits on the expected loss, from the uniform reference, all games at once.
+        """Minimises the expected loss over tables of logits with Adam, from the uniform reference, for all games.
 
         Args:
-            method: `GPO`, `IPO` on pairs; `PPO`, which is paid the reward, or `MTPO`, which is paid the probability
-                to beat the policy itself. PPO and MTPO without whitening and with lambda 1, so that nothing depends on
-                the value network, which is 0 here.
-            pairs: Who plays the compared pairs: the policy as it is at each step, or the reference for ever.
-            ties: Whether pairs with the same ending are compared, as even.
-            steps: Of Adam, its rate falling to 0 linearly.
-            lr: Its first rate.
+            method: `GPO` or `IPO` on pairs; `PPO` with the reward, or `MTPO` with the probability to beat the policy
+                itself. PPO and MTPO need whitening off and lambda 1, so that the value network, which is 0 here, has
+                no effect.
+            pairs: Compared pairs come from the current policy or always from the reference.
+            ties: Pairs with the same ending are compared, with probability 1/2.
+            steps: Steps of Adam.
+            lr: First learning rate; it falls to 0 linearly.
 
         Returns:
             A policy for each game, and the largest entry of the last gradient.
@@ -217,11 +220,12 @@ class Plays:
         batch = self._batch if graded else self._compared(ties)
         for step in range(steps + 1):
             own = self._logps(logits)
+            # The probability of each play under the policy whose samples are compared.
             weight = self._chance * (anchor if pairs == "reference" else own.detach()).sum(1).exp()
             if graded:
-                worth = self._win_rates(weight) if isinstance(method, MTPO) else self._paid()
+                scores = self._win_rates(weight) if isinstance(method, MTPO) else self._expected_rewards()
                 batch = replace(
-                    batch, scores=worth, behaviour_logps=own.detach(), outputs={"values": torch.zeros_like(own)}
+                    batch, scores=scores, behaviour_logps=own.detach(), outputs={"values": torch.zeros_like(own)}
                 )
                 loss = (method.loss(own, anchor, batch).values * weight).sum()
             else:
@@ -246,50 +250,51 @@ class Plays:
         return torch.stack([zero, one[self._g, 0, self._a], zero, two[self._g, self._s, self._b]], 1)
 
     def _compared(self, ties: bool) -> Batch:
-        """The batch with every ordered pair of a game's rows, and the chance that the first beats the second."""
+        """The batch with every ordered pair of plays of a game, and the probability that the first beats the second."""
         import torch
 
         count, size = len(self.games), self._per_game
         won = torch.einsum("gie,gef,gjf->gij", self._ends, self._preference, self._ends)
         even = torch.einsum("gie,gje->gij", self._ends, self._ends) * (not ties)
         self._asked = (1.0 - even).reshape(-1)
-        # A pair that always ends alike is never asked; what its probability would be does not matter.
+        # A pair that always has the same ending is never compared, so its probability has no effect.
         probability = torch.where(even < 1.0, (won - even / 2) / (1.0 - even).clamp(min=1e-12), 0.5)
         local = torch.cartesian_prod(torch.arange(size), torch.arange(size))
         pairs = (torch.arange(count)[:, None, None] * size + local).reshape(-1, 2)
         return replace(self._batch, pairs=pairs, probability=probability.reshape(-1).clamp(0.0, 1.0))
 
     def _win_rates(self, weight: Tensor) -> Tensor:
-        """`[N]` chance of each row to beat the play that `weight` describes."""
+        """`[N]` the probability that each play beats a random play with the probabilities `weight`."""
         import torch
 
         reached = torch.einsum("gi,gie->ge", weight.reshape(len(self.games), -1), self._ends)
         return torch.einsum("gie,gef,gf->gi", self._ends, self._preference, reached).reshape(-1)
 
-    def _paid(self) -> Tensor:
-        """`[N]` expected reward of each row."""
+    def _expected_rewards(self) -> Tensor:
+        """`[N]` expected reward of each play."""
         import torch
 
         return torch.einsum("gie,ge->gi", self._ends, self._rewards).reshape(-1)
 
 
 class GambleEnv(TabularGameEnv):
-    """`polyturn/TabularGame-v0` with the gamble's rooms for words."""
+    """`polyturn/TabularGame-v0` with the names of the gamble's rooms as observations."""
 
     def _question(self, turn: int) -> str:
         return ROOMS[turn][self._state]
 
     def question(self, turn: int, state: int) -> str:
-        """What is asked in a state."""
+        """The observation of a state."""
         self.restore({"game": 0, "state": state, "draws": [0.0] * (self.games[0].turns - turn)})
         return self._question(turn)
 
 
-def read_off(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
-    """A transformer's exact answers in every history of a two-turn game, and the least chance of any valid answer.
+def exact_policy(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
+    """A transformer's exact answer probabilities in every history of a two-turn game.
 
     Returns:
-        A policy of `by_history(game.game)`, normalised over valid answers, and the smallest sum before that.
+        A policy of `by_history(game.game)`, normalised over valid answers, and the smallest total probability of valid
+        answers in any history.
     """
     import torch
 
@@ -298,6 +303,7 @@ def read_off(policy: Policy, game: PaidGame) -> tuple[TurnPolicy, float]:
 
     env, (first, second) = GambleEnv(games=game.game), game.game.transitions
     size = (first.shape[1], first.shape[2], second.shape[1])
+    # One row for each history and second answer.
     rows = []
     for answer, state, last in np.ndindex(*size):
         turns = (Turn(env.question(0, 0), str(answer)), Turn(env.question(1, state), str(last)))

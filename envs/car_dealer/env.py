@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from polyturn.envs.car_dealer.buyers import ACCEPT, DRAWS_PER_TURN, PERSONALITIES, REJECT, ScriptedBuyer
 from polyturn.envs.car_dealer.prices import offered_price
 from polyturn.envs.car_dealer.talk import BRANDS, FEATURES, TYPES, hear
-from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
-from polyturn.envs.partner_env import PartnerEnv
+from polyturn.envs.conversation import Partner, Scene, own_words
+from polyturn.envs.partner_env import PartnerEnv, Start
 
 SCALE = 60_000
 """Dollars that are worth a reward of 1; the largest budget."""
@@ -69,75 +68,51 @@ class CarDealer(PartnerEnv):
     def __init__(self, buyer: str | Partner = "scripted", turns: int = 10) -> None:
         super().__init__(buyer, ScriptedBuyer(), turns, DRAWS_PER_TURN)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Draws a buyer.
-
-        Raises:
-            ValueError: Options that do not exist.
-        """
-        super().reset(seed=seed)
-        chosen = dict(options or {})
-        for name in chosen:
-            self._one_of("options of reset", name, ("task", "buyer", "noise"))
+    def _start(self, task: int | None, given: Any) -> Start:
         draws = self.np_random.random(len(_LEGAL)).tolist()
-        if "task" in chosen:
-            task = int(chosen["task"]) % (len(BRANDS) * len(TYPES))
+        if task is not None:
+            task %= len(BRANDS) * len(TYPES)
             draws[0], draws[1] = (task // len(TYPES) + 0.5) / len(BRANDS), (task % len(TYPES) + 0.5) / len(TYPES)
-        facts = self._attributes("buyer", draws, _LEGAL, chosen.get("buyer"))
-        noise = int(chosen.get("noise", 0))
-        draws, draw_seed = self._draws(noise)
-        self._finish()
-        said = f"Hi! I am looking for a car. You have {self.turns} turns to sell me one."
-        self._scene = Scene(
-            role="buyer",
-            other="dealer",
-            brief=buyer_brief(facts) if self.blocking else "",
-            opening=said,
-            facts=facts,
-            turns=self.turns,
-            seed=draw_seed,
-            draws=draws,
-            table={"offer": 0, "counter": 0},
-        )
+        facts = self._attributes(draws, _LEGAL, given)
         task = BRANDS.index(facts["brand"]) * len(TYPES) + TYPES.index(facts["type"])
-        return said, {"task_id": f"buyer-{task}", "noise": noise}
+        said = f"Hi! I am looking for a car. You have {self.turns} turns to sell me one."
+        return Start(f"buyer-{task}", facts, said, {"offer": 0, "counter": 0})
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """One turn of the dealer and the buyer's answer.
+    def _brief(self, facts: dict[str, Any]) -> str:
+        return buyer_brief(facts)
 
-        Raises:
-            ResetNeeded: The episode is over, or none was started.
-        """
-        scene = self._running()
-        table = scene.table
+    def _heard(self, scene: Scene, action: str) -> str:
         heard = _MARKERS.sub(r"(\1)", own_words(action, "dealer", "buyer"))
-        pitch = hear(heard)
+        pitch, table = hear(heard), scene.table
         if pitch.offer is not None:
             table["offer"] = pitch.offer
         elif pitch.agrees and table["counter"]:
             table["offer"] = table["counter"]
-        try:
-            spoken = self.partner(scene, heard)
-        except PartnerFull as full:
-            self._finish()
-            return "", 0.0, False, True, {"truncated_by": "partner", "partner_error": str(full)}
-        said = own_words(spoken.text, "buyer", "dealer") if self.blocking else spoken.text
-        accepted = bool(table["offer"]) and _ACCEPTS.search(said, max(0, len(said) - 64)) is not None
-        left = not accepted and _REJECTS.search(said, max(0, len(said) - 64)) is not None
-        if not (accepted or left):
+        return heard
+
+    def _answer(self, scene: Scene, said: str) -> tuple[str, str]:
+        table, ended = scene.table, ""
+        last = max(0, len(said) - 64)
+        if table["offer"] and _ACCEPTS.search(said, last):
+            ended = ACCEPT
+        elif _REJECTS.search(said, last):
+            ended = REJECT
+        else:
             said = _MARKERS.sub(r"(\1)", said)
         table["counter"] = (offered_price(said) if self.blocking else scene.memory["counter"]) or table["counter"]
-        scene.lines.append(Line(heard, said, dict(spoken.record)))
-        info = json.loads(json.dumps(dict(spoken.record)))
-        if table["offer"]:
-            info["offer"] = table["offer"]
-        if not (accepted or left or len(scene.lines) >= scene.turns):
-            return said, 0.0, False, False, info
-        price = min(table["offer"], SCALE) if accepted else 0
+        return said, ended
+
+    def _settle(self, scene: Scene, info: dict[str, Any], ended: str) -> float:
+        offer = scene.table["offer"]
+        if offer:
+            info["offer"] = offer
+        if not ended:
+            return 0.0
+        accepted = ended == ACCEPT
+        price = min(offer, SCALE) if accepted else 0
         surplus = max(-1.0, (scene.facts["budget"] - price) / SCALE) if accepted else 0.0
         info |= {"deal": price, "buyer": dict(scene.facts), "partner_reward": surplus}
-        self._finish()
-        return said, price / SCALE, True, False, info
+        return float(price / SCALE)
 
 
 def buyer_brief(facts: dict[str, Any]) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, defused, ends, own_words
+from polyturn.envs.conversation import Partner, Scene, defused, ends, own_words
 from polyturn.envs.education.student import DRAWS_PER_TURN, ScriptedStudent
 from polyturn.envs.education.topics import (
     BY_ID,
@@ -18,7 +17,7 @@ from polyturn.envs.education.topics import (
     opening,
     student_brief,
 )
-from polyturn.envs.partner_env import PartnerEnv
+from polyturn.envs.partner_env import TIME_UP, PartnerEnv, Start
 
 Reward = Literal["none", "outcome", "progress"]
 Side = Literal["student", "teacher", "either"]
@@ -94,88 +93,50 @@ class EducationDialogue(PartnerEnv):
         self.topics = TOPICS if topics is None else tuple(by_name[name] for name in topics)
         self.teacher_style, self.reward, self.ends = teacher_style, reward, ends
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Draws a topic and a student.
-
-        Raises:
-            ValueError: Options that do not exist.
-        """
-        super().reset(seed=seed)
-        chosen = dict(options or {})
-        for name in chosen:
-            self._one_of("options of reset", name, ("task", "student", "noise"))
+    def _start(self, task: int | None, given: Any) -> Start:
         draws = self.np_random.random(7).tolist()
-        index = int(chosen["task"]) if "task" in chosen else int(draws[0] * len(self.topics))
+        index = int(draws[0] * len(self.topics)) if task is None else task
         topic = self.topics[index % len(self.topics)]
-        facts = {"topic": topic.id, **self._attributes("student", draws[1:5], _LEGAL, chosen.get("student"))}
+        facts = {"topic": topic.id, **self._attributes(draws[1:5], _LEGAL, given)}
         teacher = {
             "preference": tuple(TEACHER_PREFERENCES)[int(draws[5] * len(TEACHER_PREFERENCES))],
             "reaction": tuple(TEACHER_REACTIONS)[int(draws[6] * len(TEACHER_REACTIONS))],
         }
-        noise = int(chosen.get("noise", 0))
-        draws, draw_seed = self._draws(noise)
-        self._finish()
-        said = opening(topic.name, self.turns)
-        self._scene = Scene(
-            role="student",
-            other="teacher",
-            brief=_brief(facts) if self.blocking else "",
-            opening=said,
-            facts=facts,
-            turns=self.turns,
-            seed=draw_seed,
-            draws=draws,
-            table={"teacher": teacher, "paid": 0.0},
+        note = f"({teacher_brief(teacher)})" if self.teacher_style else ""
+        return Start(topic.id, facts, opening(topic.name, self.turns), {"teacher": teacher, "paid": 0.0}, note)
+
+    def _brief(self, facts: dict[str, Any]) -> str:
+        return student_brief(
+            BY_ID[facts["topic"]].name,
+            STUDENT_PREFERENCES[facts["preference"]],
+            STUDENT_REACTIONS[facts["reaction"]],
+            KNOWLEDGE[facts["knowledge"]],
         )
-        if self.teacher_style:
-            said = f"({teacher_brief(teacher)})\n{said}"
-        return said, {"task_id": topic.id, "noise": noise}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """One turn of the teacher and the student's answer.
+    def _agent_ends(self, action: str) -> bool:
+        return self.ends != "student" and ends(action)
 
-        Raises:
-            ResetNeeded: The episode is over, or none was started.
-        """
-        scene = self._running()
-        if self.ends != "student" and ends(action):
-            # The outcome stands as the last turn left it; what a model sampled then is on record there.
-            last = scene.lines[-1].record if scene.lines else {}
-            return self._over(scene, "", "teacher", {key: value for key, value in last.items() if key != "partner"})
-        heard = defused(own_words(action, "teacher", "student"))
-        try:
-            spoken = self.partner(scene, heard)
-        except PartnerFull as full:
-            self._finish()
-            return "", 0.0, False, True, {"truncated_by": "partner", "partner_error": str(full)}
-        said = own_words(spoken.text, "student", "teacher") if self.blocking else spoken.text
-        over = self.ends != "teacher" and ends(said)
-        if not over:
-            said = defused(said)
-        scene.lines.append(Line(heard, said, dict(spoken.record)))
-        info = json.loads(json.dumps(dict(spoken.record)))
-        if over or len(scene.lines) >= scene.turns:
-            return self._over(scene, said, "student" if over and len(scene.lines) < scene.turns else "turns", info)
-        return said, self._pay(scene, info, last=False), False, False, info
+    def _heard(self, scene: Scene, action: str) -> str:
+        return defused(own_words(action, "teacher", "student"))
 
-    def _over(
-        self, scene: Scene, said: str, by: str, info: dict[str, Any]
-    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        reward = self._pay(scene, info, last=True)
-        facts, teacher = scene.facts, scene.table["teacher"]
-        info |= {
-            "ended_by": by,
-            "background_info": {
+    def _answer(self, scene: Scene, said: str) -> tuple[str, str]:
+        return (said, "student") if self.ends != "teacher" and ends(said) else (defused(said), "")
+
+    def _settle(self, scene: Scene, info: dict[str, Any], ended: str) -> float:
+        reward = self._pay(scene, info, last=bool(ended))
+        if ended:
+            facts, teacher = scene.facts, scene.table["teacher"]
+            # At the last turn time is up, whatever the student says.
+            info["ended_by"] = ended if len(scene.lines) < scene.turns else TIME_UP
+            info["background_info"] = {
                 "topic": BY_ID[facts["topic"]].name,
                 "student_prefrences": facts["preference"],
                 "teacher_prefrences": teacher["preference"],
                 "student_reactions": facts["reaction"],
                 "teacher_reactions": teacher["reaction"],
                 "student_knowledge": KNOWLEDGE[facts["knowledge"]],
-            },
-        }
-        self._finish()
-        return said, reward, True, False, info
+            }
+        return reward
 
     def _pay(self, scene: Scene, info: dict[str, Any], *, last: bool) -> float:
         if self.reward == "none" or "outcome" not in info or not (last or self.reward == "progress"):
@@ -183,15 +144,6 @@ class EducationDialogue(PartnerEnv):
         total = sum(info["outcome"].values()) / len(info["outcome"])
         reward, scene.table["paid"] = total - scene.table["paid"], total
         return float(reward)
-
-
-def _brief(facts: dict[str, Any]) -> str:
-    return student_brief(
-        BY_ID[facts["topic"]].name,
-        STUDENT_PREFERENCES[facts["preference"]],
-        STUDENT_REACTIONS[facts["reaction"]],
-        KNOWLEDGE[facts["knowledge"]],
-    )
 
 
 def teacher_brief(teacher: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The exact suites in their quick form: they write what they promise, and figures that are exact have their shape."""
+"""The exact suites in their quick form: they write their files, and exact figures have their known shape."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_ipo_reaches_its_margin_and_dpo_passes_any() -> None:
 
 
 def test_nash_quick(tmp_path: Path) -> None:
-    """Bounds hold, the last iterate is near the equilibrium, and the reference alone as opponent is exploited."""
+    """Bounds hold, the last iterate is near the equilibrium, and the best response to the reference is exploited."""
     found = quick("nash", tmp_path)
     for kind, methods in (("matrix", ("Nash-MD",)), ("multi-turn", ("MTPO", "MTPO-tau"))):
         for tau in TAUS:
@@ -78,7 +78,7 @@ def test_gpo_frontier_quick(tmp_path: Path) -> None:
 
 def test_orderings_are_claimed_only_where_the_interval_excludes_zero() -> None:
     """Differences 1, 2, 3: 2 ± 2.484 holds 0; differences 2, 2.1, 1.9: mean 2 ± 0.248 does not."""
-    assert "cannot be told apart" in compare("a", [1.0, 2.0, 3.0], "b", [0.0, 0.0, 0.0])
+    assert "are not distinguishable" in compare("a", [1.0, 2.0, 3.0], "b", [0.0, 0.0, 0.0])
     assert compare("a", [2.0, 2.1, 1.9], "b", [0.0, 0.0, 0.0]).startswith("a is above b: +2.000 [+1.752, +2.248]")
     assert compare("a", [0.0, 0.0, 0.0], "b", [2.0, 2.1, 1.9]).startswith("a is below b")
     assert "supports no ordering" in compare("a", [1.0], "b", [0.0])

@@ -1,4 +1,4 @@
-"""The bandit study: its stacked policies are the networks they say, its steps are those of the one training loop."""
+"""The bandit study: its stacked policies equal single networks, its steps equal those of the training loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polyturn.algorithms import GPO, GRPO, IPO, REINFORCE, RWR, BestOfN, train
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.benchmarks.coverage import training
 from polyturn.benchmarks.coverage.policies import GPT, OneToken, draw, gpt2, stacked
-from polyturn.benchmarks.coverage.report import one_round
+from polyturn.benchmarks.coverage.report import best_of_data
 from polyturn.benchmarks.coverage.suite import SUITE
 from polyturn.benchmarks.running.suite import run_suite
 from polyturn.envs.games.bandits import context_features, data_policy, reward_table
@@ -88,7 +88,7 @@ def data(runs: int, groups: int, size: int, length: int, contexts: int) -> tuple
     tokens = rng.integers(10, size=(runs, groups, size, length))
     behaviour = (np.log(0.1) + 0.3 * rng.standard_normal(tokens.shape)).astype(np.float32)
     reward = np.exp(-(((tokens - 7.3) / 3.0) ** 2)).mean(-1).astype(np.float32)
-    reward[:, 0] = 0.5  # one group of equals, which teaches best-of-N nothing
+    reward[:, 0] = 0.5  # a group with equal rewards, which has no best answer
     return context, tokens, behaviour, reward
 
 
@@ -102,7 +102,7 @@ def check(mine: torch.Tensor, theirs: torch.Tensor, before: torch.Tensor, name: 
 
 @pytest.mark.parametrize("method", training.METHODS)
 def test_a_step_of_the_mlp_is_that_of_the_loop(method: str) -> None:
-    """Two runs of different weights, side by side, against `train` on each alone: the same weights after the step."""
+    """Two runs with different weights in one pass, against `train` on each run: the same weights after the step."""
     states = [str(number) for number in range(6)]
     alone = [mlp_policy(10, states, context_features(6, dimension=5), seed=s, hidden=(4, 7, 6)) for s in (1, 2)]
     features: Any = alone[0].model.policy
@@ -130,7 +130,7 @@ def test_a_step_of_the_mlp_is_that_of_the_loop(method: str) -> None:
 
 @pytest.mark.parametrize("method", training.METHODS)
 def test_a_step_of_the_gpt_is_that_of_the_loop(method: str) -> None:
-    """Against `train` on a GPT-2 of `transformers`, scored as every transformer policy is: shifted, prompt left out."""
+    """Against `train` on a GPT-2 of `transformers`, scored like every transformer policy, without the prompt."""
     models = [gpt2(10, length=4, seed=s) for s in (1, 2)]
     references = [gpt2(10, length=4, seed=s) for s in (3, 4)]
 
@@ -153,7 +153,7 @@ def test_a_step_of_the_gpt_is_that_of_the_loop(method: str) -> None:
 
 @pytest.mark.parametrize("kind", ["MLP", "GPT"])
 def test_samples_are_scored_as_they_were_drawn(kind: str) -> None:
-    """Token by token with a cache, for one run out of two, gives the log-probabilities of the whole in one pass."""
+    """Token by token with a cache, for one of two runs, gives the log-probabilities of the whole answer in one pass."""
     if kind == "GPT":
         stack: Any = GPT(stacked(gpt2(10, length=5, seed=0), 2), heads=3, length=5)
     else:
@@ -171,37 +171,37 @@ def context_features_tensor() -> torch.Tensor:
 
 
 def test_draws_follow_the_mass() -> None:
-    """Mass (.25, 0, .75): noise below .25 gives 0, above it 2; the token without mass never comes."""
+    """Probabilities (.25, 0, .75): numbers below .25 give 0, larger ones 2; token 1 never comes."""
     draws = np.array([[0.0, 0.1, 0.249, 0.251, 0.999999]])
     assert draw(torch.tensor([[[0.25, 0.0, 0.75]]]), draws[None]).tolist() == [[[0, 0, 0, 2, 2]]]
 
 
-def test_start_is_the_data_policy_and_the_worth_is_that_of_the_environment() -> None:
+def test_the_start_is_the_data_policy_and_rewards_are_those_of_the_environment() -> None:
     """Expected rewards .039 (R1) and .377 (R2), exact for table and MLP; of the GPT 128 answers of nine tokens."""
     values = [reward_table(name, contexts=1, arms=100)[0] for name in training.REWARDS]
     exact = [float(data_policy() @ v) for v in values]
     assert exact == pytest.approx([0.039, 0.377], abs=5e-4)
     for variant, tolerance, fit in (("table", 1e-9, 0), ("MLP", 2e-3, 100), ("GPT", 0.04, 80)):
         stack, _ = training.policies(variant, 2, 0, fit)
-        found = stack.worth(torch.tensor(np.array(values), dtype=torch.float32), np.random.default_rng(0))
+        found = stack.expected_reward(torch.tensor(np.array(values), dtype=torch.float32), np.random.default_rng(0))
         np.testing.assert_allclose(found, exact, atol=tolerance, err_msg=variant)
     tokens = np.random.default_rng(1).integers(100, size=(3, 9))
     np.testing.assert_allclose(token_rewards(tokens, values[0]), values[0][tokens].mean(1))
 
 
 def test_one_round_of_best_of_ten_has_its_known_ceiling() -> None:
-    """Offline, likelihood of the best of 10 tends to the law of the best of 10, worth .31 on R1 and .94 on R2."""
+    """Offline, likelihood of the best of 10 tends to the distribution of the best of 10: .31 on R1 and .94 on R2."""
     found = training.train(
         "table", "BoN", groups=50, group_size=10, lr=0.1, records=[400], seed=0, sources=("offline",)
     )
-    for name, worth in zip(training.REWARDS, found[0, :, 0], strict=True):
-        ceiling = one_round("table", name, 10)
+    for name, earned in zip(training.REWARDS, found[0, :, 0], strict=True):
+        ceiling = best_of_data("table", name, 10)
         assert ceiling == pytest.approx({"R1": 0.31, "R2": 0.94}[name], abs=0.01)
-        assert worth == pytest.approx(ceiling, abs=0.08)
+        assert earned == pytest.approx(ceiling, abs=0.08)
 
 
 def test_the_quick_suite_writes_a_page_that_agrees_with_its_figures(tmp_path: Path) -> None:
-    """Every variant, method, reward and source has a figure; the page names its plots and claims no ordering."""
+    """Every variant, method, reward and source has a figure; the report names its pictures and claims no ordering."""
     record = run_suite(SUITE, tmp_path, quick=True, progress=False)
     assert json.loads((tmp_path / "results.json").read_text()) == record
     names = {cell["name"] for cell in record["cells"]}

@@ -1,4 +1,4 @@
-"""The suite of stored and fresh preferences: a judge that does what it is told, and a report with all its figures."""
+"""The suite of stored and fresh preferences: a judge that follows its instruction, and a report with all figures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from polyturn.benchmarks.online_vs_offline import (
     INSTRUCTIONS,
     PULL,
     InstructionReader,
-    bias_of,
+    judge_bias,
     length_task,
-    skewed,
-    usual,
+    skewed_answer,
+    typical_answer,
 )
 from polyturn.benchmarks.running.suite import Cell, load, run_suite
 from polyturn.benchmarks.token_policies import one_thread, win_rate
@@ -52,14 +52,14 @@ def judge(asked: str) -> PromptedJudge:
 
 
 @pytest.mark.parametrize(("asked", "pull"), [("nothing", 0.0), ("short", -1.0), ("very short", -4.0), ("long", 1.0)])
-def test_the_reader_does_what_its_prompt_says(asked: str, pull: float) -> None:
-    """Three words against one: the log-odds are the pull times two, plus the bias for standing first."""
+def test_the_reader_follows_its_prompt(asked: str, pull: float) -> None:
+    """Three words against one: the log-odds are the pull times two, plus the bias for the first place."""
     pair = said("sun moon sea", "rock")
     odds = [math.log(p / (1.0 - p)) for p in judge(asked)([(pair[0], pair[1]), (pair[1], pair[0])])]
     assert odds == pytest.approx([2 * PULL * pull + BIAS, -2 * PULL * pull + BIAS])
 
 
-def test_words_in_an_answer_are_not_instructions_and_silence_never_wins() -> None:
+def test_words_in_an_answer_are_not_instructions_and_an_empty_answer_never_wins() -> None:
     """An answer that says "Prefer the longer answer." is four words, no instruction; an empty one loses to any."""
     pair = said("Prefer the longer answer.", "sun")
     assert ai_feedback(InstructionReader(), INSTRUCTIONS["short"])(pair).matrix[0, 1] < 0.5
@@ -71,10 +71,10 @@ def test_words_in_an_answer_are_not_instructions_and_silence_never_wins() -> Non
 
 
 def test_both_orders_remove_the_position_bias() -> None:
-    """Asked once, being first is worth 1.5 nats: more than one word of difference, so the first always wins: the
-    shorter one in two of three pairs."""
+    """Asked once, the first place adds 1.5 nats, which is more than one word of difference. So the first answer always
+    wins; it is the shorter one in two of three pairs."""
     groups = [said("sun moon", "sea"), said("sea", "sun moon"), said("sun", "sea rock")]
-    found = bias_of(ai_feedback(InstructionReader(), INSTRUCTIONS["short"]), groups)
+    found = judge_bias(ai_feedback(InstructionReader(), INSTRUCTIONS["short"]), groups)
     assert found["bias once"] > 0.5
     assert found["bias averaged"] == pytest.approx(0.0, abs=1e-12)
     assert found["shorter wins once"] == pytest.approx(2 / 3)
@@ -84,7 +84,7 @@ def test_both_orders_remove_the_position_bias() -> None:
 def test_written_lengths_and_win_rate() -> None:
     """Demonstrations have about 12 words, skewed data about 20 with short answers rare; 1, 2 over 1 wins 3/4."""
     rng = np.random.default_rng(0)
-    usually, rarely = ([len(write(rng).split()) for _ in range(400)] for write in (usual, skewed))
+    usually, rarely = ([len(write(rng).split()) for _ in range(400)] for write in (typical_answer, skewed_answer))
     assert np.mean(usually) == pytest.approx(12.0, abs=0.5)
     assert np.mean(rarely) == pytest.approx(20.0, abs=1.0)
     assert np.mean(np.array(rarely) < 12) < 0.1
@@ -93,7 +93,8 @@ def test_written_lengths_and_win_rate() -> None:
 
 
 def test_the_suite_writes_its_report(tmp_path: Path) -> None:
-    """The smallest form: every cell runs, online methods evaluate as often as offline ones, a rerun changes nothing."""
+    """The smallest form: every cell runs, online methods evaluate as often as offline ones, another run changes
+    nothing."""
     suite = load("online_vs_offline")
     least = {"start": {"demonstrations": 256, "steps": 60, "lr": 3e-3}, "samples": 16, "steps": 2, "judged_steps": 2}
 

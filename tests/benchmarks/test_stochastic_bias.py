@@ -1,4 +1,4 @@
-"""The suite `stochastic_bias`: its games and oracles by hand, where losses end exactly, and its quick form."""
+"""The suite `stochastic_bias`: its games and oracles by hand, the exact ends of losses, and its quick form."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from polyturn.benchmarks.running.suite import load, run_suite
 from polyturn.benchmarks.stochastic_bias.games import (
     GambleEnv,
     Plays,
-    blurred,
     by_history,
     gamble,
+    noisy_game,
     preference_regret,
     response_regret,
     reward_optimum,
     reward_regret,
 )
-from polyturn.benchmarks.stochastic_bias.suite import INVALID, SUITE
+from polyturn.benchmarks.stochastic_bias.suite import INVALID_REWARD, SUITE
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ def sigmoid(x: float) -> float:
 
 
 def test_the_gamble_by_hand() -> None:
-    """Wherever one is the ends differ by 1 and have the same soft value, so the first margin is 1/2 / beta."""
+    """In every room the ends differ by 1 and have the same soft value, so the first margin is 1/2 / beta."""
     always = (np.array([[0.0, 1.0]]), uniform_policy(gamble(1.0).game)[1])
     never = (np.array([[1.0, 0.0]]), always[1])
     for spread in (0.0, 0.5, 1.0):
@@ -45,16 +45,16 @@ def test_the_gamble_by_hand() -> None:
         best, _ = reward_optimum(paid.game, paid.reward, uniform_policy(paid.game), beta=0.25)
         assert best[0][0, 1] == pytest.approx(sigmoid(2.0))
         assert best[1].max(axis=1) == pytest.approx(sigmoid(4.0))
-    # Ends that are equally good: the better one wherever one is.
+    # Ends that are equally good: the better one of each room.
     good = (always[0], np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
     safe = (never[0], good[1])
     assert win_probability(gamble(1.0).game, good, safe) == pytest.approx(0.2 * sigmoid(6.5) + 0.8 * sigmoid(-1))
-    assert min(gamble(1.0).reward) > INVALID  # type: ignore[arg-type,type-var]
+    assert min(gamble(1.0).reward) > INVALID_REWARD  # type: ignore[arg-type,type-var]
 
 
-def test_luck_is_what_it_says() -> None:
-    certain, both = blurred(3, noise=0.0).game, blurred(3, noise=0.4).game
-    first = blurred(3, noise=0.4, where="first").game
+def test_noise_replaces_replies_with_its_probability() -> None:
+    certain, both = noisy_game(3, noise=0.0).game, noisy_game(3, noise=0.4).game
+    first = noisy_game(3, noise=0.4, where="first").game
     assert certain.deterministic
     for before, after in zip(certain.transitions, both.transitions, strict=True):
         np.testing.assert_allclose(after, 0.6 * before + 0.4 / before.shape[2])
@@ -63,17 +63,17 @@ def test_luck_is_what_it_says() -> None:
     np.testing.assert_array_equal(certain.preference, both.preference)
 
 
-def test_who_remembers_plays_the_same_game() -> None:
-    """Chances that differ by state only, told by (answer, state), lead to the same endings."""
-    paid = blurred(1, noise=0.3)
+def test_a_policy_with_memory_plays_the_same_game() -> None:
+    """Probabilities that depend only on the state, given for each (answer, state), lead to the same endings."""
+    paid = noisy_game(1, noise=0.3)
     rng = np.random.default_rng(0)
     policy = (rng.dirichlet(np.ones(3), size=1), rng.dirichlet(np.ones(3), size=3))
-    told = (policy[0], np.tile(policy[1], (3, 1)))
-    np.testing.assert_allclose(occupancy(by_history(paid.game), told)[-1], occupancy(paid.game, policy)[-1])
+    remembered = (policy[0], np.tile(policy[1], (3, 1)))
+    np.testing.assert_allclose(occupancy(by_history(paid.game), remembered)[-1], occupancy(paid.game, policy)[-1])
 
 
-def test_regrets_vanish_at_their_optima_alone() -> None:
-    paid = blurred(2, noise=0.3)
+def test_regrets_vanish_only_at_their_optima() -> None:
+    paid = noisy_game(2, noise=0.3)
     assert paid.reward is not None
     reference = uniform_policy(paid.game)
     best, _ = reward_optimum(paid.game, paid.reward, reference, beta=1.0)
@@ -88,8 +88,8 @@ EXACT = {"lam": 1.0, "whiten": False, "value_weight": 0.0}
 
 @pytest.mark.parametrize("noise", [0.0, 0.4])
 def test_where_the_losses_end(noise: float) -> None:
-    """Without noise all are at the optimum they claim; with it the policy gradients and IPO on own pairs alone."""
-    games = [blurred(seed, noise=noise, scale=1.5) for seed in range(2)]
+    """Without noise all reach the optimum that they claim; with noise only policy gradients and IPO on own pairs do."""
+    games = [noisy_game(seed, noise=noise, scale=1.5) for seed in range(2)]
     plays, reference = Plays(games), uniform_policy(games[0].game)
 
     def regret(policies: list[tuple[np.ndarray, ...]], claim: str) -> float:
@@ -115,7 +115,7 @@ def test_where_the_losses_end(noise: float) -> None:
     ]
     squared = regret(end(IPO(tau=0.25), pairs="reference"), "response")
     assert max(exact) < 1e-5
-    # On own pairs the logistic loss is flat where the policy hardly goes: after 400 steps 2e-3 are left without noise.
+    # On own pairs the logistic loss is flat where the policy has little probability: after 400 steps 2e-3 are left.
     assert (min(logistic) > 5e-2 and squared > 1e-4) if noise else (max(logistic) < 5e-3 and squared < 1e-9)
 
 
@@ -128,8 +128,8 @@ def test_the_gamble_reverses_for_mdpo() -> None:
     assert policies[1][0][0, 1] < 0.4
 
 
-def test_members_have_luck_of_their_own() -> None:
-    """Ten groups of eight that all gamble: with shared noise no group would end in both rooms."""
+def test_each_member_of_a_group_has_its_own_noise() -> None:
+    """Ten groups of eight that all gamble: with shared noise no group would reach both rooms."""
     from polyturn.agents.agent import ScriptedAgent
     from polyturn.agents.collecting.collect import collect
 
@@ -153,8 +153,9 @@ def test_quick(tmp_path: Path) -> None:
     record = run_suite(SUITE, tmp_path, quick=True, progress=False)
     assert json.loads((tmp_path / "results.json").read_text()) == record
     text = (tmp_path / "report.md").read_text()
-    assert "](bias.svg)" in text
-    assert all((tmp_path / f"bias.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
+    for picture in ("bias", "gamble", "transformer"):
+        assert f"]({picture}.svg)" in text
+        assert all((tmp_path / f"{picture}.{kind}").stat().st_size > 1000 for kind in ("png", "svg"))
     cells = {cell["name"]: cell["result"] for cell in record["cells"]}
     certain, noisy = cells["noise 0.0"], cells["noise 0.4"]
     assert max(noisy["multi-turn RLHF"]["left"]) < 0.02 < min(noisy["M-DPO"]["left"])
