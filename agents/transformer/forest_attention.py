@@ -1,8 +1,8 @@
 """Attention over a packed forest, below transformers' own seam for attention functions.
 
 The forest reaches the attention function in the place of the attention mask: a `ForestMask`, which models hand on
-unopened. On a CPU queries are taken in blocks, each against the keys on their paths, by the exact fused kernel; on a
-GPU by FlexAttention with a block mask made of the same rule.
+unopened. Queries are taken in blocks, each against the keys on their paths, by the exact fused kernel; on a GPU by
+kernels of their own, see `polyturn.agents.transformer.forest_kernels`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from polyturn.agents.transformer.forest import Forest
+from polyturn.agents.transformer.forest_kernels import block_mask, flex, kernel_for, varlen
 
 NAME = "polyturn_forest"
 _BLOCK = 256  # queries of one call: fewer calls cost less, smaller blocks waste less on keys that are masked
@@ -51,15 +54,30 @@ class Plan:
     def __init__(self, forest: Forest, device: torch.device) -> None:
         self.forest, self.device = forest, device
         self._blocks: dict[int | None, list[_Block]] = {}
-        self._flex: dict[int | None, Any] = {}
+        self._masks: dict[int | None, BlockMask] = {}
 
     def blocks(self, window: int | None) -> list[_Block]:
         """The blocks under a sliding window of so many tokens, the query's own included; None for no window."""
-        if window is not None and int(self.forest.depth.max()) < window:
-            window = None
         if window not in self._blocks:
             self._blocks[window] = list(self._made(window))
         return self._blocks[window]
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The same for FlexAttention."""
+        if window not in self._masks:
+            self._masks[window] = block_mask(self.forest, window, self.device)
+        return self._masks[window]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.forest.depth.max()) + 1
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """`[S + 1]` int32: where each row begins where none are shared, and P."""
+        starts = np.append(self.forest.starts, len(self.forest)).astype(np.int32)
+        return torch.from_numpy(starts).to(self.device)
 
     def _made(self, window: int | None) -> Iterator[_Block]:
         forest = self.forest
@@ -143,6 +161,15 @@ def forest_attention(
     plan = getattr(attention_mask, "plan", None)
     if plan is None:
         raise ValueError("forest_attention: expected a ForestMask, which the model did not hand on")
+    if sliding_window is not None and plan.longest <= sliding_window:
+        sliding_window = None
+    kernel = kernel_for(query, plan.forest, softcap=softcap, dropout=dropout)
+    if kernel == "varlen":
+        found = varlen(query, key, value, plan.bounds, plan.longest, scale=scaling, window=sliding_window)
+        return found.transpose(1, 2).contiguous(), None
+    if kernel == "flex":
+        found = flex(query, key, value, plan.block_mask(sliding_window), scale=scaling, softcap=softcap)
+        return found.transpose(1, 2).contiguous(), None
     parts = [_attend(query, key, value, block, scaling, dropout, softcap) for block in plan.blocks(sliding_window)]
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
