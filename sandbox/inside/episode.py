@@ -196,6 +196,8 @@ class EpisodeInterpreter:
             self.seed(payload)
         elif kind == b"F":
             self.branch(token)
+        elif kind == b"P":
+            self.adopt(self.receive_descriptors(), (1, 2))
 
     @staticmethod
     def seed(number: bytes) -> None:
@@ -224,6 +226,8 @@ class EpisodeInterpreter:
         if self.out.closed or self.err.closed:
             self.out, self.err = _Text(1), _Text(2)
             sys.stdout, sys.stderr = self.out, self.err
+        for stream in (self.out, self.err):
+            stream.take()  # what threads wrote since the last run belongs to no run
         try:
             self.running = True
             try:
@@ -267,17 +271,35 @@ class EpisodeInterpreter:
         # slicing a hostile str subclass would call the subclass; join takes the characters
         return "".join((repr(result)[: self.limit + 1],))
 
+    def receive_descriptors(self) -> array.array[int]:
+        """The descriptors that come with one byte after a request."""
+        fds = array.array("i")
+        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(3 * 4))
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % 4])
+        return fds
+
+    def adopt(self, fds: array.array[int], targets: tuple[int, ...]) -> None:
+        """Puts new descriptors in the places of the old ones, and of every copy that the program has of those."""
+        new = {self.ends[target]: fd for target, fd in zip(targets, fds, strict=True)}
+        for kept in range(CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+            identity = _identity(kept)  # such as a copy that os.dup(1) made
+            if identity in new:
+                os.dup2(new[identity], kept, inheritable=os.get_inheritable(kept))
+        for target, fd in zip(targets, fds, strict=True):
+            os.dup2(fd, target, inheritable=True)
+            self.ends[target] = _identity(target)
+        for fd in fds:
+            os.close(fd)
+
     def branch(self, token: bytes) -> None:
         """Forks this interpreter: the copy takes the channel and pipes that came with the request.
 
         Both share a user id from then on, so neither may send signals any more, and the copy works on a copy of the
         files in a folder of its own, in a Landlock domain that knows no other.
         """
-        fds = array.array("i")
-        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(3 * 4))
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(data[: len(data) - len(data) % 4])
+        fds = self.receive_descriptors()
         try:
             if len(sys._current_frames()) > 1:
                 raise OSError(11, "the program has started threads, which a fork would lose")
@@ -298,17 +320,7 @@ class EpisodeInterpreter:
             return
         self.pid = os.getpid()
         random.setstate(drawn)  # which a fork seeds anew, from the system
-        own = {self.ends[target]: fd for target, fd in zip((CONTROL, 1, 2), fds, strict=True)}
-        for kept in range(CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
-            # what the program has kept of its output, as by os.dup(1), is the copy's own from now on
-            identity = _identity(kept)
-            if identity in own:
-                os.dup2(own[identity], kept, inheritable=os.get_inheritable(kept))
-        for target, fd in zip((CONTROL, 1, 2), fds, strict=True):
-            os.dup2(fd, target, inheritable=True)
-            self.ends[target] = _identity(target)
-        for fd in fds:
-            os.close(fd)
+        self.adopt(fds, (CONTROL, 1, 2))
         # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
         if os.listdir(self.folder):

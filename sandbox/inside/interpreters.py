@@ -9,6 +9,7 @@ atomic and complete).
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_fold
 
 START_S = 30.0  # an interpreter that has not said hello by then is given up
 BIRTHS_AT_ONCE = 8  # so that a thousand openings do not stand between a run and its answer
+READS_OF_A_FULL_PIPE = 17  # of 64 KiB; the kernel lets a user make a pipe as large as 1 MiB
 SWEEP_ATTEMPTS = 5
 SWEEP_AGAIN_S = 0.1
 FORGERY = "it wrote on the sandbox's own channel"
@@ -56,6 +58,7 @@ class Interpreter:
         self.pid = 0  # known once it said hello
         self.captures = {out: Capture(limits["output_bytes"]), err: Capture(limits["output_bytes"])}
         self.muted: set[int] = set()  # pipes not listened to
+        self.shared = False  # other processes may hold its pipes: the next run gets new ones
         self.incoming, self.outgoing = bytearray(), bytearray()
         self.session: Any = None
         self.dead = False
@@ -129,9 +132,7 @@ class Interpreters(Loop):
         family.members += 1
         self.children.add(child)
         self.listen(child.fd, lambda events: self.heard(child, events), last=True)
-        for pipe in (out, err):
-            os.set_blocking(pipe, False)
-            self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
+        self.listen_to_pipes(child)
         return child, [theirs.detach(), their_out, their_err]
 
     def spawn(self, limits: dict[str, Any]) -> Interpreter | None:
@@ -280,25 +281,51 @@ class Interpreters(Loop):
                     return data, int(pid)
         return data, 0
 
-    def drain(self, child: Interpreter, pipe: int) -> None:
-        """Takes what a pipe holds: kept while a call runs, dropped otherwise."""
-        if pipe in child.muted:
-            return
+    def drain(self, child: Interpreter, pipe: int) -> bool:
+        """Reads a pipe once: kept while a call runs, dropped otherwise. Returns whether there may be more to read."""
         try:
             data = os.read(pipe, 1 << 16)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self.mute(child, pipe)
-            return
+            return False
         if not child.pid or (child.session is not None and child.session.call is not None):
             capture = child.captures[pipe]
             capture.add(data)
-            if capture.total > child.limits["output_stop_bytes"]:
+            if capture.total > child.limits["output_stop_bytes"] and pipe not in child.muted:
                 self.mute(child, pipe)  # the writer now blocks instead of keeping this process busy
                 self.flooded(child)
+        return True
+
+    def empty_pipes(self, child: Interpreter) -> None:
+        """Reads both pipes, muted ones too, until they are empty or as often as the largest pipe needs."""
+        for pipe in (child.out, child.err):
+            for _ in range(READS_OF_A_FULL_PIPE):
+                if not self.drain(child, pipe):
+                    break
+
+    def renew_pipes(self, child: Interpreter) -> None:
+        """Gives an interpreter new pipes, so that no process holding the old ones can write into the next run."""
+        for pipe in (child.out, child.err):
+            self.mute(child, pipe)
+            os.close(pipe)
+        (child.out, their_out), (child.err, their_err) = os.pipe(), os.pipe()
+        child.muted.clear()
+        child.captures = {pipe: Capture(child.limits["output_bytes"]) for pipe in (child.out, child.err)}
+        self.listen_to_pipes(child)
+        child.shared = False
+        self.tell(child, b"P", episode.HELLO)
+        with contextlib.suppress(OSError):  # if it just died, its exit status is on its way
+            self.hand_over(child.control, b"P", [their_out, their_err])
+
+    def listen_to_pipes(self, child: Interpreter) -> None:
+        """Reads both pipes from now on."""
+        for pipe in (child.out, child.err):
+            os.set_blocking(pipe, False)
+            self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
 
     def mute(self, child: Interpreter, pipe: int) -> None:
         """Stops reading a pipe."""
@@ -306,7 +333,11 @@ class Interpreters(Loop):
         self.forget(pipe)
 
     def start_capture(self, child: Interpreter) -> None:
-        """Begins to keep what is written; what was written between runs has been dropped as it came."""
+        """Begins to keep what is written; what an earlier run wrote, and nobody has read yet, is dropped first."""
+        if child.shared and not child.outgoing:
+            self.renew_pipes(child)
+            return
+        self.empty_pipes(child)
         for pipe, capture in child.captures.items():
             if pipe in child.muted:
                 child.muted.discard(pipe)
@@ -360,9 +391,7 @@ class Interpreters(Loop):
         if child.dead:
             return
         child.dead = True  # from here on nobody signals its id, which may soon be another's
-        for pipe in (child.out, child.err):
-            for _ in range(32):  # a pipe holds 64 KiB, or a little more if it was made larger
-                self.drain(child, pipe)
+        self.empty_pipes(child)
         self.children.discard(child)
         if child.pid:
             self.leaders.pop(child.pid, None)

@@ -22,12 +22,12 @@ class Loop:
     def __init__(self) -> None:
         self._poll: Any = select.epoll() if hasattr(select, "epoll") else select.poll()
         self._unit = 1.0 if hasattr(select, "epoll") else 1000.0
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._handlers: dict[int, Callable[[int], object]] = {}
         self._last: set[int] = set()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
 
-    def listen(self, fd: int, handler: Callable[[int], None], events: int = READ, *, last: bool = False) -> None:
+    def listen(self, fd: int, handler: Callable[[int], object], events: int = READ, *, last: bool = False) -> None:
         """Calls `handler(events)` whenever `fd` is ready.
 
         Of what is ready together, those marked `last` come last: an interpreter's answer is read after the output

@@ -133,6 +133,17 @@ class ProcessTable:
             return 0, 0
 
     @staticmethod
+    def threads(pid: int) -> int:
+        """How many threads a process has; 0 where it is gone, 2 (any number) where the system does not tell."""
+        if not _LINUX:
+            return 2
+        try:
+            with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+                return int(file.read(1024).rpartition(b")")[2].split()[17])
+        except (OSError, IndexError, ValueError):
+            return 0
+
+    @staticmethod
     def cpu(pid: int) -> float:
         """Seconds of cpu of a process and its threads; 0 where it is gone or the system does not tell."""
         if not _LINUX or not pid:

@@ -230,6 +230,8 @@ class Supervisor(Watch):
         if child is None:
             peer.reply(request["id"], fail="no interpreter")
             return
+        self.processes.refresh(self.leaders)
+        self.end_strays(child)  # which threads of the program may have started since the last run
         session.runs += 1
         token = struct.pack(">II", session.runs, self.random.getrandbits(32) | 1)
         self.start_capture(child)
@@ -280,17 +282,19 @@ class Supervisor(Watch):
             self.kill(child, FORGERY)
             return
         call = session.call
+        self.empty_pipes(child)  # what it wrote before it answered belongs to this run
         for pipe, text in ((child.out, texts[0]), (child.err, texts[1])):
             child.captures[pipe].add(text)
-        if session.call is call:
-            status = STATUSES[kind & 3]
-            if status == "memory" and self.is_full(child):
-                # Its variables fill the limit: kept, they would fail every later program as well.
-                session.child, child.session = None, None
-                self.kill(child, "")
-                self.finish(session, call, status, error=texts[3].decode("utf-8", "replace"), lost=True, last=child)
-                return
-            self.finish(session, call, status, texts[2], texts[3].decode("utf-8", "replace"), bool(kind & episode.CUT))
+        status, error = STATUSES[kind & 3], texts[3].decode("utf-8", "replace")
+        # Variables that fill the memory limit would fail every later program as well; threads that are left after a
+        # flood may go on writing into the next run. Both end the interpreter.
+        full = status == "memory" and self.is_full(child)
+        if full or (call.stopped_for == "output-limit" and self.processes.threads(child.pid) > 1):
+            session.child, child.session = None, None
+            self.kill(child, "")
+            self.finish(session, call, status, error=error, lost=True, last=child)
+            return
+        self.finish(session, call, status, texts[2], error, bool(kind & episode.CUT))
 
     def flooded(self, child: Interpreter) -> None:
         """Too much output ends the run."""

@@ -216,6 +216,7 @@ class Watch(Interpreters):
         self.processes.refresh(self.leaders)
         self.end_strays(child)
         if self.processes.unsure:
+            child.shared = True
             self.keep_ticking()
         if self.config["watch_disk"]:
             used = self.disk_use()
@@ -230,6 +231,7 @@ class Watch(Interpreters):
         child.twins = [twin for twin in child.twins if not twin.pid and not twin.dead]
         if child.pid not in self.processes.several:
             return
+        child.shared = True
         if child.twins:  # one of the group is no stray, and nobody can say which until it says hello
             self.keep_ticking()
             return
