@@ -7,6 +7,7 @@ reads for all (no thread stands between a caller and its answer). Callers from a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -56,12 +57,21 @@ _open_streams: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _forget_streams() -> None:
-    """A forked copy of the host program must not keep a sandbox alive, nor read its parent's answers."""
+    """A forked copy of the host program must not keep a sandbox alive, nor read its parent's answers.
+
+    The null device takes the place of each descriptor, so that closing the object says nothing on the connection.
+    Closing the descriptor instead would leave an object that later closes whatever file has got its number.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in list(_open_streams):
-        try:
-            os.close(stream.fileno())
-        except (OSError, ValueError, AttributeError):
-            continue
+        ends = stream.ends() if hasattr(stream, "ends") else [stream]
+        for end in ends:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if (fd := end.fileno()) >= 0:
+                    os.dup2(null, fd, inheritable=False)
+        with contextlib.suppress(OSError):
+            stream.close()
+    os.close(null)
 
 
 os.register_at_fork(after_in_child=_forget_streams)

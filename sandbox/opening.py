@@ -31,6 +31,8 @@ os.register_at_fork(after_in_child=_after_fork)
 class SharedSandbox:
     """A handle on the process's shared sandbox: closing it ends the sessions opened through it, nothing else.
 
+    In a forked child it is a handle on the child's own shared sandbox.
+
     Pickled, it is a handle on the shared sandbox of the process that unpickles it: under Ray every node uses its own
     engine.
     """
@@ -49,6 +51,8 @@ class SharedSandbox:
         """Opens a session; see `Sandbox.open`."""
         if self._closed:
             raise SandboxError("the sandbox is closed")
+        if self._pool.inherited:
+            self._pool, self._sessions = _shared_pool(self._kind), weakref.WeakSet()
         session = self._pool.open(limits, seed=seed)
         self._sessions.add(session)
         return session
@@ -110,8 +114,11 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
         near = difflib.get_close_matches(str(kind), KINDS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"a sandbox is one of {', '.join(map(repr, KINDS))}, not {kind!r}{hint}")
-    if options:
-        return _make(kind, options)
+    return _make(kind, options) if options else SharedSandbox(_shared_pool(kind), kind)
+
+
+def _shared_pool(kind: str) -> Pool:
+    """The one instance of this kind in this process, made when first asked for."""
     with _lock:
         pool = _shared.get(kind)
         if pool is None or pool.closed:
@@ -119,4 +126,4 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
             other = pool.capabilities.name.split("/")[0]
             if kind == "auto" and (_shared.get(other) is None or _shared[other].closed):
                 _shared[other] = pool
-    return SharedSandbox(pool, kind)
+        return pool

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
 from polyturn.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
-from polyturn.sandbox.server import Server, ServerSession
+from polyturn.sandbox.server import INHERITED, Server, ServerSession
 
 _HEALTH_EVERY_S = 10.0
 _START_ATTEMPTS = 3
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked child, however it ends, leaves its parent's servers alone."""
+    for pool in list(_pools):
+        pool.disown()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Pool:
@@ -51,6 +63,18 @@ class Pool:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
+        self.inherited = False
+        _pools.add(self)
+
+    def disown(self) -> None:
+        """In a forked child: the servers are the parent's. Closing this pool then does nothing."""
+        self.inherited = True
+        for server in self._servers:
+            server.disown()
+        self._servers = []
+        self._lock = threading.Lock()  # another thread of the parent may hold the old one
+        self._stop = threading.Event()
+        self._stop.set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -109,7 +133,7 @@ class Pool:
         while True:
             with self._lock:
                 if self._stop.is_set():
-                    raise SandboxError("the sandbox is closed")
+                    raise SandboxError(INHERITED if self.inherited else "the sandbox is closed")
                 self._drop_lost()
                 if not first or not self._queue:  # newcomers do not overtake
                     room = [server for server in self._servers if self._used[id(server)] < server.capacity]

@@ -30,7 +30,13 @@ INSIDE = (
     "watch",
     "supervisor",
 )
+SILENCE_S = 24 * 3600.0  # after which a supervisor takes its host for dead; a pool asks every ten seconds
 _MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
+
+INHERITED = (
+    "this sandbox belongs to the parent of this process, which was forked from it: call open_sandbox(...) and open "
+    "sessions in the process that uses them"
+)
 
 BOOT = """\
 import json, os, struct, sys, types
@@ -88,6 +94,7 @@ class Server:
 
     Attributes:
         name: For messages: the container's name, or "local".
+        inherited: Whether this process is a fork of the one that the server belongs to.
         lost: Why it is gone, or "".
         ready: What the supervisor said of its kernel when it was ready.
     """
@@ -99,13 +106,13 @@ class Server:
         self.ready = ready or {}
         self._link, self._stop = link, stop
         self.lost = ""
+        self.inherited = False
         self.sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def call(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
         """One request; raises SandboxLost, after which the server is marked lost."""
-        if self.lost:
-            raise SandboxLost(f"{self.name}: {self.lost}")
+        self.check()
         try:
             return self._link.call(request, timeout)
         except SandboxLost as error:
@@ -113,12 +120,23 @@ class Server:
 
     async def acall(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
         """`call` for asyncio."""
-        if self.lost:
-            raise SandboxLost(f"{self.name}: {self.lost}")
+        self.check()
         try:
             return await self._link.acall(request, timeout)
         except SandboxLost as error:
             raise self._mark(error) from None
+
+    def check(self) -> None:
+        """Raises an error where no request can be sent."""
+        if self.inherited:
+            raise SandboxError(INHERITED)
+        if self.lost:
+            raise SandboxLost(f"{self.name}: {self.lost}")
+
+    def disown(self) -> None:
+        """In a forked child: the server is the parent's, so nothing here uses it or ends it."""
+        self.inherited = True
+        self._stop = None  # type: ignore[assignment]
 
     def _mark(self, error: SandboxLost) -> SandboxLost:
         self.lost = self.lost or str(error)
@@ -143,6 +161,8 @@ class Server:
 
     def close(self) -> None:
         """Ends the supervisor and everything in it; safe to call twice."""
+        if self.inherited:
+            return
         with self._lock:
             if self._stop is None:
                 return
@@ -163,6 +183,7 @@ class ServerSession:
     def _request(self, code: str, wall_s: float | None) -> tuple[dict[str, Any], float] | Result:
         if self._closed:
             raise SandboxError("the session is closed: open another one")
+        self._server.check()
         limits = self.limits
         # no character takes more than four bytes: only doubtful sizes are measured
         if len(code) > limits.source_bytes // 4 and len(code.encode("utf-8", "surrogatepass")) > limits.source_bytes:
@@ -244,7 +265,7 @@ class ServerSession:
 
     def interrupt(self) -> None:
         """Interrupts a run in progress; harmless when nothing runs."""
-        if not self._closed and not self._server.lost:
+        if not self._closed and not self._server.lost and not self._server.inherited:
             self._server.call({"op": "interrupt", "s": self._number})
 
     def close(self) -> None:
@@ -253,7 +274,7 @@ class ServerSession:
             return
         self._closed = True
         try:
-            if not self._server.lost:
+            if not self._server.lost and not self._server.inherited:
                 self._server.call({"op": "close", "s": self._number})
         except SandboxLost:
             pass  # it went with its server

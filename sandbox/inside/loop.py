@@ -26,6 +26,7 @@ class Loop:
         self._last: set[int] = set()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
+        self.heard_at = time.monotonic()  # when the host last said something
 
     def listen(self, fd: int, handler: Callable[[int], object], events: int = READ, *, last: bool = False) -> None:
         """Calls `handler(events)` whenever `fd` is ready.
@@ -103,6 +104,7 @@ class Peer:
             self.close()
             self.ended()
             return
+        self.loop.heard_at = time.monotonic()
         incoming = self.incoming
         incoming += data
         while len(incoming) >= 4:

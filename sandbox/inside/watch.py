@@ -40,6 +40,10 @@ class Watch(Interpreters):
         """Ends a call, softly first, with this status."""
         raise NotImplementedError
 
+    def shut_down(self) -> None:
+        """Ends everything, and this process."""
+        raise NotImplementedError
+
     # the clock
 
     def keep_ticking(self) -> None:
@@ -186,6 +190,8 @@ class Watch(Interpreters):
     def slow_tick(self) -> None:
         """Looks at idle interpreters: threads that go on working, processes started between runs."""
         self.after(SLOW_TICK_S, self.slow_tick)
+        if time.monotonic() > self.heard_at + self.config["silence_s"]:
+            self.shut_down()  # the engine may hold the stream open after the host has gone
         self.processes.refresh(self.leaders)
         at_work = [session.child for session in self.running.values()]
         for child in list(self.children):

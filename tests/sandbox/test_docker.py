@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from polyturn.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, open_sandbox
-from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect, own_labels, remove_orphans
+from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect
 from polyturn.sandbox.images import host_image, image
 
 pytestmark = pytest.mark.docker
@@ -151,31 +151,6 @@ def test_the_container_ends_with_the_program_however_that_ends(client: Any, tran
     program.wait(30)
     program.stdout.close()
     assert gone(client, name)
-
-
-def test_orphans_are_found_by_label_and_living_programs_are_left_alone(client: Any) -> None:
-    """An orphan is a container whose program's process is gone, or is another one with the same id."""
-    ended = subprocess.Popen([sys.executable, "-c", "pass"])
-    ended.wait()
-    labels = own_labels()
-    cases = {
-        "orphan": labels | {f"{LABEL}.pid": str(ended.pid), f"{LABEL}.started": "1"},
-        "reused": labels | {f"{LABEL}.started": "1"},
-        "alive": labels,
-        "elsewhere": labels | {f"{LABEL}.host": "another machine", f"{LABEL}.pid": str(ended.pid)},
-    }
-    made = {}
-    try:
-        for case, own in cases.items():
-            made[case] = f"polyturn-test-{os.getpid()}-{case}"
-            client.api.create_container(image.require(client), command=["sleep", "60"], name=made[case], labels=own)
-        remove_orphans(client)  # or another test worker's, which may be faster
-        assert gone(client, made["orphan"])
-        assert gone(client, made["reused"])
-        assert {made["alive"], made["elsewhere"]} <= names(client)
-    finally:
-        for name in names(client) & set(made.values()):
-            client.api.remove_container(name, force=True)
 
 
 def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(client: Any) -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (one program a line reads better than a program folded)
 """What a run printed belongs to that run: none of it is lost, and none of it reaches the next one."""
 
 from __future__ import annotations
