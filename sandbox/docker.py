@@ -28,7 +28,14 @@ from polyturn.sandbox.images import image as images
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.ownership import dead_owners, fits_a_socket, owner, remove_folders, remove_tree
 from polyturn.sandbox.pool import Pool
-from polyturn.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable, warn_once
+from polyturn.sandbox.sandbox import (
+    Capabilities,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+    check_number,
+    warn_once,
+)
 from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
 
 if TYPE_CHECKING:
@@ -234,6 +241,12 @@ class DockerEngine:
     ) -> None:
         if transport not in ("auto", "unix", "attach"):
             raise ValueError(f"transport is one of 'auto', 'unix', 'attach', not {transport!r}")
+        check_number("sessions", sessions, 1, 4096)
+        check_number("spares", spares, 0, 4096)
+        if memory_mb is not None:
+            check_number("memory_mb", memory_mb, 64, 1 << 24)
+        if cpus is not None:
+            check_number("cpus", cpus, 0.01, 4096, whole=False)
         self.client = connect(url)
         self.image = images.require(self.client, image)
         self.runtime, self.transport = runtime, transport
@@ -241,6 +254,11 @@ class DockerEngine:
         info = self.client.info()
         if runtime is not None and runtime not in info.get("Runtimes", {}):
             raise SandboxUnavailable(_no_runtime(runtime, sorted(info.get("Runtimes", {}))))
+        for option, value, support in (("memory_mb", memory_mb, "MemoryLimit"), ("cpus", cpus, "CpuCfsQuota")):
+            if value is not None and info.get(support) is False:
+                raise SandboxUnavailable(f"the Docker engine's kernel does not limit that: leave out {option}")
+        if info.get("MemoryLimit") is False or info.get("PidsLimit") is False:
+            warn_once("docker: this engine limits neither the memory nor the processes of all sessions together")
         total = int(info.get("MemTotal", 0)) >> 20
         self.memory_mb = memory_mb or max(1024, min(8192, total // 2))
         self.id: str = info.get("ID", "")
@@ -376,6 +394,13 @@ class DockerEngine:
             host_config=host,
         )
         container: str = created["Id"]
+        given = api.inspect_container(container)["HostConfig"]
+        if self.runtime is not None and given.get("Runtime") != self.runtime:
+            remove_container(self.client, container)
+            raise SandboxUnavailable(
+                f"the Docker engine was asked for the runtime {self.runtime!r} and took {given.get('Runtime')!r}: "
+                "this engine does not let a program choose the runtime"
+            )
         return container
 
     def _config(self, unix: bool) -> dict[str, Any]:
@@ -430,8 +455,16 @@ class DockerSandbox(Pool):
         if level not in ("standard", "strict"):
             raise ValueError(f"level is 'standard' or 'strict' for Docker, not {level!r}")
         if level == "strict":
+            if options.get("sessions", 1) != 1:
+                raise ValueError(
+                    f'level="strict" means one session a container, not sessions={options["sessions"]!r}: leave one out'
+                )
             options = {"memory_mb": 1024, "spares": 0, **options, "sessions": 1}
+        if engines is not None and (not engines or isinstance(engines, str)):
+            raise ValueError(f"engines is a list of addresses as in DOCKER_HOST, or None, not {engines!r}")
         addresses: Sequence[str | None] = engines or [None]
+        if containers is not None:
+            check_number("containers", containers, 1, 4096)
         starters = [DockerEngine(url, **options) for url in addresses]
         runtime = options.get("runtime")
         name = f"docker/{level}" + (f"/{runtime}" if runtime else "")

@@ -22,7 +22,7 @@ from polyturn.sandbox.inside import isolation
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.ownership import dead_owners, fits_a_socket, owner, remove_folders, remove_tree
 from polyturn.sandbox.pool import Pool
-from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once
+from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, check_number, warn_once
 from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
 
 START_TIMEOUT_S = 60.0
@@ -131,6 +131,9 @@ class LocalEngine:
         python: str | None = None,
         work_mb: int = 1024,
     ) -> None:
+        check_number("sessions", sessions, 1, 4096)
+        check_number("spares", spares, 0, 4096)
+        check_number("work_mb", work_mb, 1, 1 << 24)
         self.python = os.path.realpath(python or sys.executable)
         self.level, self.sessions, self.spares = level, sessions, spares
         self.preload, self.work_mb = list(preload), work_mb

@@ -10,7 +10,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from polyturn.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
+from polyturn.sandbox.sandbox import (
+    LONGEST_S,
+    Capabilities,
+    Limits,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+    check_number,
+)
 from polyturn.sandbox.server import INHERITED, Server, ServerSession
 
 _HEALTH_EVERY_S = 10.0
@@ -50,8 +58,11 @@ class Pool:
         spare_s: float = 60.0,
         wait_s: float = 600.0,
     ) -> None:
-        if not starters or servers < 1:
-            raise ValueError("a pool needs at least one engine and one server")
+        if not starters:
+            raise ValueError("a pool needs at least one engine")
+        check_number("servers", servers, 1, 4096)
+        check_number("spare_s", spare_s, 0, LONGEST_S, whole=False)
+        check_number("wait_s", wait_s, 0, LONGEST_S, whole=False)
         self._starters, self._capabilities = list(starters), capabilities
         self._most, self._spare_s, self._wait_s = servers, spare_s, wait_s
         self._servers: list[Server] = []

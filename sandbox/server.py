@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.sandbox.link import Link
-from polyturn.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
+from polyturn.sandbox.sandbox import (
+    BOUNDS,
+    Limits,
+    Result,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+    Status,
+    Timings,
+    check_number,
+)
 
 # Every file of `inside`, each after those that it imports.
 INSIDE = (
@@ -31,6 +41,7 @@ INSIDE = (
     "supervisor",
 )
 SILENCE_S = 24 * 3600.0  # after which a supervisor takes its host for dead; a pool asks every ten seconds
+LARGEST_SEED = (1 << 128) - 1
 _MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
 
 INHERITED = (
@@ -144,6 +155,9 @@ class Server:
 
     def open(self, limits: Limits, seed: int, ended: Callable[[], None]) -> ServerSession:
         """Opens a session; `ended` is called once when it closes."""
+        seed = check_number("seed", seed, -LARGEST_SEED, LARGEST_SEED)
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits are Limits(...) or None, not {limits!r}")
         answer = self.call({"op": "open", "limits": asdict(limits), "seed": seed})
         return self.opened(answer, limits, ended)
 
@@ -184,11 +198,13 @@ class ServerSession:
         if self._closed:
             raise SandboxError("the session is closed: open another one")
         self._server.check()
+        if not isinstance(code, str):
+            raise TypeError(f"a program is a text (str), not {type(code).__name__}")
         limits = self.limits
         # no character takes more than four bytes: only doubtful sizes are measured
         if len(code) > limits.source_bytes // 4 and len(code.encode("utf-8", "surrogatepass")) > limits.source_bytes:
             return Result(Status.ERROR, error=f"SyntaxError: the program is longer than {limits.source_bytes} bytes")
-        wall = limits.wall_s if wall_s is None else wall_s
+        wall = limits.wall_s if wall_s is None else check_number("wall_s", wall_s, *BOUNDS["wall_s"], whole=False)
         cpu = wall if limits.cpu_s is None else limits.cpu_s
         return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + _MARGIN_S
 
@@ -236,6 +252,8 @@ class ServerSession:
         if "fail" in answer:
             if answer["fail"] == "busy":
                 raise SandboxError("the session still runs an abandoned program: close it and open another one")
+            if answer.get("refused"):
+                raise SandboxError(f"{self._server.name}: {answer['fail']}")
             raise SandboxLost(f"{self._server.name}: {answer['fail']}")
         return Result(
             status=Status(answer["status"]),

@@ -97,6 +97,13 @@ class Interpreters(Loop):
             sys.exit("the zygote did not start")
         config.update(json.loads(ready))  # what this kernel does not allow after all
 
+    def failed(self, error: Exception, fd: int = -1) -> None:
+        """An exception while an interpreter was served ends this interpreter and nothing else."""
+        super().failed(error, fd)
+        for child in list(self.children):
+            if fd in (child.fd, child.out, child.err):
+                self.kill(child, f"the supervisor failed while it served this session: {type(error).__name__}")
+
     # what a subclass makes of it
 
     def born(self, child: Interpreter) -> None:

@@ -16,11 +16,11 @@ class Call:
         "cpu", "cpu_limit", "crowded", "deadline", "id", "peer", "start", "stopped_for", "token", "why",
     )  # fmt: skip
 
-    def __init__(self, peer: Peer, request: dict[str, Any], token: bytes) -> None:
-        self.peer, self.id, self.token = peer, request["id"], token
+    def __init__(self, peer: Peer, number: int, token: bytes, wall: float, cpu: float) -> None:
+        self.peer, self.id, self.token = peer, number, token
         self.start = time.monotonic()
-        self.deadline: float = self.start + request["wall"]
-        self.cpu_limit: float = request["cpu"]
+        self.deadline = self.start + wall
+        self.cpu_limit = cpu
         self.cpu = 0.0
         self.stopped_for = ""  # the status for which it was interrupted
         self.crowded = False

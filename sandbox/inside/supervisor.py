@@ -31,6 +31,23 @@ FORK = b"fork".ljust(8, b"\0")
 STATUSES = ("ok", "error", "memory", "process-limit")
 
 
+def finite(value: Any) -> float:
+    """A finite positive number of seconds or of units, or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{value!r} is no number that can be a limit")
+    return value
+
+
+def checked_limits(limits: dict[str, Any]) -> dict[str, Any]:
+    """The limits of a session; the host has checked them, but an error here would be every session's."""
+    for name in ("memory_mb", "processes", "branches", "output_bytes", "output_stop_bytes", "disk_mb", "files"):
+        if finite(limits[name]) != int(limits[name]):
+            raise ValueError(f"{name} is {limits[name]!r}")
+    if not isinstance(limits["programs"], bool):
+        raise ValueError(f"programs is {limits['programs']!r}")
+    return limits
+
+
 class Supervisor(Watch):
     """Sessions and calls."""
 
@@ -44,8 +61,23 @@ class Supervisor(Watch):
 
     # the host's requests
 
-    def command(self, peer: Peer, request: dict[str, Any]) -> None:
-        """Carries out one request of the host."""
+    def command(self, peer: Peer, request: Any) -> None:
+        """Carries out one request of the host. One that cannot be understood costs at most its own session."""
+        try:
+            self.carry_out(peer, request)
+        except Exception as error:
+            self.failed(error)
+            fields = request if isinstance(request, dict) else {}
+            number, name = fields.get("id"), fields.get("s")
+            session = self.sessions.get(name) if isinstance(name, int) else None
+            why = f"the request was refused: {type(error).__name__}: {error}"
+            if session is not None and session.call is not None and session.call.id == number:
+                self.close(session)  # its run had begun
+            if isinstance(number, int):
+                peer.reply(number, fail=why, refused=True)
+
+    def carry_out(self, peer: Peer, request: dict[str, Any]) -> None:
+        """Carries out one request, or raises before anything has changed."""
         operation, number = request["op"], request["id"]
         if operation == "open":
             self.open(peer, request)
@@ -93,9 +125,10 @@ class Supervisor(Watch):
         if len(self.sessions) >= self.config["sessions"]:
             peer.reply(request["id"], fail="full")
             return
-        session = self.new_session(request["limits"], request["seed"], peer, request["id"])
+        limits, seed = checked_limits(request["limits"]), int(request["seed"])
+        session = self.new_session(limits, seed, peer, request["id"])
         self.attach(session)
-        self.spare_limits = request["limits"]
+        self.spare_limits = limits
         self.after(REFILL_S, self.refill)
 
     def close(self, session: SessionRecord) -> None:
@@ -217,6 +250,8 @@ class Supervisor(Watch):
 
     def start_call(self, session: SessionRecord, peer: Peer, request: dict[str, Any]) -> None:
         """Hands a program to the interpreter and starts the clock."""
+        code = request["code"].encode("utf-8", "surrogatepass")
+        wall, cpu = finite(request["wall"]), finite(request["cpu"])
         if session.call is not None or session.branch is not None:
             peer.reply(request["id"], fail="busy")
             return
@@ -236,10 +271,10 @@ class Supervisor(Watch):
         token = struct.pack(">II", session.runs, self.random.getrandbits(32) | 1)
         self.start_capture(child)
         self.raise_again(child)
-        call = session.call = Call(peer, request, token)
+        call = session.call = Call(peer, request["id"], token, wall, cpu)
         self.running[session.number] = session
         call.cpu = self.processes.cpu(child.pid)
-        self.tell(child, b"R", token, request["code"].encode("utf-8", "surrogatepass"))
+        self.tell(child, b"R", token, code)
         self.keep_ticking()
 
     def interrupt(self, session: SessionRecord, call: Call, status: str) -> None:
@@ -383,7 +418,7 @@ def main(config: dict[str, Any]) -> None:
     supervisor.listen(wake.fileno(), woken)
     if config["socket"]:
         listen_for_host(supervisor, config["socket"])
-    for fd in (0, 1):
+    for fd in (0, 1, 2):  # what it says of its own faults (2) may be read by no one, and must not stop it
         os.set_blocking(fd, False)
     host = Peer(supervisor, 0, 1, supervisor.command, supervisor.shut_down)
     host.reply(0, ready=True, pid=os.getpid(), abi=isolation.landlock_abi() if isolation.LINUX else 0,

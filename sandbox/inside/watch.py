@@ -55,29 +55,29 @@ class Watch(Interpreters):
     def tick(self) -> None:
         """Looks at the calls in progress: wall clock, cpu, groups that grow, files that fill the disk."""
         self.ticking = False
-        now = time.monotonic()
+        soonest = time.monotonic() + TICK_S
+        try:
+            soonest = self.look(soonest)
+        finally:  # the clock goes on whatever has failed
+            if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
+                self.ticking = True
+                self.after(max(0.002, soonest - time.monotonic()), self.tick)
+
+    def look(self, soonest: float) -> float:
+        """Looks at every call in progress. Returns the time of the next deadline, or `soonest` if that is sooner."""
         self.processes.refresh(self.leaders)
         groups = self.processes.groups() if self.processes.several else {}
         used = self.disk_use() if self.config["watch_disk"] else self.disk
         filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64 or self.uncounted
-        soonest = now + TICK_S
         for session in list(self.running.values()):
             call, child = session.call, session.child
             if call is None or child is None:
                 continue
-            members = groups.get(child.pid, ())
-            worked = len(members) > 1 or self.processes.cpu(child.pid) - call.cpu > LOWER_CPU_S
-            if worked and self.lowers and not call.why:
-                self.lower(child)
-            if len(members) > 1:
-                self.check_group(child, call, list(members))
-            if filling:
-                self.check_files(session)
-            if call.stopped_for:
-                continue
-            if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
-                self.interrupt(session, call, "timeout")
-            else:
+            try:
+                self.check_run(session, call, child, list(groups.get(child.pid, ())), filling=filling)
+            except Exception as error:  # the others' limits are watched all the same
+                self.failed(error, child.fd)
+            if not call.stopped_for:
                 soonest = min(soonest, call.deadline)
         if filling or used < self.disk:
             self.charge(used, [session.child for session in self.running.values()])
@@ -87,9 +87,21 @@ class Watch(Interpreters):
                 self.processes.several.discard(pid)
             elif found.session is None or found.session.call is None:
                 self.end_strays(found)
-        if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
-            self.ticking = True
-            self.after(max(0.002, soonest - now), self.tick)
+        return soonest
+
+    def check_run(
+        self, session: SessionRecord, call: Call, child: Interpreter, members: list[int], *, filling: bool
+    ) -> None:
+        """Holds one call in progress to its limits."""
+        used = self.processes.cpu(child.pid) - call.cpu
+        if (len(members) > 1 or used > LOWER_CPU_S) and self.lowers and not call.why:
+            self.lower(child)
+        if len(members) > 1:
+            self.check_group(child, call, members)
+        if filling:
+            self.check_files(session)
+        if not call.stopped_for and (time.monotonic() >= call.deadline or used > call.cpu_limit):
+            self.interrupt(session, call, "timeout")
 
     def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
         """Memory is one session's together, however many processes it spreads over.

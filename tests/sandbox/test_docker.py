@@ -194,6 +194,33 @@ def test_a_runtime_the_engine_does_not_have_is_named_with_a_remedy(runtime: str,
         open_sandbox("docker", runtime=runtime)
 
 
+@pytest.mark.parametrize("option", [{"runtime": "runscc"}, {"image": "nobody/nothing:1"}], ids=str)
+def test_auto_with_something_that_cannot_be_had_fails_closed(option: dict[str, str]) -> None:
+    with pytest.raises((SandboxUnavailable, ImageMissing), match=f"The local sandbox has no {next(iter(option))}"):
+        open_sandbox(**option)
+
+
+def test_strict_is_one_session_a_container_whatever_else_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="one session a container, not sessions=64"):
+        DockerSandbox(level="strict", sessions=64)
+    with pytest.raises(ValueError, match="engines is a list of addresses"):
+        DockerSandbox(engines=[])
+
+
+def test_an_engine_that_takes_another_runtime_is_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some engines take the request and ignore this part of it; the container made is removed."""
+    engine = DockerEngine(runtime="runc", spares=0)
+    before = names(client)
+    engine.runtime = "runc-fast"
+    create = engine.client.api.create_host_config
+    monkeypatch.setattr(
+        engine.client.api, "create_host_config", lambda **options: create(**{**options, "runtime": "runc"})
+    )
+    with pytest.raises(SandboxUnavailable, match="asked for the runtime 'runc-fast' and took 'runc'"):
+        engine()
+    assert names(client) <= before
+
+
 def test_a_runtime_without_sockets_falls_back_to_the_stream_once(client: Any) -> None:
     if "runsc" not in client.info()["Runtimes"]:
         with pytest.raises(SandboxUnavailable, match=r"no runtime 'runsc'.*install gVisor \(https://gvisor.dev"):

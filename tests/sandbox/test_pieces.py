@@ -373,6 +373,32 @@ def test_auto_without_an_engine_falls_back_with_one_warning(monkeypatch: pytest.
     assert any("falling back to the local sandbox" in str(warning.message) for warning in seen)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"runtime": "runsc"}, {"level": "strict"}, {"level": "standard"}, {"image": "mine"}, {"engines": ["tcp://x:1"]},
+     {"memory_mb": 512}, {"cpus": 1}, {"containers": 2}, {"transport": "unix"}, {"spares": 0, "runtime": "kata"}],
+    ids=str,
+)  # fmt: skip
+def test_an_option_that_only_docker_has_is_never_dropped_for_the_local_sandbox(
+    option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    name = next(name for name in option if name != "spares")
+    with pytest.raises(SandboxUnavailable, match=f"no Docker engine answers.*The local sandbox has no {name}"):
+        open_sandbox("auto", **option)
+
+
+def test_an_option_that_both_have_reaches_the_local_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    monkeypatch.setattr(local.LocalSandbox, "start", lambda self: None)
+    with pytest.warns(RuntimeWarning, match="falling back"):
+        box = open_sandbox("auto", sessions=3, spares=0, preload=(), wait_s=1.0, runtime=None)
+    engine = box._starters[0]  # type: ignore[attr-defined]
+    assert (engine.sessions, engine.spares, engine.preload) == (3, 0, [])
+    assert box._wait_s == 1.0  # type: ignore[attr-defined]
+    box.close()
+
+
 class Images:
     """An engine's image list of one image."""
 
