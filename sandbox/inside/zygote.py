@@ -249,6 +249,9 @@ def start(
     os.closerange(4, 4096)
     if prepared.filters:
         isolation.install_filter(prepared.filters[programs])
+    if uid is None and landlock.abi < 6:  # nothing else keeps it from signalling its user's other processes
+        served.silence()
+        served.silent = True
 
     def confine(own: str) -> None:
         landlock.restrict(own, execute=programs)

@@ -24,7 +24,23 @@ PROGRAM = """
 import json, os, sys, time, warnings
 warnings.simplefilter("ignore")
 from polyturn.sandbox import Limits, open_sandbox
+import socket
+from polyturn.sandbox import local
 said = {"uid": os.getuid()}
+ears = [socket.socket(socket.AF_UNIX, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+addresses = [f"\\0polyturn-{os.getpid()}", f"/tmp/polyturn-{os.getpid()}", f"\\0polyturn-stream-{os.getpid()}"]
+for ear, address in zip(ears, addresses):
+    ear.bind(address)
+    ear.setblocking(False)
+ears[2].listen()
+os.chmod(addresses[1], 0o777)
+if sys.argv[2] == "old kernel":  # Landlock as it was before it kept signals in
+    def old(config, send=local.boot_frame):
+        frame = json.loads(send(config)[4:])
+        frame["modules"]["isolation"] += "\\nlandlock_abi = lambda: 5\\n"
+        body = json.dumps(frame).encode()
+        return len(body).to_bytes(4, "big") + body
+    local.boot_frame = old
 with open_sandbox("local", level=sys.argv[1], preload=(), spares=1) as sandbox:
     said["name"], said["users"] = sandbox.capabilities.name, sandbox.capabilities.users_separate
     said["private"] = sandbox.capabilities.filesystem_private
@@ -42,6 +58,16 @@ with open_sandbox("local", level=sys.argv[1], preload=(), spares=1) as sandbox:
     said["socket"] = status("import socket; socket.socket()")
     said["program"] = status("import os; os.execv('/bin/sh', ['sh'])")
     said["kill"] = status(f"import os; os.kill({os.getpid()}, 9)")
+    talk = "import socket\\nends = socket.socketpair(socket.AF_UNIX, socket.{})\\nends[0].sendto(b'out', {!r})"
+    for number, address in enumerate(addresses):
+        for kind in ("SOCK_DGRAM", "SOCK_RAW", "SOCK_SEQPACKET", "SOCK_STREAM"):
+            said[f"{kind} {number}"] = status(talk.format(kind, address))
+    heard = []
+    for ear in ears[:2]:
+        try: heard.append(ear.recv(9).decode())
+        except BlockingIOError: pass
+    said["heard"] = heard
+    os.unlink(addresses[1])
     said["file"] = status(f"open({os.path.join(os.environ['HOME'], 'own')!r}).read()")
     said["write"] = status(f"open({os.path.join(os.environ['HOME'], 'new')!r}, 'w')")
     said["threads"] = status("import threading\\nfor _ in range(2): threading.Thread(target=print).start()")
@@ -82,9 +108,10 @@ def interpreter_for_all() -> str:
     pytest.skip("no interpreter here that every user may read")
 
 
-def carried_out(package: Path, level: str, user: int | None) -> dict[str, Any]:
+def carried_out(package: Path, level: str, user: int | None, kernel: str = "") -> dict[str, Any]:
     """What the program found, run as that user."""
-    command = [interpreter_for_all() if user is not None or os.geteuid() == 0 else sys.executable, "-c", PROGRAM, level]
+    python = interpreter_for_all() if user is not None or os.geteuid() == 0 else sys.executable
+    command = [python, "-c", PROGRAM, level, kernel]
     if user is not None and os.geteuid() == 0:
         command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHONPATH": str(package), "HOME": str(package)}
@@ -100,7 +127,19 @@ def carried_out(package: Path, level: str, user: int | None) -> dict[str, Any]:
 def test_a_level_holds_what_it_promises(package: Path, level: str, user: int | None) -> None:
     if level == "rootless" and not bubblewrap_works():
         pytest.skip("bubblewrap does not work here")
-    said = carried_out(package, level, user)
+    check(carried_out(package, level, user), level, user)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp, Landlock and user ids are Linux's")
+@pytest.mark.parametrize("level", ["plain", "rootless"])
+def test_so_it_does_on_a_kernel_whose_landlock_lets_signals_out(package: Path, level: str) -> None:
+    """Before Linux 6.12 nothing but the filter keeps a program from signalling its user's other processes."""
+    if level == "rootless" and not bubblewrap_works():
+        pytest.skip("bubblewrap does not work here")
+    check(carried_out(package, level, NOBODY, "old kernel"), level, NOBODY)
+
+
+def check(said: dict[str, Any], level: str, user: int | None) -> None:
     root = os.geteuid() == 0 and user is None
     assert said["name"] == f"local/{level}"
     assert said["users"] == root
@@ -116,6 +155,11 @@ def test_a_level_holds_what_it_promises(package: Path, level: str, user: int | N
         assert "PermissionError" in said[name][2][0], name
     assert said["kill"][0] == "error"
     assert "Error" in said["kill"][2][0]
+    for number in range(3):
+        for kind in ("SOCK_DGRAM", "SOCK_RAW"):
+            assert "PermissionError" in said[f"{kind} {number}"][2][0], kind
+        assert said[f"SOCK_STREAM {number}"][0] == "error"
+    assert said["heard"] == []
     for name in ("file", "write"):  # by Landlock or by mount, whichever the level has
         assert said[name][0] == "error" or not said["private"], name
     assert said["threads"][0] == "ok"
