@@ -33,6 +33,7 @@ INSIDE = (
     "processes",
     "isolation",
     "forks",
+    "survey",
     "episode",
     "zygote",
     "interpreters",

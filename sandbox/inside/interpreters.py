@@ -16,16 +16,20 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-from polyturn.sandbox.inside import episode, isolation, zygote
+from polyturn.sandbox.inside import episode, isolation, survey, zygote
 from polyturn.sandbox.inside.capture import Capture
 from polyturn.sandbox.inside.loop import READ, WRITE, Loop
 from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_folder
 
 START_S = 30.0  # an interpreter that has not said hello by then is given up
 BIRTHS_AT_ONCE = 8  # so that a thousand openings do not stand between a run and its answer
+ENDED_AT_ONCE = 256  # processes collected before other work has its turn
+CLEANERS_AT_ONCE = 8
 READS_OF_A_FULL_PIPE = 17  # of 64 KiB; the kernel lets a user make a pipe as large as 1 MiB
 SWEEP_ATTEMPTS = 5
 SWEEP_AGAIN_S = 0.1
@@ -61,8 +65,10 @@ class Interpreter:
         self.shared = False  # other processes may hold its pipes: the next run gets new ones
         self.incoming, self.outgoing = bytearray(), bytearray()
         self.session: Any = None
-        self.dead = False
+        self.dead = self.killed = False
         self.idle_cpu = 0.0
+        self.surveyed = 0  # the number of the survey of its folder that is under way
+        self.shown = 0  # bytes in its folder, when that was last measured
         self.grown = 0  # bytes by which the shared disk grew while it worked
         self.lowered = False  # its priority, for what it used in a run
         self.first_size = 0  # bytes of address space when it was born
@@ -80,22 +86,29 @@ class Interpreters(Loop):
         self.births: deque[tuple[Interpreter, bytes, list[int]]] = deque()
         self.unborn = 0
         self.cleaners: dict[int, Interpreter] = {}
+        self.to_sweep: deque[Interpreter] = deque()  # while as many cleaners as may be are at work
         first = config["uid_base"]
         self.free_uids: deque[int] = deque(range(first, first + config["uid_count"]) if config["users"] else ())
         self.doubtful_uids: set[int] = set()  # of families that may have left something
         self.processes = ProcessTable()
-        self.zygote, theirs = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET if isolation.LINUX else socket.SOCK_DGRAM
-        )
-        self.zygote_pid = os.fork()
-        if self.zygote_pid == 0:
-            self.zygote.close()
-            zygote.main(theirs, config)
-        theirs.close()
+        self.asked_users = 0.0  # when the users of all processes were last looked for
+        self.surveyor, self.surveyor_pid = self.helper(survey.main)
+        self.zygote, self.zygote_pid = self.helper(zygote.main)
         ready = self.zygote.recv(256)
         if not ready:
             sys.exit("the zygote did not start")
         config.update(json.loads(ready))  # what this kernel does not allow after all
+
+    def helper(self, main: Callable[[socket.socket, dict[str, Any]], NoReturn]) -> tuple[socket.socket, int]:
+        """Starts a process of the sandbox's own; our end of its channel, and its process id."""
+        kind = socket.SOCK_SEQPACKET if isolation.LINUX else socket.SOCK_DGRAM
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            main(theirs, self.config)
+        theirs.close()
+        return ours, pid
 
     def failed(self, error: Exception, fd: int = -1) -> None:
         """An exception while an interpreter was served ends this interpreter and nothing else."""
@@ -146,7 +159,9 @@ class Interpreters(Loop):
         """Asks the zygote for a new interpreter with a user id of its own; None when no id is free."""
         uid: int | None = None
         if self.config["users"]:
-            if not self.free_uids and self.doubtful_uids:
+            now = time.monotonic()
+            if not self.free_uids and self.doubtful_uids and now > self.asked_users + 1.0:
+                self.asked_users = now  # every process is looked at for it, which takes its time
                 alive = self.processes.users()
                 self.free_uids.extend(uid for uid in self.doubtful_uids if uid not in alive)
                 self.doubtful_uids.intersection_update(alive)
@@ -256,8 +271,10 @@ class Interpreters(Loop):
             elif not self.config["siblings"]:
                 self.bury(child, None, describe(None))
             return
+        if child.killed:
+            return
         child.incoming += data
-        while len(child.incoming) >= REPLY_SIZE and not child.dead:
+        while len(child.incoming) >= REPLY_SIZE and not child.dead and not child.killed:
             size, token, kind, *sizes = struct.unpack_from(episode.REPLY, child.incoming)
             end = REPLY_SIZE + sum(sizes)
             if size + 4 != end or max(sizes) > max(child.limits["output_bytes"], episode.LAST_WORDS):
@@ -370,11 +387,12 @@ class Interpreters(Loop):
             return
         if why and child.session is not None:
             child.session.blame(why)
+        child.killed = True  # nothing that it says counts any more
         self.signal(child, signal.SIGKILL)
 
     def reap(self) -> None:
         """Collects ended processes; an interpreter's group is killed before its id can be used again."""
-        while True:
+        for _ in range(ENDED_AT_ONCE):
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -390,8 +408,13 @@ class Interpreters(Loop):
                 self.bury(child, code, describe(code))
             elif pid in self.cleaners:
                 self.sweep(self.cleaners.pop(pid))
+                if self.to_sweep and len(self.cleaners) < CLEANERS_AT_ONCE:
+                    self.sweep(self.to_sweep.popleft())
             elif pid == self.zygote_pid:
                 sys.exit("the zygote died")
+            elif pid == self.surveyor_pid:
+                sys.exit("the process that measures folders died")
+        self.after(0.0, self.reap)  # programs may make processes faster than they are collected here
 
     def bury(self, child: Interpreter, code: int | None, why: str) -> None:
         """Closes an interpreter's channels; its user id and folder return once nobody of its family is left."""
@@ -431,6 +454,9 @@ class Interpreters(Loop):
         except FileNotFoundError:
             pass
         except OSError:
+            if len(self.cleaners) >= CLEANERS_AT_ONCE:
+                self.to_sweep.append(child)
+                return
             child.attempts += 1
             if child.attempts > SWEEP_ATTEMPTS:
                 child.family.tainted = True
@@ -442,7 +468,7 @@ class Interpreters(Loop):
                     self.after(SWEEP_AGAIN_S, lambda: self.sweep(child))
                     return
                 if pid == 0:
-                    empty_folder(child.folder, child.family.uid)
+                    empty_folder(child.folder, child.family.uid, self.config["nice"])
                 self.cleaners[pid] = child  # it comes back here: a process that died slowly may have written once more
                 return
         area = child.area

@@ -32,6 +32,7 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
         self.faults = 0
+        self.busiest = 0.0  # most processor seconds between two waits: how long a request may have waited its turn
         self.heard_at = time.monotonic()  # when the host last said something
 
     def listen(self, fd: int, handler: Callable[[int], object], events: int = READ, *, last: bool = False) -> None:
@@ -64,10 +65,16 @@ class Loop:
     def run(self) -> None:
         """Serves for ever."""
         handlers, last = self._handlers, self._last
+        started = time.thread_time()
         while True:
+            ended = time.thread_time()
+            if ended - started > self.busiest:
+                self.busiest = ended - started
             wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else 3600.0
             later: list[tuple[int, int]] = []
-            for ready in self._poll.poll(wait * self._unit):
+            events_now = self._poll.poll(wait * self._unit)
+            started = time.thread_time()
+            for ready in events_now:
                 if ready[0] in last:
                     later.append(ready)
                 elif (handler := handlers.get(ready[0])) is not None:

@@ -103,13 +103,17 @@ class Supervisor(Watch):
             peer.reply(number, fail="no such operation")
 
     def state(self) -> dict[str, Any]:
-        """Figures for the health check."""
+        """Figures for the health check; `busiest` counts from one check to the next."""
+        busiest, self.busiest = self.busiest, 0.0
         return {
             "sessions": len(self.sessions),
             "running": len(self.running),
             "interpreters": len(self.children),
             "spares": len(self.spares),
-            "cleaning": len(self.cleaners),
+            "cleaning": len(self.cleaners) + len(self.to_sweep),
+            "cleaners": len(self.cleaners),
+            "faults": self.faults,
+            "busiest": busiest,
         }
 
     def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> SessionRecord:
