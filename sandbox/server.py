@@ -174,6 +174,10 @@ class Server:
         """The supervisor's own figures; raises SandboxLost when it does not answer in time."""
         return self.call({"op": "ping"}, timeout)
 
+    def figures(self) -> dict[str, Any]:
+        """How the supervisor itself does: its own faults so far, and the longest it worked at a stretch (s of cpu)."""
+        return self.call({"op": "figures"}, 30.0)
+
     def close(self) -> None:
         """Ends the supervisor and everything in it; safe to call twice."""
         if self.inherited:

@@ -82,8 +82,8 @@ class Supervisor(Watch):
         if operation == "open":
             self.open(peer, request)
             return
-        if operation == "ping":
-            peer.reply(number, **self.state())
+        if operation in ("ping", "figures"):
+            peer.reply(number, **(self.state() if operation == "ping" else self.figures()))
             return
         session = self.sessions.get(request["s"])
         if session is None:
@@ -103,18 +103,19 @@ class Supervisor(Watch):
             peer.reply(number, fail="no such operation")
 
     def state(self) -> dict[str, Any]:
-        """Figures for the health check; `busiest` counts from one check to the next."""
-        busiest, self.busiest = self.busiest, 0.0
+        """What the health check is told."""
         return {
             "sessions": len(self.sessions),
             "running": len(self.running),
             "interpreters": len(self.children),
             "spares": len(self.spares),
             "cleaning": len(self.cleaners) + len(self.to_sweep),
-            "cleaners": len(self.cleaners),
-            "faults": self.faults,
-            "busiest": busiest,
         }
+
+    def figures(self) -> dict[str, Any]:
+        """How the supervisor itself does; `busiest` counts from one call to the next."""
+        busiest, self.busiest = self.busiest, 0.0
+        return {"cleaners": len(self.cleaners), "faults": self.faults, "busiest": busiest}
 
     def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> SessionRecord:
         """Registers a session that the host waits for."""
