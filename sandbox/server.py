@@ -34,6 +34,8 @@ INSIDE = (
     "isolation",
     "forks",
     "survey",
+    "outbox",
+    "surroundings",
     "episode",
     "zygote",
     "interpreters",

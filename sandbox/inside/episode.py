@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import array
 import ast
-import contextlib
 import io
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -22,54 +22,17 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
-from typing import Any, cast
+
+from polyturn.sandbox.inside import surroundings
+from polyturn.sandbox.inside.outbox import Outbox, Text
 
 CONTROL = 3  # the descriptor of the channel to the supervisor
 REPLY = ">I8sBIIII"  # length of the rest, token, kind, sizes of stdout, stderr, value, error
 OK, ERROR, MEMORY, PROCESS, CUT = 0, 1, 2, 3, 0x80
 HELLO = b"\0" * 8
-LAST_WORDS = 16384  # of output still unflushed when a program ends; a text stream holds 8 KiB
+LAST_WORDS = 16384  # of output that comes with the answer; the outbox holds 8 KiB of each stream
 _FRAMES_SHOWN, _MESSAGE_SHOWN = 8, 2000
-
-
-class _Stream(io.RawIOBase):
-    """What is written goes to the pipe while a program runs; the rest at its end travels with the answer."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.kept: list[bytes] | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self.fd
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        if self.kept is not None:
-            self.kept.append(bytes(view))
-            return len(view)
-        done = 0
-        while done < len(view):
-            done += os.write(self.fd, view[done:])
-        return len(view)
-
-
-class _Text(io.TextIOWrapper):
-    """Standard output or error, told apart from whatever a program puts in its place."""
-
-    def __init__(self, fd: int) -> None:
-        self.stream = _Stream(fd)
-        super().__init__(cast(Any, self.stream), encoding="utf-8", errors="backslashreplace", newline="\n")
-
-    def take(self) -> bytes:
-        """What is still in memory, at the end of a run."""
-        self.stream.kept = []
-        with contextlib.suppress(BaseException):  # a program may have closed or broken its own stream
-            self.flush()
-        kept, self.stream.kept = b"".join(self.stream.kept), None
-        return kept
+_LINE_END = re.compile("\r\n|\r|\n")  # as Python counts lines; `splitlines` also splits at U+2028 and form feeds
 
 
 def _short_path(path: str) -> str:
@@ -108,6 +71,9 @@ def explain(error: BaseException, sources: dict[str, list[str]]) -> str:
         else:
             message = str(error)[:_MESSAGE_SHOWN]
             lines.append(f"{kind.__name__}: {message}" if message else kind.__name__)
+            files = [frame.f_code.co_filename for frame, _ in frames]
+            if files and (why := surroundings.explanation(error, files)):
+                lines.append(f"({why})")
     except KeyboardInterrupt:
         raise
     except BaseException:  # a program's own __str__ may do anything
@@ -152,7 +118,8 @@ class EpisodeInterpreter:
         self.module = types.ModuleType("__main__")
         self.names = self.module.__dict__
         self.names.update(__builtins__=__builtins__, exit=sys.exit, quit=sys.exit)
-        self.out, self.err = _Text(1), _Text(2)
+        self.box = Outbox()
+        self.out, self.err = Text(1, self.box), Text(2, self.box)
         sys.stdout, sys.stderr = self.out, self.err
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
         vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr, __stdin__=sys.stdin)
@@ -160,8 +127,10 @@ class EpisodeInterpreter:
         signal.signal(signal.SIGINT, self.interrupted)
 
     def settle(self, folder: str, limit: int, confine: Callable[[str], None]) -> None:
-        """What is known only once it has become somebody's: its folder, its limit of output, its isolation."""
+        """What is known only with the request: its folder, its limit of output, its isolation."""
         self.folder, self.limit, self.confine = folder, limit, confine
+        os.register_at_fork(after_in_child=self.forked)
+        surroundings.install(lambda: self.running)
         self.ends = {target: _identity(target) for target in (CONTROL, 1, 2)}
 
     def interrupted(self, number: int, frame: object) -> None:
@@ -179,6 +148,11 @@ class EpisodeInterpreter:
             parts.append(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def forked(self) -> None:
+        """In a process that the program forked: it writes to the pipes, and leaves its parent's outbox alone."""
+        self.out.stream.leave()
+        self.err.stream.leave()
 
     def serve(self) -> None:
         """Answers until the channel closes."""
@@ -201,10 +175,8 @@ class EpisodeInterpreter:
 
     @staticmethod
     def seed(number: bytes) -> None:
-        """Seeds the generators, or every copy of the zygote would draw the same numbers."""
-        random.seed(int(number))
-        if (numpy := sys.modules.get("numpy")) is not None:
-            numpy.random.seed(int(number) & 0xFFFFFFFF)
+        """Seeds the generators of this interpreter."""
+        surroundings.seed(int(number))
 
     def send(
         self, token: bytes, kind: int, out: bytes = b"", err: bytes = b"", value: str = "", error: str = ""
@@ -224,14 +196,20 @@ class EpisodeInterpreter:
         """Runs one program and sends what came of it."""
         kind, value, error = ERROR, "", ""
         if self.out.closed or self.err.closed:
-            self.out, self.err = _Text(1), _Text(2)
+            self.out, self.err = Text(1, self.box), Text(2, self.box)
             sys.stdout, sys.stderr = self.out, self.err
-        for stream in (self.out, self.err):
-            stream.take()  # what threads wrote since the last run belongs to no run
+        for text in (self.out, self.err):
+            text.stream.take()  # what threads wrote since the last run belongs to no run
         try:
             self.running = True
             try:
-                value = self.execute(code.decode("utf-8", "surrogatepass"))
+                try:
+                    value = self.execute(code.decode("utf-8", "surrogatepass"))
+                finally:  # what the program watches itself with must not watch this loop
+                    try:
+                        sys.setprofile(None)
+                    finally:
+                        sys.settrace(None)
                 kind = OK
             except SystemExit as stop:
                 if stop.code is None or stop.code == 0:
@@ -247,15 +225,17 @@ class EpisodeInterpreter:
             self.running = False
             kind = kind or ERROR
             error = error or type(failure).__name__
+        surroundings.disarm()
         if os.getpid() != self.pid:
             os._exit(0)  # a copy the program forked has come to the end of the program; only the original answers
-        self.send(token, kind, self.out.take(), self.err.take(), value, error)
+        self.send(token, kind, self.out.stream.take(), self.err.stream.take(), value, error)
 
     def execute(self, source: str) -> str:
         """Runs the program in the episode's namespace; the last expression's repr, as in a notebook."""
         self.turn += 1
         name = f"<turn {self.turn}>"
-        self.sources[name] = source.splitlines()
+        source = source.removeprefix("\ufeff")  # a byte order mark, as Python leaves it out of files
+        self.sources[name] = _LINE_END.split(source)
         tree = ast.parse(source, name)
         last = tree.body[-1] if tree.body else None
         if isinstance(last, ast.Expr):
@@ -274,7 +254,7 @@ class EpisodeInterpreter:
     def receive_descriptors(self) -> array.array[int]:
         """The descriptors that come with one byte after a request."""
         fds = array.array("i")
-        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(3 * 4))
+        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(4 * 4))
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(data[: len(data) - len(data) % 4])
@@ -320,6 +300,10 @@ class EpisodeInterpreter:
             return
         self.pid = os.getpid()
         random.setstate(drawn)  # which a fork seeds anew, from the system
+        self.box.share(fds[3])
+        os.close(fds.pop())
+        for text in (self.out, self.err):
+            text.stream.come_back()
         self.adopt(fds, (CONTROL, 1, 2))
         # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")

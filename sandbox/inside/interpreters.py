@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from polyturn.sandbox.inside import episode, isolation, survey, zygote
 from polyturn.sandbox.inside.capture import Capture
 from polyturn.sandbox.inside.loop import READ, WRITE, Loop
+from polyturn.sandbox.inside.outbox import SharedOutbox
 from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_folder
 
 START_S = 30.0  # an interpreter that has not said hello by then is given up
@@ -51,9 +52,10 @@ class Interpreter:
     """One interpreter: its channel, its pipes, its process group."""
 
     def __init__(
-        self, control: socket.socket, out: int, err: int, family: Family, limits: dict[str, Any], above: str
-    ) -> None:
-        self.control, self.out, self.err, self.family, self.limits = control, out, err, family, limits
+        self, control: socket.socket, out: int, err: int, box: SharedOutbox, family: Family, limits: dict[str, Any],
+        above: str,
+    ) -> None:  # fmt: skip
+        self.control, self.out, self.err, self.box, self.family, self.limits = control, out, err, box, family, limits
         self.area = os.path.join(above, os.urandom(12).hex())
         self.folder = os.path.join(self.area, os.urandom(12).hex())
         self.attempts = 0  # at emptying the folder
@@ -148,12 +150,13 @@ class Interpreters(Loop):
         ours.setblocking(False)
         out, their_out = os.pipe()
         err, their_err = os.pipe()
-        child = Interpreter(ours, out, err, family, limits, above)
+        box = SharedOutbox()
+        child = Interpreter(ours, out, err, box, family, limits, above)
         family.members += 1
         self.children.add(child)
         self.listen(child.fd, lambda events: self.heard(child, events), last=True)
         self.listen_to_pipes(child)
-        return child, [theirs.detach(), their_out, their_err]
+        return child, [theirs.detach(), their_out, their_err, box.fd]
 
     def spawn(self, limits: dict[str, Any]) -> Interpreter | None:
         """Asks the zygote for a new interpreter with a user id of its own; None when no id is free."""
@@ -422,6 +425,10 @@ class Interpreters(Loop):
             return
         child.dead = True  # from here on nobody signals its id, which may soon be another's
         self.empty_pipes(child)
+        if child.session is not None and child.session.call is not None:  # it printed this, and then it died
+            for pipe, text in zip((child.out, child.err), child.box.read(), strict=True):
+                child.captures[pipe].add(text)
+        child.box.close()
         self.children.discard(child)
         if child.pid:
             self.leaders.pop(child.pid, None)

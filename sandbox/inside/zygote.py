@@ -20,7 +20,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from polyturn.sandbox.inside import episode, forks, isolation
+from polyturn.sandbox.inside import episode, forks, isolation, surroundings
 
 WARM_UP = """
 import sympy
@@ -63,6 +63,7 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         exec(WARM_UP, {})
     for name in [name for name in sys.modules if name == "polyturn" or name.startswith("polyturn.")]:
         del sys.modules[name]
+    surroundings.prepare()
     room = Prepared(config)
     for _ in range(REHEARSALS):
         forks.rehearse_fork()
@@ -130,7 +131,7 @@ def lacking(channel: socket.socket) -> bool:
 
 def receive(channel: socket.socket) -> tuple[bytes, array.array[int]]:
     """One request with its descriptors."""
-    data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
+    data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(4 * 4))
     fds = array.array("i")
     for _, _, payload in ancillary:
         fds.frombytes(payload[: len(payload) - len(payload) % 4])
@@ -221,7 +222,8 @@ def start(
     request: dict[str, Any], fds: array.array[int], prepared: Prepared, served: episode.EpisodeInterpreter
 ) -> None:
     """Turns a fresh copy of the zygote into one walled-in episode and serves it."""
-    for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
+    *ends, box = fds
+    for target, fd in zip((episode.CONTROL, 1, 2), ends, strict=True):
         os.dup2(fd, target, inheritable=True)
     if prepared.nice:
         os.setpriority(os.PRIO_PROCESS, 0, prepared.nice)
@@ -246,6 +248,7 @@ def start(
         isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
         landlock.restrict(area, execute=programs)
         landlock.forget()
+    served.box.share(box)
     os.closerange(4, 4096)
     if prepared.filters:
         isolation.install_filter(prepared.filters[programs])
