@@ -14,8 +14,6 @@ import os
 import random
 import re
 import secrets
-import socket
-import struct
 import sys
 import threading
 import time
@@ -24,6 +22,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from polyturn.sandbox.attached import AttachedStream
 from polyturn.sandbox.images import image as images
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.ownership import dead_owners, fits_a_socket, owner, remove_folders, remove_tree
@@ -127,20 +126,24 @@ def _holds_nothing(entry: dict[str, Any], info: dict[str, Any]) -> bool:
 
 
 def remove_container(client: docker.DockerClient, name: str, wait_s: float = 10.0) -> bool:
-    """Kills and removes a container and waits until it is gone; False when it was gone already."""
-    from docker.errors import APIError, NotFound
+    """Kills and removes a container and waits until it is gone.
 
+    Returns:
+        Whether it was there. An engine that does not answer within `wait_s` is left to itself: the container ends by
+        itself without its standard input.
+    """
     deadline = time.monotonic() + wait_s
     found = False
+    url = f"{client.api.base_url}/v{client.api.api_version}/containers/{name}"
     while time.monotonic() < deadline:
-        try:
-            client.api.remove_container(name, force=True, v=True)
+        # Not by the SDK's own call, whose time limit is that of starting a container.
+        answer = client.api.delete(url, params={"force": "1", "v": "1"}, timeout=wait_s)
+        if answer.ok:
             return True
-        except NotFound:
+        if answer.status_code == 404:
             return found
-        except APIError:  # its removal is in progress: it exited by itself
-            found = True
-            time.sleep(0.02)
+        found = True  # its removal is in progress: it exited by itself
+        time.sleep(0.02)
     return found
 
 
@@ -151,63 +154,6 @@ def _no_runtime(name: str, known: Sequence[str]) -> str:
     if near and near[0] != name:
         remedy = f"did you mean {near[0]!r}?"
     return f"the Docker engine has no runtime {name!r}; it has: {', '.join(known)}: {remedy}"
-
-
-class AttachedStream:
-    """A container's stdio as the engine's attach call gives it: output comes in packets with an 8-byte head."""
-
-    def __init__(self, client: docker.DockerClient, container: str) -> None:
-        parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        self._holder = client.api.attach_socket(container, params=parameters)
-        self._socket: Any = getattr(self._holder, "_sock", self._holder)
-        self._left = 0
-        self._kind = 1
-        self._head = b""
-        self.said = b""
-
-    def recv(self, size: int, /) -> bytes:
-        """Bytes of standard output; standard error is kept in `said`."""
-        while True:
-            if self._left == 0:
-                part = self._socket.recv(8 - len(self._head))
-                if not part:
-                    return b""
-                self._head += part
-                if len(self._head) < 8:
-                    continue
-                self._kind, self._left = struct.unpack(">BxxxI", self._head)
-                self._head = b""
-                continue
-            data: bytes = self._socket.recv(min(size, self._left))
-            if not data:
-                return b""
-            self._left -= len(data)
-            if self._kind == 1:
-                return data
-            self.said = (self.said + data)[-8192:]
-
-    def sendall(self, data: bytes, /) -> None:
-        """Writes to the container's standard input."""
-        self._socket.sendall(data)
-
-    def settimeout(self, seconds: float | None, /) -> None:
-        """Bounds the next operation."""
-        self._socket.settimeout(seconds)
-
-    def ends(self) -> list[Any]:
-        """What holds the connection open, for a forked copy of the host program, which must not."""
-        process = getattr(self._socket, "proc", None)  # an engine reached through the ssh command
-        return [self._socket] if process is None else [process.stdin, process.stdout]
-
-    def close(self) -> None:
-        """Ends the container's standard input."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        # The response first: it flushes its file, which fails once the socket below is closed.
-        for part in (getattr(self._holder, "_response", None), self._holder, self._socket):
-            if part is not None:
-                with contextlib.suppress(Exception):
-                    part.close()
 
 
 class DockerEngine:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import queue
 import re
 import struct
 import threading
@@ -13,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from polyturn.sandbox.link import Link
+from polyturn.sandbox.link import MARGIN_S, Link
 from polyturn.sandbox.sandbox import (
     BOUNDS,
     Limits,
@@ -45,7 +48,8 @@ INSIDE = (
 )
 SILENCE_S = 24 * 3600.0  # after which a supervisor takes its host for dead; a pool asks every ten seconds
 LARGEST_SEED = (1 << 128) - 1
-_MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
+_dropped: queue.SimpleQueue[tuple[Server, int, Callable[[], None]]] = queue.SimpleQueue()
+_closer: threading.Thread | None = None
 
 INHERITED = (
     "this sandbox belongs to the parent of this process, which was forked from it: call open_sandbox(...) and open "
@@ -124,7 +128,7 @@ class Server:
         self.sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def call(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
+    def call(self, request: dict[str, Any], timeout: float = MARGIN_S) -> dict[str, Any]:
         """One request; raises SandboxLost, after which the server is marked lost."""
         self.check()
         try:
@@ -132,7 +136,7 @@ class Server:
         except SandboxLost as error:
             raise self._mark(error) from None
 
-    async def acall(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
+    async def acall(self, request: dict[str, Any], timeout: float = MARGIN_S) -> dict[str, Any]:
         """`call` for asyncio."""
         self.check()
         try:
@@ -200,6 +204,11 @@ class ServerSession:
         self._server, self._number, self.limits, self._ended = server, number, limits, ended
         self._busy = threading.Lock()
         self._closed = False
+        # A session that is dropped without `close` is closed all the same. By another thread: the collector of garbage
+        # may come at any moment, also while this thread holds a lock that closing needs.
+        self._finalizer = weakref.finalize(self, _dropped.put, (server, number, ended))
+        self._finalizer.atexit = False
+        _start_closer()
 
     def _request(self, code: str, wall_s: float | None) -> tuple[dict[str, Any], float] | Result:
         if self._closed:
@@ -213,7 +222,7 @@ class ServerSession:
             return Result(Status.ERROR, error=f"SyntaxError: the program is longer than {limits.source_bytes} bytes")
         wall = limits.wall_s if wall_s is None else check_number("wall_s", wall_s, *BOUNDS["wall_s"], whole=False)
         cpu = wall if limits.cpu_s is None else limits.cpu_s
-        return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + _MARGIN_S
+        return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + MARGIN_S
 
     def run(self, code: str, *, wall_s: float | None = None) -> Result:
         """Runs a program and waits for it; see `Session.run`."""
@@ -298,6 +307,7 @@ class ServerSession:
         if self._closed:
             return
         self._closed = True
+        self._finalizer.detach()
         try:
             if not self._server.lost and not self._server.inherited:
                 self._server.call({"op": "close", "s": self._number})
@@ -311,6 +321,32 @@ class ServerSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _start_closer() -> None:
+    """Starts the one thread of this process that closes dropped sessions."""
+    global _closer
+    if _closer is None or not _closer.is_alive():
+        _closer = threading.Thread(target=_close_dropped, name="polyturn-sandbox-dropped", daemon=True)
+        _closer.start()
+
+
+def _close_dropped() -> None:
+    while True:
+        server, number, ended = _dropped.get()
+        with contextlib.suppress(SandboxError):  # it went with its server
+            if not server.lost and not server.inherited:
+                server.call({"op": "close", "s": number})
+        ended()
+
+
+def _after_fork() -> None:
+    """The thread is the parent's, and so are the sessions."""
+    global _closer, _dropped
+    _closer, _dropped = None, queue.SimpleQueue()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _nothing() -> None:

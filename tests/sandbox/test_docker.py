@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, open_sandbox
+from polyturn.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, link, open_sandbox
 from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect
 from polyturn.sandbox.images import host_image, image
 
@@ -168,6 +169,44 @@ def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(cl
         after = sandbox.open()
         assert after.run("6 * 7").value == "42"
         assert sandbox.servers[0].name != name
+
+
+@pytest.mark.parametrize("transport", ["unix", "attach"])
+def test_a_paused_container_is_noticed_soon_after_the_time_of_a_run(
+    client: Any, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    """From blocking callers and from asyncio; a slow answer alone is no loss, as long as the supervisor lives."""
+    monkeypatch.setattr(link, "_DOUBT_S", 0.3)
+    monkeypatch.setattr(link, "_PROBE_S", 1.0)
+    with DockerSandbox(spares=0, preload=(), transport=transport, wait_s=20) as sandbox:
+        sessions = [sandbox.open(Limits(wall_s=0.2)) for _ in range(3)]
+        # It ignores the interrupt and is killed half a second later: after the first question.
+        stubborn = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+        assert sessions[2].run(stubborn).status is Status.TIMEOUT
+        lost: dict[str, float] = {}
+
+        def run() -> None:
+            start = time.monotonic()
+            with pytest.raises(SandboxLost, match="no sign of life within 1 s: its container, or the Docker engine"):
+                sessions[0].run("1")
+            lost["run"] = time.monotonic() - start
+
+        async def arun() -> None:
+            start = time.monotonic()
+            with pytest.raises(SandboxLost, match="no sign of life"):
+                await sessions[1].arun("1")
+            lost["arun"] = time.monotonic() - start
+
+        client.api.pause(sandbox.servers[0].name)
+        threads = [threading.Thread(target=run), threading.Thread(target=lambda: asyncio.run(arun()))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(lost) == {"run", "arun"}
+        assert max(lost.values()) < 10  # 0.2 + 0.3 + 1.0 on a quiet machine; 40 where nothing asks
+        with sandbox.open() as after:
+            assert after.run("6 * 7").value == "42"
 
 
 def test_strict_gives_every_session_a_container(client: Any) -> None:
