@@ -47,7 +47,8 @@ def base_folder() -> Path:
     Raises:
         PermissionError: Another user has made a folder of that name, or can write in it.
     """
-    path = Path(tempfile.gettempdir()) / f"polyturn-sandbox-{os.getuid()}"
+    # No name that versions before this one would take for a dead program's folder and remove.
+    path = Path(tempfile.gettempdir()) / f"polyturn-owners-{os.getuid()}"
     path.mkdir(mode=0o711, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:

@@ -41,6 +41,7 @@ INSIDE = (
     "surroundings",
     "episode",
     "zygote",
+    "interpreter",
     "interpreters",
     "sessions",
     "watch",

@@ -27,6 +27,7 @@ from polyturn.sandbox.inside import surroundings
 from polyturn.sandbox.inside.outbox import Outbox, Text
 
 CONTROL = 3  # the descriptor of the channel to the supervisor
+HOME = 4  # the descriptor of the interpreter's folder, which the folder's fixed name leads to
 REPLY = ">I8sBIIII"  # length of the rest, token, kind, sizes of stdout, stderr, value, error
 OK, ERROR, MEMORY, PROCESS, CUT = 0, 1, 2, 3, 0x80
 HELLO = b"\0" * 8
@@ -107,7 +108,8 @@ class EpisodeInterpreter:
 
     def __init__(self, fork: Callable[[], int], confine: Callable[[str], None], silence: Callable[[], None]) -> None:
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=CONTROL)
-        self.folder, self.limit = "", 1024
+        self.folder, self.home, self.limit = "", "", 1024
+        self.true_name = os.getcwd
         self.ends: dict[int, tuple[int, int]] = {}  # what the channel and the pipes are, to know copies of them by
         self.fork, self.confine, self.silence = fork, confine, silence
         self.silent = False
@@ -126,9 +128,11 @@ class EpisodeInterpreter:
         sys.modules["__main__"] = self.module
         signal.signal(signal.SIGINT, self.interrupted)
 
-    def settle(self, folder: str, limit: int, confine: Callable[[str], None]) -> None:
-        """What is known only with the request: its folder, its limit of output, its isolation."""
-        self.folder, self.limit, self.confine = folder, limit, confine
+    def settle(self, folder: str, home: str, limit: int, confine: Callable[[str], None]) -> None:
+        """What is known only with the request: its folder and that one's fixed name, its limits, its isolation."""
+        self.folder, self.home, self.limit, self.confine = folder, home, limit, confine
+        if home:
+            surroundings.stay_at(home, lambda: self.folder)
         os.register_at_fork(after_in_child=self.forked)
         surroundings.install(lambda: self.running)
         self.ends = {target: _identity(target) for target in (CONTROL, 1, 2)}
@@ -170,8 +174,16 @@ class EpisodeInterpreter:
             self.seed(payload)
         elif kind == b"F":
             self.branch(token)
+        elif kind == b"M":
+            self.moved(payload.decode())
         elif kind == b"P":
             self.adopt(self.receive_descriptors(), (1, 2))
+
+    def moved(self, folder: str) -> None:
+        """Takes note of the new name of its folder."""
+        self.folder = folder
+        if not self.home:
+            os.environ["HOME"] = os.environ["TMPDIR"] = folder
 
     @staticmethod
     def seed(number: bytes) -> None:
@@ -309,9 +321,13 @@ class EpisodeInterpreter:
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
         if os.listdir(self.folder):
             shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
-        here = os.getcwd()
+        here = self.true_name()
         os.chdir(folder + here[len(self.folder) :] if here.startswith(self.folder) else folder)
-        self.folder = os.environ["HOME"] = os.environ["TMPDIR"] = folder
+        if self.home:
+            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+            os.dup2(fd, HOME, inheritable=True)
+            os.close(fd)
+        self.moved(folder)
         try:
             self.confine(area)
         except OSError as error:

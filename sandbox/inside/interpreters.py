@@ -18,11 +18,12 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from polyturn.sandbox.inside import episode, isolation, survey, zygote
 from polyturn.sandbox.inside.capture import Capture
+from polyturn.sandbox.inside.interpreter import Family, Interpreter
 from polyturn.sandbox.inside.loop import READ, WRITE, Loop
 from polyturn.sandbox.inside.outbox import SharedOutbox
 from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_folder
@@ -37,44 +38,6 @@ SWEEP_AGAIN_S = 0.1
 FORGERY = "it wrote on the sandbox's own channel"
 NOT_STARTED = "the interpreter did not start"
 REPLY_SIZE = struct.calcsize(episode.REPLY)
-
-
-class Family:
-    """Interpreters forked from one another: they share a user id."""
-
-    def __init__(self, uid: int | None) -> None:
-        self.uid = uid
-        self.members = 0  # interpreters alive or not yet swept up after
-        self.tainted = False  # something of theirs may be left: their user id is used again last
-
-
-class Interpreter:
-    """One interpreter: its channel, its pipes, its process group."""
-
-    def __init__(
-        self, control: socket.socket, out: int, err: int, box: SharedOutbox, family: Family, limits: dict[str, Any],
-        above: str,
-    ) -> None:  # fmt: skip
-        self.control, self.out, self.err, self.box, self.family, self.limits = control, out, err, box, family, limits
-        self.area = os.path.join(above, os.urandom(12).hex())
-        self.folder = os.path.join(self.area, os.urandom(12).hex())
-        self.attempts = 0  # at emptying the folder
-        self.fd = control.fileno()
-        self.asked_for = False  # of the zygote, which may have begun to make it
-        self.pid = 0  # known once it said hello
-        self.captures = {out: Capture(limits["output_bytes"]), err: Capture(limits["output_bytes"])}
-        self.muted: set[int] = set()  # pipes not listened to
-        self.shared = False  # other processes may hold its pipes: the next run gets new ones
-        self.incoming, self.outgoing = bytearray(), bytearray()
-        self.session: Any = None
-        self.dead = self.killed = False
-        self.idle_cpu = 0.0
-        self.surveyed = 0  # the number of the survey of its folder that is under way
-        self.shown = 0  # bytes in its folder, when that was last measured
-        self.grown = 0  # bytes by which the shared disk grew while it worked
-        self.lowered = False  # its priority, for what it used in a run
-        self.first_size = 0  # bytes of address space when it was born
-        self.twins: list[Interpreter] = []  # being forked off it: of its process group until they say hello
 
 
 class Interpreters(Loop):
@@ -454,10 +417,25 @@ class Interpreters(Loop):
         if self.config["users"]:
             os.seteuid(uid or 0)
 
+    @contextlib.contextmanager
+    def adding_to(self, area: str) -> Iterator[None]:
+        """Lets this process change what is in an area; see `zygote.SHARED_AREA_MODE`."""
+        closed = not self.config["users"] and area != self.config["work"]
+        with contextlib.suppress(FileNotFoundError):
+            if closed:
+                os.chmod(area, zygote.AREA_MODE)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if closed:
+                    os.chmod(area, zygote.SHARED_AREA_MODE)
+
     def sweep(self, child: Interpreter) -> None:
         """Removes an interpreter's folder; whatever is in it is removed by a process of that user, off the loop."""
         try:
-            os.rmdir(child.folder)
+            with self.adding_to(child.area):
+                os.rmdir(child.folder)
         except FileNotFoundError:
             pass
         except OSError:
@@ -480,13 +458,15 @@ class Interpreters(Loop):
                 return
         area = child.area
         while area != self.config["work"]:  # areas of ended branches go with the last of them
+            above = os.path.dirname(area)
             try:
-                os.rmdir(area)
+                with self.adding_to(above):
+                    os.rmdir(area)
             except FileNotFoundError:
                 pass
             except OSError:
                 break
-            area = os.path.dirname(area)
+            area = above
         child.family.members -= 1
         if child.family.members == 0 and child.family.uid is not None:
             if child.family.tainted:

@@ -192,6 +192,23 @@ def silence_program() -> bytes:
     return _packed([(_LD, 0, 0, 0), *checks, _PASS, _DENY])
 
 
+def metadata_program() -> bytes:
+    """A further filter for interpreters without a user id of their own: no file is changed by its name alone.
+
+    Landlock covers reading and writing, not modes and times, so a program could change those of every file of the user.
+    By a descriptor they can still be changed, and Landlock decides which files a program can open.
+    """
+    col = _column()
+    code: list[tuple[int, int, int, int]] = [(_LD, 0, 0, 0)]
+    for name in ("chmod", "fchmodat", "utime", "utimes"):
+        if _ALLOWED[name][col] >= 0:
+            code += [(_JEQ, 0, 1, _ALLOWED[name][col]), _DENY]
+    # utimensat without a name (the second argument, of 64 bits) means the descriptor itself
+    by_name = [(_LD, 0, 0, 24), (_JEQ, 0, 2, 0), (_LD, 0, 0, 28), (_JEQ, 1, 0, 0), _DENY]
+    code += [(_JEQ, 0, len(by_name), _ALLOWED["utimensat"][col]), *by_name]
+    return _packed([*code, _PASS])
+
+
 def _call(number: int, *arguments: object) -> int:
     if _libc is None:
         raise OSError(_ENOSYS, "no system calls by number here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from polyturn.sandbox.inside.interpreters import Interpreter
+from polyturn.sandbox.inside.interpreter import Interpreter
 from polyturn.sandbox.inside.loop import Peer
 
 
@@ -39,6 +39,7 @@ class SessionRecord:
         self.opening: tuple[Peer, int] | None = None
         self.branch: SessionRecord | None = None  # is being forked off this one
         self.origin: SessionRecord | None = None  # this one is being forked off that one
+        self.forked_off: Interpreter | None = None  # whose folder gets another name before this session is used
 
     def blame(self, why: str) -> None:
         """Notes why its interpreter is about to be killed."""

@@ -19,7 +19,8 @@ from collections import deque
 from typing import Any
 
 from polyturn.sandbox.inside import episode, isolation, zygote
-from polyturn.sandbox.inside.interpreters import FORGERY, Interpreter
+from polyturn.sandbox.inside.interpreter import Interpreter
+from polyturn.sandbox.inside.interpreters import FORGERY
 from polyturn.sandbox.inside.loop import Peer
 from polyturn.sandbox.inside.sessions import Call, SessionRecord
 from polyturn.sandbox.inside.watch import FIRST, Watch
@@ -175,10 +176,26 @@ class Supervisor(Watch):
         """Answers the host once interpreter and, for a branch, its origin are ready."""
         if session.opening is not None and session.origin is None and session.child is not None and session.child.pid:
             (peer, number), session.opening = session.opening, None
+            if session.forked_off is not None:
+                origin, session.forked_off = session.forked_off, None
+                self.rename_folder(origin)
             if peer.open:
                 peer.reply(number, s=session.number)
             else:  # who asked has gone, and nobody else knows it
                 self.close(session)
+
+    def rename_folder(self, child: Interpreter) -> None:
+        """Gives a folder another name once it has been branched: the branch, of the same user, knew the old one.
+
+        Landlock keeps a branch from reading and writing there; modes, times and names it does not cover.
+        """
+        if child.dead:
+            return
+        new = os.path.join(child.area, os.urandom(12).hex())
+        with self.adding_to(child.area):
+            os.rename(child.folder, new)
+        child.folder = new
+        self.tell(child, b"M", episode.HELLO, new.encode())
 
     def lose(self, session: SessionRecord, why: str, status: str = "crash") -> None:
         """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""
@@ -229,7 +246,7 @@ class Supervisor(Watch):
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
         twin.lowered, twin.grown = child.lowered, child.grown  # as forks inherit it, and the files that it holds open
-        session.branch, branch.origin = branch, session
+        session.branch, branch.origin, branch.forked_off = branch, session, child
         child.twins.append(twin)
 
         def give_up() -> None:
@@ -245,7 +262,8 @@ class Supervisor(Watch):
         with contextlib.suppress(OSError):  # where it just died, its end is on its way
             self.hand_over(child.control, b"F", theirs)
         try:  # while the kernel copies the interpreter; where it fails, the copy finds its channel closed and ends
-            zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
+            with self.adding_to(child.area):
+                zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
             room = f"{twin.area}\n{twin.folder}".encode()
             twin.control.send(struct.pack(">I", len(room)) + room)
         except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import importlib
+import os
 import random
 import signal
 import sys
@@ -76,6 +77,72 @@ def install(running: Callable[[], bool]) -> None:
         return getattr(found, "handler", found)
 
     signal.signal, signal.getsignal = guarded_signal, plain_getsignal
+
+
+def stay_at(home: str, folder: Callable[[], str]) -> None:
+    """Makes the current folder's name the same in every session, in a branch and in its origin.
+
+    The name leads to the folder of whichever process uses it. The true name is random and changes with every branch.
+
+    Args:
+        home: The name that every process has for its own folder.
+        folder: The true name.
+    """
+    import posix
+
+    true_name = os.getcwd
+
+    def getcwd() -> str:
+        """The current folder; see the standard library."""
+        here, real = true_name(), folder()
+        return home + here[len(real) :] if here == real or here.startswith(real + "/") else here
+
+    def getcwdb() -> bytes:
+        """The current folder; see the standard library."""
+        return os.fsencode(getcwd())
+
+    for module in (os, posix):
+        vars(module).update(getcwd=getcwd, getcwdb=getcwdb)
+
+
+def change_by_descriptor() -> None:
+    """Lets `os.chmod` and `os.utime` open the file that they are given, where the filter refuses names."""
+    import posix
+
+    real_chmod, real_utime = os.chmod, os.utime
+
+    def opened(path: Any, dir_fd: int | None, follow_symlinks: bool) -> int:
+        flags = os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_symlinks else os.O_NOFOLLOW)
+        try:
+            return os.open(path, os.O_RDONLY | flags, dir_fd=dir_fd)
+        except PermissionError:
+            return os.open(path, os.O_WRONLY | flags, dir_fd=dir_fd)
+
+    def chmod(path: Any, mode: int, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        """Changes the mode of a file; see the standard library."""
+        if isinstance(path, int):
+            return real_chmod(path, mode)
+        fd = opened(path, dir_fd, follow_symlinks)
+        try:
+            return real_chmod(fd, mode)
+        finally:
+            os.close(fd)
+
+    def utime(
+        path: Any, times: Any = None, *, ns: Any = None, dir_fd: int | None = None, follow_symlinks: bool = True
+    ) -> None:
+        """Changes the times of a file; see the standard library."""
+        when: dict[str, Any] = {"times": times} if ns is None else {"ns": ns}
+        if isinstance(path, int):
+            return real_utime(path, **when)
+        fd = opened(path, dir_fd, follow_symlinks)
+        try:
+            return real_utime(fd, **when)
+        finally:
+            os.close(fd)
+
+    for module in (os, posix):
+        vars(module).update(chmod=chmod, utime=utime)
 
 
 def disarm() -> None:

@@ -9,7 +9,8 @@ import signal
 import time
 from typing import Any
 
-from polyturn.sandbox.inside.interpreters import Interpreter, Interpreters
+from polyturn.sandbox.inside.interpreter import Interpreter
+from polyturn.sandbox.inside.interpreters import Interpreters
 from polyturn.sandbox.inside.sessions import Call, SessionRecord
 
 TICK_S = 0.05  # how often running calls are looked at

@@ -76,7 +76,7 @@ def test_packages_are_never_taken_unchecked(monkeypatch: pytest.MonkeyPatch, tmp
         build(engine, method="debootstrap", say=print)
     assert {"--force-check-gpg", f"--keyring={tmp_path}/keys.gpg"} <= set(ran[0])
     monkeypatch.setattr(image, "DEBIAN_KEYRING", str(tmp_path / "missing.gpg"))
-    with pytest.raises(SandboxUnavailable, match=r"cannot be checked without .*apt install debian-archive-keyring gpgv"):
+    with pytest.raises(SandboxUnavailable, match=r"cannot be checked .*apt install debian-archive-keyring gpgv"):
         build(engine, method="debootstrap", say=print)
     assert len(ran) == 1
 

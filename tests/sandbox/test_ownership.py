@@ -87,7 +87,7 @@ def test_a_program_that_closes_everything_leaves_no_folder(temporary: Path) -> N
     line(process)
     assert process.wait(30) == 0
     process.communicate()
-    assert os.listdir(temporary / f"polyturn-sandbox-{os.getuid()}") == []
+    assert os.listdir(temporary / f"polyturn-owners-{os.getuid()}") == []
 
 
 @can_unshare
@@ -117,7 +117,7 @@ def test_where_the_folder_is_not_found_or_says_another_machine_nothing_is_proved
     process = program(OWNS + "input()")
     token = line(process)
     finish(process)
-    (temporary / f"polyturn-sandbox-{os.getuid()}" / token / "lock").write_text("another boot")
+    (temporary / f"polyturn-owners-{os.getuid()}" / token / "lock").write_text("another boot")
     assert token not in proved_dead()
 
 
@@ -141,8 +141,8 @@ def test_a_forked_child_does_not_keep_its_parent_alive_and_is_another_owner(temp
 
 
 def test_a_folder_that_others_can_write_in_is_not_used(temporary: Path) -> None:
-    (temporary / f"polyturn-sandbox-{os.getuid()}").mkdir(mode=0o777)
-    (temporary / f"polyturn-sandbox-{os.getuid()}").chmod(0o777)
+    (temporary / f"polyturn-owners-{os.getuid()}").mkdir(mode=0o777)
+    (temporary / f"polyturn-owners-{os.getuid()}").chmod(0o777)
     with pytest.raises(SandboxUnavailable, match="another user can write in it; set TMPDIR"):
         Owner().make_folder()
     assert proved_dead() == set()
@@ -155,7 +155,7 @@ def test_folders_of_containers_stay_until_their_engine_is_asked(temporary: Path)
     token = line(process)
     assert line(process) == "made"
     finish(process)
-    folder = temporary / f"polyturn-sandbox-{os.getuid()}" / token
+    folder = temporary / f"polyturn-owners-{os.getuid()}" / token
     for engine, left in (("", 2), ("ANOTHER", 2), ("ENGINE", None)):
         with dead_owners() as dead:
             assert dead == {token: folder}
@@ -330,7 +330,7 @@ def test_what_a_killed_program_leaves_of_a_local_sandbox_is_removed_at_the_next_
     children = descendants(killed.pid)
     assert children
     finish(killed)
-    base = temporary / f"polyturn-sandbox-{os.getuid()}"
+    base = temporary / f"polyturn-owners-{os.getuid()}"
     assert len(os.listdir(base)) == 1
     assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     LocalEngine(level, spares=0, preload=(), python=python)().close()
