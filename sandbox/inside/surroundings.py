@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import errno
 import importlib
 import os
 import random
@@ -164,8 +165,8 @@ def _explain_semaphores() -> None:
                     return super().__new__(cls, *args, **options)
                 except FileExistsError:
                     raise
-                except OSError as error:
-                    raise OSError(error.errno, NO_SEMAPHORES) from None
+                except OSError:
+                    raise OSError(errno.ENOSYS, NO_SEMAPHORES) from None
 
         module.SemLock = SemLock
 

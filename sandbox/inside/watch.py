@@ -240,7 +240,7 @@ class Watch(Interpreters):
         for child in idle:
             session: SessionRecord | None = child.session
             used = self.processes.cpu(child.pid) - child.idle_cpu
-            if session is None or used < WORKED_CPU_S:
+            if session is None or session.runs == 0 or used < WORKED_CPU_S:  # what its birth took is no thread's work
                 continue
             at_work.append(child)
             if used > IDLE_CPU_S:

@@ -397,7 +397,7 @@ class Aftermath:
 
     result: Result
     works_after: bool
-    neighbour: str | None
+    neighbour: Result
     processes_left: list[int]
 
 
@@ -435,7 +435,8 @@ def carry_out(sandbox: Sandbox, attack: Attack) -> Aftermath:
     neighbour = sandbox.open(LIMITS)
     attacker = sandbox.open(LIMITS)
     try:
-        neighbour.run("neighbour_secret = 12345; open('mine', 'w').write('kept')")
+        kept = neighbour.run("neighbour_secret = 12345; open('mine', 'w').write('kept')")
+        assert kept.ok, kept
         uid = int(attacker.run("import os; os.getuid()").value or "-1")
         del_names = attacker.run("del os")
         assert del_names.ok
@@ -450,7 +451,7 @@ def carry_out(sandbox: Sandbox, attack: Attack) -> Aftermath:
         deadline = time.monotonic() + 10
         while (left := processes_of(uid)) and time.monotonic() < deadline:
             time.sleep(0.02)
-    return Aftermath(result, works, seen.value, left)
+    return Aftermath(result, works, seen, left)
 
 
 class Campaign:
@@ -485,5 +486,5 @@ def judge(campaign: Campaign, attack: Attack) -> None:
     assert attack.check(after.result), shown
     assert "ESCAPED" not in after.result.stdout, shown
     assert after.works_after, "the next honest call in the same session failed"
-    assert after.neighbour == "(12345, 'kept', 4, 2)", "a neighbour noticed"
+    assert after.neighbour.value == "(12345, 'kept', 4, 2)", f"a neighbour noticed: {after.neighbour}"
     assert after.processes_left == []
