@@ -42,6 +42,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         help="more Debian packages; by host: more Python distributions",
     )
     build.add_argument("--mirror", default="http://deb.debian.org/debian", help="Debian mirror for debootstrap")
+    build.add_argument(
+        "--base", metavar="IMAGE@DIGEST", help="by registry: build from this image, named with its sha256 digest"
+    )
     build.add_argument("--force", action="store_true", help="build even if the right image is there")
     build.set_defaults(run=_build)
 
@@ -102,9 +105,11 @@ def _build(arguments: argparse.Namespace) -> int:
                 return 0
             except ImageMissing:
                 pass
-        build(client, method=arguments.method, packages=arguments.packages, mirror=arguments.mirror)
-    except SandboxError as error:
-        return _fail(error)
+        options = {"mirror": arguments.mirror, "base": arguments.base}
+        build(client, method=arguments.method, packages=arguments.packages, **options)
+    except (SandboxError, ValueError) as error:
+        _fail(error)
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 

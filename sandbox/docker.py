@@ -1,8 +1,8 @@
 """Episodes in Docker containers: one hardened container serves many, spoken to over a socket or its own stdio.
 
 Liveness is the attached stream: when the host program ends, however it ends, the engine closes the container's
-standard input, the supervisor exits and the engine removes the container. Labels and the sweep at the next start are
-the second line.
+standard input, the supervisor exits and the engine removes the container. The second line is the sweep at the next
+start (see `ownership`), the third a supervisor that ends by itself when its host has been silent for a day.
 """
 
 from __future__ import annotations
@@ -11,35 +11,39 @@ import atexit
 import contextlib
 import difflib
 import os
-import platform
 import random
+import re
 import secrets
-import shutil
-import socket
-import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from polyturn.sandbox.attached import AttachedStream
 from polyturn.sandbox.images import image as images
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
+from polyturn.sandbox.ownership import dead_owners, fits_a_socket, owner, remove_folders, remove_tree
 from polyturn.sandbox.pool import Pool
-from polyturn.sandbox.sandbox import Capabilities, SandboxError, SandboxLost, SandboxUnavailable, warn_once
-from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
+from polyturn.sandbox.sandbox import (
+    Capabilities,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+    check_number,
+    warn_once,
+)
+from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
 
 if TYPE_CHECKING:
     import docker
 
 LABEL = "polyturn.sandbox"
-RUN = uuid.uuid4().hex[:12]
+OWNER_LABEL = f"{LABEL}.owner"
 START_TIMEOUT_S = 120.0
+NEVER_STARTED_S = 5 * START_TIMEOUT_S  # a container not started by then has lost its program
 READABLE = ["/usr", "/lib", "/lib64", "/bin", "/opt", "/etc", "/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
 
 _RUNTIMES = {
@@ -80,80 +84,66 @@ def connect(url: str | None = None) -> docker.DockerClient:
     return client
 
 
-def process_start(pid: int) -> str:
-    """When a process of this host started, as an opaque text; "" when there is none. Guards against reused ids."""
-    if sys.platform == "linux":
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        except (OSError, IndexError):
-            return ""
-    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return answer.stdout.strip()
-
-
-def host_id() -> str:
-    """This machine since its last start."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node()
-
-
 def own_labels() -> dict[str, str]:
     """What marks a container as belonging to this very process."""
-    pid = os.getpid()
-    return {
-        LABEL: "1",
-        f"{LABEL}.run": RUN,
-        f"{LABEL}.host": host_id(),
-        f"{LABEL}.pid": str(pid),
-        f"{LABEL}.started": process_start(pid),
-    }
+    return {LABEL: "1", OWNER_LABEL: owner().token, f"{LABEL}.pid": str(os.getpid())}  # the id is for people to read
 
 
 def remove_orphans(client: docker.DockerClient, *, every: bool = False) -> list[str]:
-    """Removes the containers of host programs that no longer run.
+    """Removes the containers and folders of host programs that are proved dead.
+
+    A container whose owner may be alive stays: one of another machine, of another container's program, of another
+    user. It ends by itself when its program does.
 
     Args:
         client: The engine.
-        every: Remove other programs' living ones and other hosts' ones as well.
+        every: Remove every container, also those of programs that still run.
 
     Returns:
-        Names of what was removed.
+        Names of the containers that were removed.
     """
     removed = []
-    for entry in client.api.containers(all=True, filters={"label": f"{LABEL}=1"}):
-        labels = entry.get("Labels") or {}
-        if not every:
-            if labels.get(f"{LABEL}.host") != host_id():
-                continue
-            pid = labels.get(f"{LABEL}.pid", "")
-            if pid.isdigit() and process_start(int(pid)) == labels.get(f"{LABEL}.started"):
-                continue
-        if remove_container(client, entry["Id"]):
-            removed.append(entry["Names"][0].lstrip("/") if entry.get("Names") else entry["Id"][:12])
-    for folder in Path(tempfile.gettempdir()).glob("polyturn-sandbox-*"):
-        pid = folder.name.split("-")[2]
-        if pid.isdigit() and not process_start(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+    info = client.info()
+    with dead_owners() as dead:
+        for entry in client.api.containers(all=True, filters={"label": f"{LABEL}=1"}):
+            labels = entry.get("Labels") or {}
+            proved = labels.get(OWNER_LABEL) in dead or _holds_nothing(entry, info)
+            if (every or proved) and remove_container(client, entry["Id"]):
+                removed.append(entry["Names"][0].lstrip("/") if entry.get("Names") else entry["Id"][:12])
+        remove_folders(dead, info.get("ID", ""))
     return removed
 
 
-def remove_container(client: docker.DockerClient, name: str, wait_s: float = 10.0) -> bool:
-    """Kills and removes a container and waits until it is gone; False when it was gone already."""
-    from docker.errors import APIError, NotFound
+def _holds_nothing(entry: dict[str, Any], info: dict[str, Any]) -> bool:
+    """Whether no session can be in a container: it has ended, or was made long ago and never started."""
+    if entry.get("State") in ("exited", "dead"):
+        return True
+    try:  # both times are the engine's, whose clock may differ from this machine's
+        now = datetime.fromisoformat(re.sub(r"\.\d+", "", info["SystemTime"]).replace("Z", "+00:00"))
+        return entry.get("State") == "created" and now.timestamp() - entry["Created"] > NEVER_STARTED_S
+    except (KeyError, TypeError, ValueError):
+        return False
 
+
+def remove_container(client: docker.DockerClient, name: str, wait_s: float = 10.0) -> bool:
+    """Kills and removes a container and waits until it is gone.
+
+    Returns:
+        Whether it was there. An engine that does not answer within `wait_s` is left to itself: the container ends by
+        itself without its standard input.
+    """
     deadline = time.monotonic() + wait_s
     found = False
+    url = f"{client.api.base_url}/v{client.api.api_version}/containers/{name}"
     while time.monotonic() < deadline:
-        try:
-            client.api.remove_container(name, force=True, v=True)
+        # Not by the SDK's own call, whose time limit is that of starting a container.
+        answer = client.api.delete(url, params={"force": "1", "v": "1"}, timeout=wait_s)
+        if answer.ok:
             return True
-        except NotFound:
+        if answer.status_code == 404:
             return found
-        except APIError:  # its removal is in progress: it exited by itself
-            found = True
-            time.sleep(0.02)
+        found = True  # its removal is in progress: it exited by itself
+        time.sleep(0.02)
     return found
 
 
@@ -164,61 +154,6 @@ def _no_runtime(name: str, known: Sequence[str]) -> str:
     if near and near[0] != name:
         remedy = f"did you mean {near[0]!r}?"
     return f"the Docker engine has no runtime {name!r}; it has: {', '.join(known)}: {remedy}"
-
-
-class AttachedStream:
-    """A container's stdio as the engine's attach call gives it: output comes in packets with an 8-byte head."""
-
-    def __init__(self, client: docker.DockerClient, container: str) -> None:
-        parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
-        self._holder = client.api.attach_socket(container, params=parameters)
-        self._socket: Any = getattr(self._holder, "_sock", self._holder)
-        self._left = 0
-        self._kind = 1
-        self._head = b""
-        self.said = b""
-
-    def recv(self, size: int, /) -> bytes:
-        """Bytes of standard output; standard error is kept in `said`."""
-        while True:
-            if self._left == 0:
-                part = self._socket.recv(8 - len(self._head))
-                if not part:
-                    return b""
-                self._head += part
-                if len(self._head) < 8:
-                    continue
-                self._kind, self._left = struct.unpack(">BxxxI", self._head)
-                self._head = b""
-                continue
-            data: bytes = self._socket.recv(min(size, self._left))
-            if not data:
-                return b""
-            self._left -= len(data)
-            if self._kind == 1:
-                return data
-            self.said = (self.said + data)[-8192:]
-
-    def sendall(self, data: bytes, /) -> None:
-        """Writes to the container's standard input."""
-        self._socket.sendall(data)
-
-    def settimeout(self, seconds: float | None, /) -> None:
-        """Bounds the next operation."""
-        self._socket.settimeout(seconds)
-
-    def fileno(self) -> int:
-        """For a forked copy of the host program, which closes it."""
-        number: int = self._socket.fileno()
-        return number
-
-    def close(self) -> None:
-        """Ends the container's standard input."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        with contextlib.suppress(Exception):
-            self._holder.close()
 
 
 class DockerEngine:
@@ -252,6 +187,12 @@ class DockerEngine:
     ) -> None:
         if transport not in ("auto", "unix", "attach"):
             raise ValueError(f"transport is one of 'auto', 'unix', 'attach', not {transport!r}")
+        check_number("sessions", sessions, 1, 4096)
+        check_number("spares", spares, 0, 4096)
+        if memory_mb is not None:
+            check_number("memory_mb", memory_mb, 64, 1 << 24)
+        if cpus is not None:
+            check_number("cpus", cpus, 0.01, 4096, whole=False)
         self.client = connect(url)
         self.image = images.require(self.client, image)
         self.runtime, self.transport = runtime, transport
@@ -259,8 +200,14 @@ class DockerEngine:
         info = self.client.info()
         if runtime is not None and runtime not in info.get("Runtimes", {}):
             raise SandboxUnavailable(_no_runtime(runtime, sorted(info.get("Runtimes", {}))))
+        for option, value, support in (("memory_mb", memory_mb, "MemoryLimit"), ("cpus", cpus, "CpuCfsQuota")):
+            if value is not None and info.get(support) is False:
+                raise SandboxUnavailable(f"the Docker engine's kernel does not limit that: leave out {option}")
+        if info.get("MemoryLimit") is False or info.get("PidsLimit") is False:
+            warn_once("docker: this engine limits neither the memory nor the processes of all sessions together")
         total = int(info.get("MemTotal", 0)) >> 20
         self.memory_mb = memory_mb or max(1024, min(8192, total // 2))
+        self.id: str = info.get("ID", "")
         self._swept = False
         self._lock = threading.Lock()
 
@@ -277,31 +224,34 @@ class DockerEngine:
                 self._swept = True
         local = sys.platform == "linux" and str(self.client.api.base_url).startswith("http+docker://")
         if self.transport == "unix" or (self.transport == "auto" and local):
-            folder = tempfile.mkdtemp(prefix=f"polyturn-sandbox-{os.getpid()}-")
             try:
-                return self._start(folder)
+                return self._start(unix=True)
             except SandboxError:
-                shutil.rmtree(folder, ignore_errors=True)
                 if self.transport == "unix":
                     raise
-            server = self._start(None)
+            server = self._start(unix=False)
             self.transport = "attach"  # sockets do not reach into this engine's containers (gVisor): not tried again
             return server
-        return self._start(None)
+        return self._start(unix=False)
 
-    def _start(self, folder: str | None) -> Server:
+    def _start(self, *, unix: bool) -> Server:
         import docker
         import requests
 
         name = f"polyturn-sandbox-{os.getpid()}-{secrets.token_hex(4)}"
+        folder = owner().make_folder(self.id) if unix or not owner().problem else None
         mounts = []
-        if folder is not None:
-            inner = os.path.join(folder, "s")
-            os.mkdir(inner)
-            # The container's root cannot override permissions and may not be the folder's owner; the folder above
-            # is closed to everybody else.
-            os.chmod(inner, 0o777)
-            mounts.append({"Type": "bind", "Source": inner, "Target": "/run/polyturn", "ReadOnly": False})
+        if folder is not None and unix:
+            inner = folder / "s"
+            socket_path = str(inner / "socket")
+            if not fits_a_socket(socket_path):
+                remove_tree(folder)
+                raise SandboxUnavailable(f"{socket_path} is too long for a socket: set TMPDIR to a shorter folder")
+            inner.mkdir()
+            # The container's root cannot override permissions and may not be the folder's owner; no other user can
+            # find the folder above, whose name is random.
+            inner.chmod(0o777)
+            mounts.append({"Type": "bind", "Source": str(inner), "Target": "/run/polyturn", "ReadOnly": False})
         try:
             container = self._create(name, mounts)
             try:
@@ -311,19 +261,24 @@ class DockerEngine:
                 remove_container(self.client, container)
                 raise
         except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            if folder is not None:
+                remove_tree(folder)
             reason = getattr(error, "explanation", None) or str(error)
             raise SandboxUnavailable(f"the Docker engine refused to start a sandbox: {reason}") from None
         main = StreamLink(stream)
         try:
             stream.settimeout(START_TIMEOUT_S)
-            stream.sendall(boot_frame(self._config(folder is not None)))
+            stream.sendall(boot_frame(self._config(unix)))
             ready = main.first(START_TIMEOUT_S)
-            if folder is not None:
-                os.chmod(os.path.join(folder, "s"), 0o711)  # the socket is made: no program adds files, or removes it
-            link: Link = main if folder is None else SocketLink(os.path.join(folder, "s", "socket"))
+            link: Link = main
+            if folder is not None and unix:
+                inner.chmod(0o711)  # the socket is made: no program adds files, or removes it
+                link = SocketLink(socket_path)
         except (SandboxLost, OSError) as error:
             stream.close()
             remove_container(self.client, container)
+            if folder is not None:
+                remove_tree(folder)
             said = stream.said.decode("utf-8", "replace").strip().splitlines()
             raise SandboxLost(f"the sandbox did not start: {'; '.join(said[-2:]) or error}") from None
 
@@ -333,7 +288,7 @@ class DockerEngine:
             with contextlib.suppress(docker.errors.DockerException, requests.exceptions.RequestException, OSError):
                 remove_container(self.client, container)
             if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
 
         return Server(name, link, stop, self.sessions, ready)
 
@@ -385,6 +340,13 @@ class DockerEngine:
             host_config=host,
         )
         container: str = created["Id"]
+        given = api.inspect_container(container)["HostConfig"]
+        if self.runtime is not None and given.get("Runtime") != self.runtime:
+            remove_container(self.client, container)
+            raise SandboxUnavailable(
+                f"the Docker engine was asked for the runtime {self.runtime!r} and took {given.get('Runtime')!r}: "
+                "this engine does not let a program choose the runtime"
+            )
         return container
 
     def _config(self, unix: bool) -> dict[str, Any]:
@@ -399,6 +361,7 @@ class DockerEngine:
             "watch_disk": True,
             "own_pids": True,
             "nice": 5,
+            "silence_s": SILENCE_S,
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,
             "work": "/work",
@@ -438,8 +401,16 @@ class DockerSandbox(Pool):
         if level not in ("standard", "strict"):
             raise ValueError(f"level is 'standard' or 'strict' for Docker, not {level!r}")
         if level == "strict":
+            if options.get("sessions", 1) != 1:
+                raise ValueError(
+                    f'level="strict" means one session a container, not sessions={options["sessions"]!r}: leave one out'
+                )
             options = {"memory_mb": 1024, "spares": 0, **options, "sessions": 1}
+        if engines is not None and (not engines or isinstance(engines, str)):
+            raise ValueError(f"engines is a list of addresses as in DOCKER_HOST, or None, not {engines!r}")
         addresses: Sequence[str | None] = engines or [None]
+        if containers is not None:
+            check_number("containers", containers, 1, 4096)
         starters = [DockerEngine(url, **options) for url in addresses]
         runtime = options.get("runtime")
         name = f"docker/{level}" + (f"/{runtime}" if runtime else "")

@@ -7,6 +7,7 @@ reads for all (no thread stands between a caller and its answer). Callers from a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -15,11 +16,13 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from polyturn.sandbox.sandbox import SandboxLost
 
+MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
+_DOUBT_S, _PROBE_S = 2.0, 5.0  # silence beyond a run's own time after which it is asked whether anything lives there
 _encode = json.JSONEncoder(check_circular=False).encode
 _LARGEST_FRAME = 32 << 20  # what the host accepts from a supervisor
 
@@ -37,13 +40,35 @@ class Link(Protocol):
     """Requests to one supervisor."""
 
     def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Sends a request and waits for its answer; raises SandboxLost."""
+        """Sends a request and waits for its answer; raises SandboxLost.
+
+        A timeout of `MARGIN_S` and more allows for a busy machine. In that margin a link asks every few seconds
+        whether the supervisor is there at all, so that a container or an engine that is paused is noticed soon.
+        """
 
     async def acall(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         """`call` for asyncio."""
 
     def close(self) -> None:
         """Closes the channels."""
+
+
+def _looks(timeout: float) -> Iterator[float]:
+    """When to stop waiting and ask, as `time.monotonic` seconds; the last one is the deadline."""
+    deadline = time.monotonic() + timeout
+    if timeout >= MARGIN_S:
+        look = deadline - MARGIN_S + _DOUBT_S
+        while look < deadline:
+            yield look
+            look = max(look, time.monotonic()) + _PROBE_S
+    yield deadline
+
+
+def _silent() -> SandboxLost:
+    return SandboxLost(
+        f"the sandbox gave no sign of life within {_PROBE_S:.0f} s: its container, or the Docker engine, may be paused "
+        "or stopped"
+    )
 
 
 def encode(request: dict[str, Any]) -> bytes:
@@ -56,12 +81,21 @@ _open_streams: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _forget_streams() -> None:
-    """A forked copy of the host program must not keep a sandbox alive, nor read its parent's answers."""
+    """A forked copy of the host program must not keep a sandbox alive, nor read its parent's answers.
+
+    The null device takes the place of each descriptor, so that closing the object says nothing on the connection.
+    Closing the descriptor instead would leave an object that later closes whatever file has got its number.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in list(_open_streams):
-        try:
-            os.close(stream.fileno())
-        except (OSError, ValueError, AttributeError):
-            continue
+        ends = stream.ends() if hasattr(stream, "ends") else [stream]
+        for end in ends:
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if (fd := end.fileno()) >= 0:
+                    os.dup2(null, fd, inheritable=False)
+        with contextlib.suppress(OSError):
+            stream.close()
+    os.close(null)
 
 
 os.register_at_fork(after_in_child=_forget_streams)
@@ -159,25 +193,39 @@ class StreamLink:
     def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         waiter = _Waiter()
         number = self._send(request, waiter)
-        deadline = time.monotonic() + timeout
         try:
-            while waiter.answer is None:
-                if self._dead is not None:
-                    raise SandboxLost(str(self._dead))
-                if self._reading.acquire(blocking=False):
-                    try:
-                        while waiter.answer is None:
-                            self._deliver(deadline)
-                    finally:
-                        self._reading.release()
-                        self._pass_on()
-                elif not waiter.signal.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-        except TimeoutError:
-            raise SandboxLost(f"the sandbox did not answer within {timeout:.1f} s") from None
+            for look in _looks(timeout):
+                with contextlib.suppress(TimeoutError):
+                    return self._wait(waiter, look)
+                if timeout >= MARGIN_S:
+                    self._probe()
+                    if waiter.answer is not None:  # it came while this thread read for the question
+                        return waiter.answer
         finally:
             self._waiters.pop(number, None)
+        raise SandboxLost(f"the sandbox did not answer within {timeout:.1f} s")
+
+    def _wait(self, waiter: _Waiter, deadline: float) -> dict[str, Any]:
+        """The answer for one caller; raises TimeoutError at the deadline."""
+        while waiter.answer is None:
+            if self._dead is not None:
+                raise SandboxLost(str(self._dead))
+            if self._reading.acquire(blocking=False):
+                try:
+                    while waiter.answer is None:
+                        self._deliver(deadline)
+                finally:
+                    self._reading.release()
+                    self._pass_on()
+            elif not waiter.signal.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
         return waiter.answer
+
+    def _probe(self) -> None:
+        try:
+            self.call({"op": "ping"}, _PROBE_S)
+        except SandboxLost:
+            raise (SandboxLost(str(self._dead)) if self._dead else _silent()) from None
 
     def _deliver(self, deadline: float | None) -> None:
         try:
@@ -229,14 +277,21 @@ class StreamLink:
                     self._pump.start()
         number = self._send(request, _Waiter(arrived))
         try:
-            frame = await asyncio.wait_for(future, timeout)
-        except TimeoutError:
-            raise SandboxLost(f"the sandbox did not answer within {timeout:.1f} s") from None
+            for look in _looks(timeout):
+                await asyncio.wait([future], timeout=max(0.0, look - time.monotonic()))
+                if future.done():
+                    if (frame := future.result()) is None:
+                        raise SandboxLost(str(self._dead or "the sandbox ended"))
+                    return frame
+                if timeout >= MARGIN_S:
+                    try:
+                        await self.acall({"op": "ping"}, _PROBE_S)
+                    except SandboxLost:
+                        raise (SandboxLost(str(self._dead)) if self._dead else _silent()) from None
         finally:
             self._waiters.pop(number, None)
-        if frame is None:
-            raise SandboxLost(str(self._dead or "the sandbox ended"))
-        return frame
+            future.cancel()
+        raise SandboxLost(f"the sandbox did not answer within {timeout:.1f} s")
 
     def _serve(self) -> None:
         with self._reading:
@@ -284,22 +339,38 @@ class SocketLink:
             reader = self._connect()
         try:
             request["id"] = 0
+            reader.stream.settimeout(timeout)
             reader.stream.sendall(encode(request))
-            answer = reader.read(time.monotonic() + timeout)
-        except TimeoutError:
+            answer = None
+            for look in _looks(timeout):
+                with contextlib.suppress(TimeoutError):
+                    answer = reader.read(look)
+                    break
+                if timeout >= MARGIN_S:
+                    self._probe()
+        except SandboxLost:
             reader.stream.close()
-            raise SandboxLost(f"the sandbox did not answer within {timeout:.1f} s") from None
+            raise
         except (OSError, ValueError) as error:
             reader.stream.close()
             raise SandboxLost(f"the sandbox's channel broke: {error}") from None
         except BaseException:
             reader.stream.close()  # an answer still under way must not become the next caller's
             raise
+        if answer is None:
+            reader.stream.close()
+            raise SandboxLost(f"the sandbox did not answer within {timeout:.1f} s")
         if self._closed or len(self._idle) >= self._keep:
             reader.stream.close()
         else:
             self._idle.append(reader)
         return answer
+
+    def _probe(self) -> None:
+        try:
+            self.call({"op": "ping"}, _PROBE_S)
+        except SandboxLost:
+            raise _silent() from None
 
     async def acall(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         if self._shared is None:

@@ -20,9 +20,10 @@ from typing import Any
 
 from polyturn.sandbox.inside import isolation
 from polyturn.sandbox.link import Link, SocketLink, StreamLink
+from polyturn.sandbox.ownership import dead_owners, fits_a_socket, owner, remove_folders, remove_tree
 from polyturn.sandbox.pool import Pool
-from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, warn_once
-from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, Server, boot_frame
+from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, check_number, warn_once
+from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
 
 START_TIMEOUT_S = 60.0
 _DEVICES = ["/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
@@ -130,6 +131,9 @@ class LocalEngine:
         python: str | None = None,
         work_mb: int = 1024,
     ) -> None:
+        check_number("sessions", sessions, 1, 4096)
+        check_number("spares", spares, 0, 4096)
+        check_number("work_mb", work_mb, 1, 1 << 24)
         self.python = os.path.realpath(python or sys.executable)
         self.level, self.sessions, self.spares = level, sessions, spares
         self.preload, self.work_mb = list(preload), work_mb
@@ -181,16 +185,20 @@ class LocalEngine:
         Raises:
             SandboxLost: It ended before it was ready; the message holds its last words.
         """
-        folder = tempfile.mkdtemp(prefix=f"polyturn-sandbox-{os.getpid()}-")
+        with dead_owners() as dead:
+            remove_folders(dead)
+        folder = str(owner().make_folder())
         os.mkdir(os.path.join(folder, "s"))
         readable = _readable(self.python, self.paths)
         rootless = self.level == "rootless"
+        host_path = os.path.join(folder, "s", "socket")
+        unix = isolation.SUPPORTED and fits_a_socket(host_path)
         work, path = "/work", "/run/polyturn/socket"
         prefix: list[str] = []
         if rootless:
             prefix = _bubblewrap(readable, os.path.join(folder, "s"), self.work_mb)
         else:
-            work, path = os.path.join(folder, "work"), os.path.join(folder, "s", "socket")
+            work, path = os.path.join(folder, "work"), host_path
             os.mkdir(work)
             os.chmod(work, 0o731)
             os.chmod(folder, 0o711 if self.users else 0o700)
@@ -217,21 +225,20 @@ class LocalEngine:
                 process.kill()
                 process.wait()
             complaints.close()
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(Path(folder))
 
         try:
             ours.settimeout(START_TIMEOUT_S)
-            ours.sendall(boot_frame(self._config(work, path if isolation.SUPPORTED else "", readable)))
-            main.first(START_TIMEOUT_S)
-            host_path = os.path.join(folder, "s", "socket")
-            link: Link = SocketLink(host_path) if isolation.SUPPORTED else main
+            ours.sendall(boot_frame(self._config(work, path if unix else "", readable)))
+            ready = main.first(START_TIMEOUT_S)
+            link: Link = SocketLink(host_path) if unix else main
         except (SandboxLost, OSError) as error:
             main.close()
             complaints.seek(0)
             said = complaints.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
             stop()
             raise SandboxLost(f"the local sandbox did not start: {'; '.join(said[-2:]) or error}") from None
-        return Server(f"local/{self.level}", link, stop, self.sessions)
+        return Server(f"local/{self.level}", link, stop, self.sessions, ready)
 
     def _config(self, work: str, path: str, readable: list[str]) -> dict[str, Any]:
         count = max(1024, 4 * self.sessions)
@@ -244,6 +251,7 @@ class LocalEngine:
             "watch_disk": self.level == "rootless",
             "nice": 0,  # lower, and a busy trainer on the same machine would make honest programs time out
             "own_pids": self.level == "rootless",
+            "silence_s": SILENCE_S,
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,
             "work": work,

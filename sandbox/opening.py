@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import threading
 import warnings
@@ -14,6 +15,7 @@ from polyturn.sandbox.sandbox import Capabilities, ImageMissing, Limits, Sandbox
 from polyturn.sandbox.server import ServerSession
 
 KINDS = ("auto", "docker", "local")
+LOCAL_TOO = {"sessions", "spares", "preload", "wait_s"}  # options that mean the same in the local sandbox
 _shared: dict[str, Pool] = {}
 _lock = threading.Lock()
 
@@ -30,6 +32,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 class SharedSandbox:
     """A handle on the process's shared sandbox: closing it ends the sessions opened through it, nothing else.
+
+    In a forked child it is a handle on the child's own shared sandbox.
 
     Pickled, it is a handle on the shared sandbox of the process that unpickles it: under Ray every node uses its own
     engine.
@@ -49,6 +53,8 @@ class SharedSandbox:
         """Opens a session; see `Sandbox.open`."""
         if self._closed:
             raise SandboxError("the sandbox is closed")
+        if self._pool.inherited:
+            self._pool, self._sessions = _shared_pool(self._kind), weakref.WeakSet()
         session = self._pool.open(limits, seed=seed)
         self._sessions.add(session)
         return session
@@ -71,18 +77,36 @@ class SharedSandbox:
 
 def _make(kind: str, options: dict[str, Any]) -> Pool:
     if kind == "docker":
-        from polyturn.sandbox.docker import DockerSandbox
+        from polyturn.sandbox.docker import DockerEngine, DockerSandbox
 
+        _check_names(kind, options, DockerSandbox, DockerEngine)
         return DockerSandbox(**options)
     if kind == "local":
-        from polyturn.sandbox.local import LocalSandbox
+        from polyturn.sandbox.local import LocalEngine, LocalSandbox
 
+        _check_names(kind, options, LocalSandbox, LocalEngine)
         return LocalSandbox(**options)
     try:
         return _make("docker", options)
     except (SandboxUnavailable, ImageMissing) as error:
-        warnings.warn(f"falling back to the local sandbox: {error}", RuntimeWarning, stacklevel=3)
-        return _make("local", {})
+        common = {name: value for name, value in options.items() if name in LOCAL_TOO}
+        if named := sorted(name for name, value in options.items() if value is not None and name not in common):
+            raise type(error)(
+                f"{error}. The local sandbox has no {', '.join(named)}, so it does not take Docker's place: leave "
+                'that out, or ask for "local" by name'
+            ) from None
+        warnings.warn(f"falling back to the local sandbox: {error}", RuntimeWarning, stacklevel=4)
+        return _make("local", common)
+
+
+def _check_names(kind: str, options: dict[str, Any], *takers: type) -> None:
+    """Refuses an option that this kind of sandbox does not have."""
+    known = {name for taker in takers for name in inspect.signature(taker).parameters} - {"options", "url"}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"sandbox {kind!r} has no option {name!r}; it has: {', '.join(sorted(known))}{hint}")
 
 
 def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
@@ -94,7 +118,8 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
 
     Args:
         kind: "docker" (fails where no engine answers), "local" (no Docker; weaker, says so once), or "auto" (Docker
-            where an engine answers and has the image, else local with one line of warning).
+            where an engine answers and has the image, else local with one line of warning). An option that only
+            Docker has (`runtime`, `level`, `image`, `memory_mb`, ...) is never dropped: "auto" then fails as "docker".
         options: For "docker" see `DockerSandbox` and `DockerEngine` (level, engines, runtime, image, sessions,
             memory_mb, ...); for "local" see `LocalSandbox`; for "auto" those of Docker.
 
@@ -102,16 +127,20 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
         A sandbox; a context manager.
 
     Raises:
-        SandboxUnavailable: The kind cannot run here; never a weaker one in its place, save by "auto".
+        SandboxUnavailable: The kind cannot run here. Only "auto" without options of Docker's own takes a weaker one.
         ImageMissing: "docker" found no image, or another version's.
-        ValueError: No such kind.
+        ValueError: No such kind, or an option's value is out of range.
+        TypeError: The kind has no such option.
     """
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"a sandbox is one of {', '.join(map(repr, KINDS))}, not {kind!r}{hint}")
-    if options:
-        return _make(kind, options)
+    return _make(kind, options) if options else SharedSandbox(_shared_pool(kind), kind)
+
+
+def _shared_pool(kind: str) -> Pool:
+    """The one instance of this kind in this process, made when first asked for."""
     with _lock:
         pool = _shared.get(kind)
         if pool is None or pool.closed:
@@ -119,4 +148,4 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
             other = pool.capabilities.name.split("/")[0]
             if kind == "auto" and (_shared.get(other) is None or _shared[other].closed):
                 _shared[other] = pool
-    return SharedSandbox(pool, kind)
+        return pool

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from polyturn.sandbox.sandbox import Capabilities, Limits, SandboxError, SandboxLost, SandboxUnavailable
-from polyturn.sandbox.server import Server, ServerSession
+from polyturn.sandbox.sandbox import (
+    LONGEST_S,
+    Capabilities,
+    Limits,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+    check_number,
+)
+from polyturn.sandbox.server import INHERITED, Server, ServerSession
 
 _HEALTH_EVERY_S = 10.0
 _START_ATTEMPTS = 3
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked child, however it ends, leaves its parent's servers alone."""
+    for pool in list(_pools):
+        pool.disown()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Pool:
@@ -38,8 +58,11 @@ class Pool:
         spare_s: float = 60.0,
         wait_s: float = 600.0,
     ) -> None:
-        if not starters or servers < 1:
-            raise ValueError("a pool needs at least one engine and one server")
+        if not starters:
+            raise ValueError("a pool needs at least one engine")
+        check_number("servers", servers, 1, 4096)
+        check_number("spare_s", spare_s, 0, LONGEST_S, whole=False)
+        check_number("wait_s", wait_s, 0, LONGEST_S, whole=False)
         self._starters, self._capabilities = list(starters), capabilities
         self._most, self._spare_s, self._wait_s = servers, spare_s, wait_s
         self._servers: list[Server] = []
@@ -51,6 +74,18 @@ class Pool:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
+        self.inherited = False
+        _pools.add(self)
+
+    def disown(self) -> None:
+        """In a forked child: the servers are the parent's. Closing this pool then does nothing."""
+        self.inherited = True
+        for server in self._servers:
+            server.disown()
+        self._servers = []
+        self._lock = threading.Lock()  # another thread of the parent may hold the old one
+        self._stop = threading.Event()
+        self._stop.set()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -109,7 +144,7 @@ class Pool:
         while True:
             with self._lock:
                 if self._stop.is_set():
-                    raise SandboxError("the sandbox is closed")
+                    raise SandboxError(INHERITED if self.inherited else "the sandbox is closed")
                 self._drop_lost()
                 if not first or not self._queue:  # newcomers do not overtake
                     room = [server for server in self._servers if self._used[id(server)] < server.capacity]

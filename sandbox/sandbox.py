@@ -10,13 +10,52 @@ Errors a caller may see (programs that fail are results, never errors):
 
 from __future__ import annotations
 
+import difflib
+import numbers
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 MOST_OUTPUT_BYTES = 1 << 20  # four texts of it, six bytes a character in JSON, fit in one frame of `link`
+LONGEST_S = 7 * 24 * 3600.0  # a week: what a clock, a timer and a socket of every system can wait
+BOUNDS: dict[str, tuple[float, float]] = {
+    "wall_s": (0.001, LONGEST_S),
+    "cpu_s": (0.001, LONGEST_S),
+    "memory_mb": (1, 1 << 24),
+    "processes": (1, 4096),
+    "branches": (0, 4096),
+    "output_bytes": (1, MOST_OUTPUT_BYTES),
+    "output_stop_bytes": (1, 1 << 30),
+    "disk_mb": (0, 1 << 24),
+    "files": (16, 4096),
+    "source_bytes": (1, 8 << 20),  # six bytes a character in JSON, it fits in one frame of `inside.loop`
+}
 _warned: set[str] = set()
+
+
+def check_number(name: str, value: Any, least: float, most: float, *, whole: bool = True) -> Any:
+    """The value as a plain int or float.
+
+    Args:
+        name: What it is called in the error.
+        value: What was given; numbers of numpy are taken, truth values and texts are not.
+        least: The smallest value allowed.
+        most: The largest value allowed.
+        whole: Whether it must be a whole number.
+
+    Raises:
+        TypeError: It is no number, or none of the kind asked for.
+        ValueError: It is out of range, or not finite.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    wanted = f"{'a whole number' if whole else 'a number'} from {least:,} to {most:,}"
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name} is {wanted}, not {value!r}")
+    number: Any = value
+    if not least <= number <= most:  # false for nan
+        raise ValueError(f"{name} is {wanted}, not {value!r}")
+    return int(number) if whole else float(number)
 
 
 class SandboxError(RuntimeError):
@@ -68,6 +107,10 @@ class Limits:
         disk_mb: Size of the files the session may hold, MiB.
         files: Files it may have open.
         source_bytes: Largest program accepted.
+
+    Raises:
+        TypeError: There is no limit of that name, or a value is of another type.
+        ValueError: A value is out of its range (see `BOUNDS`), infinite or not a number.
     """
 
     wall_s: float = 5.0
@@ -82,9 +125,24 @@ class Limits:
     files: int = 64
     source_bytes: int = 1024 * 1024
 
+    def __new__(cls, *args: Any, **values: Any) -> Self:
+        names = [one.name for one in fields(cls)]
+        for name in values:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"Limits has no {name!r}; it has: {', '.join(names)}{hint}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        if not 1 <= self.output_bytes <= MOST_OUTPUT_BYTES:
-            raise ValueError(f"output_bytes is from 1 to {MOST_OUTPUT_BYTES}, not {self.output_bytes}")
+        for name, (least, most) in BOUNDS.items():
+            value = getattr(self, name)
+            if name == "cpu_s" and value is None:
+                continue
+            whole = name not in ("wall_s", "cpu_s")
+            object.__setattr__(self, name, check_number(name, value, least, most, whole=whole))
+        if not isinstance(self.programs, bool):
+            raise TypeError(f"programs is True or False, not {self.programs!r}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +228,13 @@ class Session(Protocol):
     def run(self, code: str, *, wall_s: float | None = None) -> Result:
         """Runs a program and waits for it.
 
+        Args:
+            code: The program.
+            wall_s: Seconds of wall clock for this run; None means the session's limit.
+
         Raises:
+            TypeError: The program is no text, or `wall_s` no number.
+            ValueError: `wall_s` is out of range.
             SandboxLost: The infrastructure died; the session is unusable.
         """
 
@@ -199,6 +263,8 @@ class Sandbox(Protocol):
         """Opens a session whose `random` and numpy generators are seeded with `seed`.
 
         Raises:
+            TypeError: `limits` are no `Limits`, or `seed` is no whole number.
+            ValueError: `seed` has more than 128 bits.
             SandboxUnavailable: Cannot be started here.
             SandboxLost: Died while opening.
         """

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import queue
 import re
 import struct
 import threading
@@ -13,8 +16,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from polyturn.sandbox.link import Link
-from polyturn.sandbox.sandbox import Limits, Result, SandboxError, SandboxLost, SandboxUnavailable, Status, Timings
+from polyturn.sandbox.link import MARGIN_S, Link
+from polyturn.sandbox.sandbox import (
+    BOUNDS,
+    Limits,
+    Result,
+    SandboxError,
+    SandboxLost,
+    SandboxUnavailable,
+    Status,
+    Timings,
+    check_number,
+)
 
 # Every file of `inside`, each after those that it imports.
 INSIDE = (
@@ -23,14 +36,26 @@ INSIDE = (
     "processes",
     "isolation",
     "forks",
+    "survey",
+    "outbox",
+    "surroundings",
     "episode",
     "zygote",
+    "interpreter",
     "interpreters",
     "sessions",
     "watch",
     "supervisor",
 )
-_MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
+SILENCE_S = 24 * 3600.0  # after which a supervisor takes its host for dead; a pool asks every ten seconds
+LARGEST_SEED = (1 << 128) - 1
+_dropped: queue.SimpleQueue[tuple[Server, int, Callable[[], None]]] = queue.SimpleQueue()
+_closer: threading.Thread | None = None
+
+INHERITED = (
+    "this sandbox belongs to the parent of this process, which was forked from it: call open_sandbox(...) and open "
+    "sessions in the process that uses them"
+)
 
 BOOT = """\
 import json, os, struct, sys, types
@@ -88,6 +113,7 @@ class Server:
 
     Attributes:
         name: For messages: the container's name, or "local".
+        inherited: Whether this process is a fork of the one that the server belongs to.
         lost: Why it is gone, or "".
         ready: What the supervisor said of its kernel when it was ready.
     """
@@ -99,26 +125,37 @@ class Server:
         self.ready = ready or {}
         self._link, self._stop = link, stop
         self.lost = ""
+        self.inherited = False
         self.sessions: weakref.WeakSet[ServerSession] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def call(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
+    def call(self, request: dict[str, Any], timeout: float = MARGIN_S) -> dict[str, Any]:
         """One request; raises SandboxLost, after which the server is marked lost."""
-        if self.lost:
-            raise SandboxLost(f"{self.name}: {self.lost}")
+        self.check()
         try:
             return self._link.call(request, timeout)
         except SandboxLost as error:
             raise self._mark(error) from None
 
-    async def acall(self, request: dict[str, Any], timeout: float = _MARGIN_S) -> dict[str, Any]:
+    async def acall(self, request: dict[str, Any], timeout: float = MARGIN_S) -> dict[str, Any]:
         """`call` for asyncio."""
-        if self.lost:
-            raise SandboxLost(f"{self.name}: {self.lost}")
+        self.check()
         try:
             return await self._link.acall(request, timeout)
         except SandboxLost as error:
             raise self._mark(error) from None
+
+    def check(self) -> None:
+        """Raises an error where no request can be sent."""
+        if self.inherited:
+            raise SandboxError(INHERITED)
+        if self.lost:
+            raise SandboxLost(f"{self.name}: {self.lost}")
+
+    def disown(self) -> None:
+        """In a forked child: the server is the parent's, so nothing here uses it or ends it."""
+        self.inherited = True
+        self._stop = None  # type: ignore[assignment]
 
     def _mark(self, error: SandboxLost) -> SandboxLost:
         self.lost = self.lost or str(error)
@@ -126,6 +163,9 @@ class Server:
 
     def open(self, limits: Limits, seed: int, ended: Callable[[], None]) -> ServerSession:
         """Opens a session; `ended` is called once when it closes."""
+        seed = check_number("seed", seed, -LARGEST_SEED, LARGEST_SEED)
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits are Limits(...) or None, not {limits!r}")
         answer = self.call({"op": "open", "limits": asdict(limits), "seed": seed})
         return self.opened(answer, limits, ended)
 
@@ -141,8 +181,14 @@ class Server:
         """The supervisor's own figures; raises SandboxLost when it does not answer in time."""
         return self.call({"op": "ping"}, timeout)
 
+    def figures(self) -> dict[str, Any]:
+        """How the supervisor itself does: its own faults so far, and the longest it worked at a stretch (s of cpu)."""
+        return self.call({"op": "figures"}, 30.0)
+
     def close(self) -> None:
         """Ends the supervisor and everything in it; safe to call twice."""
+        if self.inherited:
+            return
         with self._lock:
             if self._stop is None:
                 return
@@ -159,17 +205,25 @@ class ServerSession:
         self._server, self._number, self.limits, self._ended = server, number, limits, ended
         self._busy = threading.Lock()
         self._closed = False
+        # A session that is dropped without `close` is closed all the same. By another thread: the collector of garbage
+        # may come at any moment, also while this thread holds a lock that closing needs.
+        self._finalizer = weakref.finalize(self, _dropped.put, (server, number, ended))
+        self._finalizer.atexit = False
+        _start_closer()
 
     def _request(self, code: str, wall_s: float | None) -> tuple[dict[str, Any], float] | Result:
         if self._closed:
             raise SandboxError("the session is closed: open another one")
+        self._server.check()
+        if not isinstance(code, str):
+            raise TypeError(f"a program is a text (str), not {type(code).__name__}")
         limits = self.limits
         # no character takes more than four bytes: only doubtful sizes are measured
         if len(code) > limits.source_bytes // 4 and len(code.encode("utf-8", "surrogatepass")) > limits.source_bytes:
             return Result(Status.ERROR, error=f"SyntaxError: the program is longer than {limits.source_bytes} bytes")
-        wall = limits.wall_s if wall_s is None else wall_s
+        wall = limits.wall_s if wall_s is None else check_number("wall_s", wall_s, *BOUNDS["wall_s"], whole=False)
         cpu = wall if limits.cpu_s is None else limits.cpu_s
-        return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + _MARGIN_S
+        return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + MARGIN_S
 
     def run(self, code: str, *, wall_s: float | None = None) -> Result:
         """Runs a program and waits for it; see `Session.run`."""
@@ -215,6 +269,8 @@ class ServerSession:
         if "fail" in answer:
             if answer["fail"] == "busy":
                 raise SandboxError("the session still runs an abandoned program: close it and open another one")
+            if answer.get("refused"):
+                raise SandboxError(f"{self._server.name}: {answer['fail']}")
             raise SandboxLost(f"{self._server.name}: {answer['fail']}")
         return Result(
             status=Status(answer["status"]),
@@ -244,7 +300,7 @@ class ServerSession:
 
     def interrupt(self) -> None:
         """Interrupts a run in progress; harmless when nothing runs."""
-        if not self._closed and not self._server.lost:
+        if not self._closed and not self._server.lost and not self._server.inherited:
             self._server.call({"op": "interrupt", "s": self._number})
 
     def close(self) -> None:
@@ -252,8 +308,9 @@ class ServerSession:
         if self._closed:
             return
         self._closed = True
+        self._finalizer.detach()
         try:
-            if not self._server.lost:
+            if not self._server.lost and not self._server.inherited:
                 self._server.call({"op": "close", "s": self._number})
         except SandboxLost:
             pass  # it went with its server
@@ -265,6 +322,32 @@ class ServerSession:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _start_closer() -> None:
+    """Starts the one thread of this process that closes dropped sessions."""
+    global _closer
+    if _closer is None or not _closer.is_alive():
+        _closer = threading.Thread(target=_close_dropped, name="polyturn-sandbox-dropped", daemon=True)
+        _closer.start()
+
+
+def _close_dropped() -> None:
+    while True:
+        server, number, ended = _dropped.get()
+        with contextlib.suppress(SandboxError):  # it went with its server
+            if not server.lost and not server.inherited:
+                server.call({"op": "close", "s": number})
+        ended()
+
+
+def _after_fork() -> None:
+    """The thread is the parent's, and so are the sessions."""
+    global _closer, _dropped
+    _closer, _dropped = None, queue.SimpleQueue()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _nothing() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +18,7 @@ from polyturn.sandbox.sandbox import SandboxUnavailable
 if TYPE_CHECKING:
     import docker
 
+_PINNED = re.compile(r"\S+@sha256:[0-9a-f]{64}")
 METHODS = ("auto", "registry", "debootstrap", "host")
 _UNNEEDED = (
     "var/cache/apt",
@@ -33,6 +36,7 @@ def build(
     method: str = "auto",
     packages: Sequence[str] = (),
     mirror: str = "http://deb.debian.org/debian",
+    base: str | None = None,
     say: Callable[[str], None] = print,
 ) -> str:
     """Builds the image and checks it.
@@ -45,7 +49,9 @@ def build(
         packages: Further Debian packages, for example "python3-scipy"; by "host" further Python distributions that
             are installed here, for example "scipy". They make another image with a name of its own, for
             `open_sandbox("docker", image=...)`.
-        mirror: The Debian mirror for debootstrap.
+        mirror: The Debian mirror for debootstrap, which checks the signatures of what it gets there.
+        base: The image that the Dockerfile starts from, with its digest (`name:tag@sha256:...`); None means the tag of
+            Debian, whatever image that is today. Only for "registry".
         say: Takes one line of progress at a time.
 
     Returns:
@@ -53,7 +59,10 @@ def build(
 
     Raises:
         SandboxUnavailable: It could not be built; the message holds the reason.
+        ValueError: No such method, or `base` names no digest or belongs to another method.
     """
+    if base is not None and not _PINNED.fullmatch(base):
+        raise ValueError(f"base is an image with its digest, such as {image.BASE}@sha256:(64 hex digits), not {base!r}")
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     if method == "host":
@@ -61,12 +70,15 @@ def build(
     else:
         name, labels = image.default_name(packages), {image.CONTENT_LABEL: image.content(packages)}
     if method == "auto":
-        method = "debootstrap" if os.geteuid() == 0 and shutil.which("debootstrap") else "registry"
+        here = base is None and os.geteuid() == 0 and shutil.which("debootstrap")
+        method = "debootstrap" if here else "registry"
+    if base is not None and method != "registry":
+        raise ValueError(f"base is for the method 'registry', not {method!r}")
     say(f"building {name} by {method}")
     if method == "host":
         _from_host(client, name, [*host_image.DISTRIBUTIONS, *packages], labels, say)
     elif method == "registry":
-        _from_registry(client, name, packages, labels)
+        _from_registry(client, name, packages, labels, base, say)
     else:
         _from_packages(client, name, packages, labels, mirror, say)
     found = image.require(client, name)
@@ -74,11 +86,14 @@ def build(
     return name
 
 
-def _from_registry(client: docker.DockerClient, name: str, packages: Sequence[str], labels: dict[str, str]) -> None:
+def _from_registry(
+    client: docker.DockerClient, name: str, packages: Sequence[str], labels: dict[str, str], base: str | None,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
     from docker.errors import BuildError, DockerException
 
     folder = Path(__file__).parent
-    arguments = {"PACKAGES": " ".join(packages)}
+    arguments = {"PACKAGES": " ".join(packages), "BASE": base or image.BASE}
     try:
         client.images.build(path=str(folder), tag=name, buildargs=arguments, labels=labels, rm=True)
     except (BuildError, DockerException) as error:
@@ -86,6 +101,10 @@ def _from_registry(client: docker.DockerClient, name: str, packages: Sequence[st
             f"the image could not be built from the registry: {error}; without one, use this machine's own Python "
             "(`polyturn sandbox build --method host`), or debootstrap as root (`--method debootstrap`)"
         ) from None
+    if base is None:
+        with contextlib.suppress(DockerException):
+            digest = next(iter(client.images.get(image.BASE).attrs.get("RepoDigests") or []), "").rpartition("@")[2]
+            say(f"{image.BASE} can change; to build from the same image again: --base {image.BASE}@{digest}")
 
 
 def _from_packages(
@@ -94,11 +113,18 @@ def _from_packages(
 ) -> None:  # fmt: skip
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         raise SandboxUnavailable("debootstrap needs root and the debootstrap package (`apt install debootstrap`)")
+    if not os.path.exists(image.DEBIAN_KEYRING) or shutil.which("gpgv") is None:
+        # Without them debootstrap would take the packages of any mirror unchecked, with a warning.
+        raise SandboxUnavailable(
+            f"the signatures of Debian's packages cannot be checked without {image.DEBIAN_KEYRING} and gpgv: "
+            "`apt install debian-archive-keyring gpgv`"
+        )
     with tempfile.TemporaryDirectory(prefix="polyturn-image-") as folder:
         root = os.path.join(folder, "root")
         include = ",".join(image.DEBIAN_PACKAGES)
-        command = ["debootstrap", "--variant=minbase", f"--include={include}", image.DEBIAN_RELEASE, root, mirror]
-        _run(command, "debootstrap")
+        checked = ["--force-check-gpg", f"--keyring={image.DEBIAN_KEYRING}"]
+        command = ["debootstrap", "--variant=minbase", *checked, f"--include={include}", image.DEBIAN_RELEASE]
+        _run([*command, root, mirror], "debootstrap")
         if packages:  # by apt, which orders dependencies that debootstrap stumbles over
             shutil.copy("/etc/resolv.conf", os.path.join(root, "etc", "resolv.conf"))
             say(f"installing {' '.join(packages)}")

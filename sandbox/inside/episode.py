@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import array
 import ast
-import contextlib
 import io
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -22,54 +22,18 @@ import sys
 import traceback
 import types
 from collections.abc import Callable
-from typing import Any, cast
+
+from polyturn.sandbox.inside import surroundings
+from polyturn.sandbox.inside.outbox import Outbox, Text
 
 CONTROL = 3  # the descriptor of the channel to the supervisor
+HOME = 4  # the descriptor of the interpreter's folder, which the folder's fixed name leads to
 REPLY = ">I8sBIIII"  # length of the rest, token, kind, sizes of stdout, stderr, value, error
 OK, ERROR, MEMORY, PROCESS, CUT = 0, 1, 2, 3, 0x80
 HELLO = b"\0" * 8
-LAST_WORDS = 16384  # of output still unflushed when a program ends; a text stream holds 8 KiB
+LAST_WORDS = 16384  # of output that comes with the answer; the outbox holds 8 KiB of each stream
 _FRAMES_SHOWN, _MESSAGE_SHOWN = 8, 2000
-
-
-class _Stream(io.RawIOBase):
-    """What is written goes to the pipe while a program runs; the rest at its end travels with the answer."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.kept: list[bytes] | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self.fd
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        if self.kept is not None:
-            self.kept.append(bytes(view))
-            return len(view)
-        done = 0
-        while done < len(view):
-            done += os.write(self.fd, view[done:])
-        return len(view)
-
-
-class _Text(io.TextIOWrapper):
-    """Standard output or error, told apart from whatever a program puts in its place."""
-
-    def __init__(self, fd: int) -> None:
-        self.stream = _Stream(fd)
-        super().__init__(cast(Any, self.stream), encoding="utf-8", errors="backslashreplace", newline="\n")
-
-    def take(self) -> bytes:
-        """What is still in memory, at the end of a run."""
-        self.stream.kept = []
-        with contextlib.suppress(BaseException):  # a program may have closed or broken its own stream
-            self.flush()
-        kept, self.stream.kept = b"".join(self.stream.kept), None
-        return kept
+_LINE_END = re.compile("\r\n|\r|\n")  # as Python counts lines; `splitlines` also splits at U+2028 and form feeds
 
 
 def _short_path(path: str) -> str:
@@ -108,6 +72,9 @@ def explain(error: BaseException, sources: dict[str, list[str]]) -> str:
         else:
             message = str(error)[:_MESSAGE_SHOWN]
             lines.append(f"{kind.__name__}: {message}" if message else kind.__name__)
+            files = [frame.f_code.co_filename for frame, _ in frames]
+            if files and (why := surroundings.explanation(error, files)):
+                lines.append(f"({why})")
     except KeyboardInterrupt:
         raise
     except BaseException:  # a program's own __str__ may do anything
@@ -141,7 +108,8 @@ class EpisodeInterpreter:
 
     def __init__(self, fork: Callable[[], int], confine: Callable[[str], None], silence: Callable[[], None]) -> None:
         self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=CONTROL)
-        self.folder, self.limit = "", 1024
+        self.folder, self.home, self.limit = "", "", 1024
+        self.true_name = os.getcwd
         self.ends: dict[int, tuple[int, int]] = {}  # what the channel and the pipes are, to know copies of them by
         self.fork, self.confine, self.silence = fork, confine, silence
         self.silent = False
@@ -152,16 +120,21 @@ class EpisodeInterpreter:
         self.module = types.ModuleType("__main__")
         self.names = self.module.__dict__
         self.names.update(__builtins__=__builtins__, exit=sys.exit, quit=sys.exit)
-        self.out, self.err = _Text(1), _Text(2)
+        self.box = Outbox()
+        self.out, self.err = Text(1, self.box), Text(2, self.box)
         sys.stdout, sys.stderr = self.out, self.err
         sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), encoding="utf-8")
         vars(sys).update(__stdout__=sys.stdout, __stderr__=sys.stderr, __stdin__=sys.stdin)
         sys.modules["__main__"] = self.module
         signal.signal(signal.SIGINT, self.interrupted)
 
-    def settle(self, folder: str, limit: int, confine: Callable[[str], None]) -> None:
-        """What is known only once it has become somebody's: its folder, its limit of output, its isolation."""
-        self.folder, self.limit, self.confine = folder, limit, confine
+    def settle(self, folder: str, home: str, limit: int, confine: Callable[[str], None]) -> None:
+        """What is known only with the request: its folder and that one's fixed name, its limits, its isolation."""
+        self.folder, self.home, self.limit, self.confine = folder, home, limit, confine
+        if home:
+            surroundings.stay_at(home, lambda: self.folder)
+        os.register_at_fork(after_in_child=self.forked)
+        surroundings.install(lambda: self.running)
         self.ends = {target: _identity(target) for target in (CONTROL, 1, 2)}
 
     def interrupted(self, number: int, frame: object) -> None:
@@ -180,6 +153,11 @@ class EpisodeInterpreter:
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def forked(self) -> None:
+        """In a process that the program forked: it writes to the pipes, and leaves its parent's outbox alone."""
+        self.out.stream.leave()
+        self.err.stream.leave()
+
     def serve(self) -> None:
         """Answers until the channel closes."""
         while True:
@@ -196,13 +174,21 @@ class EpisodeInterpreter:
             self.seed(payload)
         elif kind == b"F":
             self.branch(token)
+        elif kind == b"M":
+            self.moved(payload.decode())
+        elif kind == b"P":
+            self.adopt(self.receive_descriptors(), (1, 2))
+
+    def moved(self, folder: str) -> None:
+        """Takes note of the new name of its folder."""
+        self.folder = folder
+        if not self.home:
+            os.environ["HOME"] = os.environ["TMPDIR"] = folder
 
     @staticmethod
     def seed(number: bytes) -> None:
-        """Seeds the generators, or every copy of the zygote would draw the same numbers."""
-        random.seed(int(number))
-        if (numpy := sys.modules.get("numpy")) is not None:
-            numpy.random.seed(int(number) & 0xFFFFFFFF)
+        """Seeds the generators of this interpreter."""
+        surroundings.seed(int(number))
 
     def send(
         self, token: bytes, kind: int, out: bytes = b"", err: bytes = b"", value: str = "", error: str = ""
@@ -222,12 +208,20 @@ class EpisodeInterpreter:
         """Runs one program and sends what came of it."""
         kind, value, error = ERROR, "", ""
         if self.out.closed or self.err.closed:
-            self.out, self.err = _Text(1), _Text(2)
+            self.out, self.err = Text(1, self.box), Text(2, self.box)
             sys.stdout, sys.stderr = self.out, self.err
+        for text in (self.out, self.err):
+            text.stream.take()  # what threads wrote since the last run belongs to no run
         try:
             self.running = True
             try:
-                value = self.execute(code.decode("utf-8", "surrogatepass"))
+                try:
+                    value = self.execute(code.decode("utf-8", "surrogatepass"))
+                finally:  # what the program watches itself with must not watch this loop
+                    try:
+                        sys.setprofile(None)
+                    finally:
+                        sys.settrace(None)
                 kind = OK
             except SystemExit as stop:
                 if stop.code is None or stop.code == 0:
@@ -243,15 +237,17 @@ class EpisodeInterpreter:
             self.running = False
             kind = kind or ERROR
             error = error or type(failure).__name__
+        surroundings.disarm()
         if os.getpid() != self.pid:
             os._exit(0)  # a copy the program forked has come to the end of the program; only the original answers
-        self.send(token, kind, self.out.take(), self.err.take(), value, error)
+        self.send(token, kind, self.out.stream.take(), self.err.stream.take(), value, error)
 
     def execute(self, source: str) -> str:
         """Runs the program in the episode's namespace; the last expression's repr, as in a notebook."""
         self.turn += 1
         name = f"<turn {self.turn}>"
-        self.sources[name] = source.splitlines()
+        source = source.removeprefix("\ufeff")  # a byte order mark, as Python leaves it out of files
+        self.sources[name] = _LINE_END.split(source)
         tree = ast.parse(source, name)
         last = tree.body[-1] if tree.body else None
         if isinstance(last, ast.Expr):
@@ -267,17 +263,35 @@ class EpisodeInterpreter:
         # slicing a hostile str subclass would call the subclass; join takes the characters
         return "".join((repr(result)[: self.limit + 1],))
 
+    def receive_descriptors(self) -> array.array[int]:
+        """The descriptors that come with one byte after a request."""
+        fds = array.array("i")
+        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(4 * 4))
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % 4])
+        return fds
+
+    def adopt(self, fds: array.array[int], targets: tuple[int, ...]) -> None:
+        """Puts new descriptors in the places of the old ones, and of every copy that the program has of those."""
+        new = {self.ends[target]: fd for target, fd in zip(targets, fds, strict=True)}
+        for kept in range(CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+            identity = _identity(kept)  # such as a copy that os.dup(1) made
+            if identity in new:
+                os.dup2(new[identity], kept, inheritable=os.get_inheritable(kept))
+        for target, fd in zip(targets, fds, strict=True):
+            os.dup2(fd, target, inheritable=True)
+            self.ends[target] = _identity(target)
+        for fd in fds:
+            os.close(fd)
+
     def branch(self, token: bytes) -> None:
         """Forks this interpreter: the copy takes the channel and pipes that came with the request.
 
         Both share a user id from then on, so neither may send signals any more, and the copy works on a copy of the
         files in a folder of its own, in a Landlock domain that knows no other.
         """
-        fds = array.array("i")
-        _, ancillary, _, _ = self.control.recvmsg(1, socket.CMSG_SPACE(3 * 4))
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(data[: len(data) - len(data) % 4])
+        fds = self.receive_descriptors()
         try:
             if len(sys._current_frames()) > 1:
                 raise OSError(11, "the program has started threads, which a fork would lose")
@@ -298,24 +312,22 @@ class EpisodeInterpreter:
             return
         self.pid = os.getpid()
         random.setstate(drawn)  # which a fork seeds anew, from the system
-        own = {self.ends[target]: fd for target, fd in zip((CONTROL, 1, 2), fds, strict=True)}
-        for kept in range(CONTROL + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
-            # what the program has kept of its output, as by os.dup(1), is the copy's own from now on
-            identity = _identity(kept)
-            if identity in own:
-                os.dup2(own[identity], kept, inheritable=os.get_inheritable(kept))
-        for target, fd in zip((CONTROL, 1, 2), fds, strict=True):
-            os.dup2(fd, target, inheritable=True)
-            self.ends[target] = _identity(target)
-        for fd in fds:
-            os.close(fd)
+        self.box.share(fds[3])
+        os.close(fds.pop())
+        for text in (self.out, self.err):
+            text.stream.come_back()
+        self.adopt(fds, (CONTROL, 1, 2))
         # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
         if os.listdir(self.folder):
             shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
-        here = os.getcwd()
+        here = self.true_name()
         os.chdir(folder + here[len(self.folder) :] if here.startswith(self.folder) else folder)
-        self.folder = os.environ["HOME"] = os.environ["TMPDIR"] = folder
+        if self.home:
+            fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+            os.dup2(fd, HOME, inheritable=True)
+            os.close(fd)
+        self.moved(folder)
         try:
             self.confine(area)
         except OSError as error:

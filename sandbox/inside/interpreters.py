@@ -9,61 +9,35 @@ atomic and complete).
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import signal
 import socket
 import struct
 import sys
+import time
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
-from polyturn.sandbox.inside import episode, isolation, zygote
+from polyturn.sandbox.inside import episode, isolation, survey, zygote
 from polyturn.sandbox.inside.capture import Capture
+from polyturn.sandbox.inside.interpreter import Family, Interpreter
 from polyturn.sandbox.inside.loop import READ, WRITE, Loop
+from polyturn.sandbox.inside.outbox import SharedOutbox
 from polyturn.sandbox.inside.processes import ProcessTable, describe, empty_folder
 
 START_S = 30.0  # an interpreter that has not said hello by then is given up
 BIRTHS_AT_ONCE = 8  # so that a thousand openings do not stand between a run and its answer
+ENDED_AT_ONCE = 256  # processes collected before other work has its turn
+CLEANERS_AT_ONCE = 8
+READS_OF_A_FULL_PIPE = 17  # of 64 KiB; the kernel lets a user make a pipe as large as 1 MiB
 SWEEP_ATTEMPTS = 5
 SWEEP_AGAIN_S = 0.1
 FORGERY = "it wrote on the sandbox's own channel"
 NOT_STARTED = "the interpreter did not start"
 REPLY_SIZE = struct.calcsize(episode.REPLY)
-
-
-class Family:
-    """Interpreters forked from one another: they share a user id."""
-
-    def __init__(self, uid: int | None) -> None:
-        self.uid = uid
-        self.members = 0  # interpreters alive or not yet swept up after
-        self.tainted = False  # something of theirs may be left: their user id is used again last
-
-
-class Interpreter:
-    """One interpreter: its channel, its pipes, its process group."""
-
-    def __init__(
-        self, control: socket.socket, out: int, err: int, family: Family, limits: dict[str, Any], above: str
-    ) -> None:
-        self.control, self.out, self.err, self.family, self.limits = control, out, err, family, limits
-        self.area = os.path.join(above, os.urandom(12).hex())
-        self.folder = os.path.join(self.area, os.urandom(12).hex())
-        self.attempts = 0  # at emptying the folder
-        self.fd = control.fileno()
-        self.asked_for = False  # of the zygote, which may have begun to make it
-        self.pid = 0  # known once it said hello
-        self.captures = {out: Capture(limits["output_bytes"]), err: Capture(limits["output_bytes"])}
-        self.muted: set[int] = set()  # pipes not listened to
-        self.incoming, self.outgoing = bytearray(), bytearray()
-        self.session: Any = None
-        self.dead = False
-        self.idle_cpu = 0.0
-        self.grown = 0  # bytes by which the shared disk grew while it worked
-        self.lowered = False  # its priority, for what it used in a run
-        self.first_size = 0  # bytes of address space when it was born
-        self.twins: list[Interpreter] = []  # being forked off it: of its process group until they say hello
 
 
 class Interpreters(Loop):
@@ -77,22 +51,36 @@ class Interpreters(Loop):
         self.births: deque[tuple[Interpreter, bytes, list[int]]] = deque()
         self.unborn = 0
         self.cleaners: dict[int, Interpreter] = {}
+        self.to_sweep: deque[Interpreter] = deque()  # while as many cleaners as may be are at work
         first = config["uid_base"]
         self.free_uids: deque[int] = deque(range(first, first + config["uid_count"]) if config["users"] else ())
         self.doubtful_uids: set[int] = set()  # of families that may have left something
         self.processes = ProcessTable()
-        self.zygote, theirs = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET if isolation.LINUX else socket.SOCK_DGRAM
-        )
-        self.zygote_pid = os.fork()
-        if self.zygote_pid == 0:
-            self.zygote.close()
-            zygote.main(theirs, config)
-        theirs.close()
+        self.asked_users = 0.0  # when the users of all processes were last looked for
+        self.surveyor, self.surveyor_pid = self.helper(survey.main)
+        self.zygote, self.zygote_pid = self.helper(zygote.main)
         ready = self.zygote.recv(256)
         if not ready:
             sys.exit("the zygote did not start")
         config.update(json.loads(ready))  # what this kernel does not allow after all
+
+    def helper(self, main: Callable[[socket.socket, dict[str, Any]], NoReturn]) -> tuple[socket.socket, int]:
+        """Starts a process of the sandbox's own; our end of its channel, and its process id."""
+        kind = socket.SOCK_SEQPACKET if isolation.LINUX else socket.SOCK_DGRAM
+        ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            main(theirs, self.config)
+        theirs.close()
+        return ours, pid
+
+    def failed(self, error: Exception, fd: int = -1) -> None:
+        """An exception while an interpreter was served ends this interpreter and nothing else."""
+        super().failed(error, fd)
+        for child in list(self.children):
+            if fd in (child.fd, child.out, child.err):
+                self.kill(child, f"the supervisor failed while it served this session: {type(error).__name__}")
 
     # what a subclass makes of it
 
@@ -125,20 +113,21 @@ class Interpreters(Loop):
         ours.setblocking(False)
         out, their_out = os.pipe()
         err, their_err = os.pipe()
-        child = Interpreter(ours, out, err, family, limits, above)
+        box = SharedOutbox()
+        child = Interpreter(ours, out, err, box, family, limits, above)
         family.members += 1
         self.children.add(child)
         self.listen(child.fd, lambda events: self.heard(child, events), last=True)
-        for pipe in (out, err):
-            os.set_blocking(pipe, False)
-            self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
-        return child, [theirs.detach(), their_out, their_err]
+        self.listen_to_pipes(child)
+        return child, [theirs.detach(), their_out, their_err, box.fd]
 
     def spawn(self, limits: dict[str, Any]) -> Interpreter | None:
         """Asks the zygote for a new interpreter with a user id of its own; None when no id is free."""
         uid: int | None = None
         if self.config["users"]:
-            if not self.free_uids and self.doubtful_uids:
+            now = time.monotonic()
+            if not self.free_uids and self.doubtful_uids and now > self.asked_users + 1.0:
+                self.asked_users = now  # every process is looked at for it, which takes its time
                 alive = self.processes.users()
                 self.free_uids.extend(uid for uid in self.doubtful_uids if uid not in alive)
                 self.doubtful_uids.intersection_update(alive)
@@ -248,8 +237,10 @@ class Interpreters(Loop):
             elif not self.config["siblings"]:
                 self.bury(child, None, describe(None))
             return
+        if child.killed:
+            return
         child.incoming += data
-        while len(child.incoming) >= REPLY_SIZE and not child.dead:
+        while len(child.incoming) >= REPLY_SIZE and not child.dead and not child.killed:
             size, token, kind, *sizes = struct.unpack_from(episode.REPLY, child.incoming)
             end = REPLY_SIZE + sum(sizes)
             if size + 4 != end or max(sizes) > max(child.limits["output_bytes"], episode.LAST_WORDS):
@@ -280,25 +271,51 @@ class Interpreters(Loop):
                     return data, int(pid)
         return data, 0
 
-    def drain(self, child: Interpreter, pipe: int) -> None:
-        """Takes what a pipe holds: kept while a call runs, dropped otherwise."""
-        if pipe in child.muted:
-            return
+    def drain(self, child: Interpreter, pipe: int) -> bool:
+        """Reads a pipe once: kept while a call runs, dropped otherwise. Returns whether there may be more to read."""
         try:
             data = os.read(pipe, 1 << 16)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self.mute(child, pipe)
-            return
+            return False
         if not child.pid or (child.session is not None and child.session.call is not None):
             capture = child.captures[pipe]
             capture.add(data)
-            if capture.total > child.limits["output_stop_bytes"]:
+            if capture.total > child.limits["output_stop_bytes"] and pipe not in child.muted:
                 self.mute(child, pipe)  # the writer now blocks instead of keeping this process busy
                 self.flooded(child)
+        return True
+
+    def empty_pipes(self, child: Interpreter) -> None:
+        """Reads both pipes, muted ones too, until they are empty or as often as the largest pipe needs."""
+        for pipe in (child.out, child.err):
+            for _ in range(READS_OF_A_FULL_PIPE):
+                if not self.drain(child, pipe):
+                    break
+
+    def renew_pipes(self, child: Interpreter) -> None:
+        """Gives an interpreter new pipes, so that no process holding the old ones can write into the next run."""
+        for pipe in (child.out, child.err):
+            self.mute(child, pipe)
+            os.close(pipe)
+        (child.out, their_out), (child.err, their_err) = os.pipe(), os.pipe()
+        child.muted.clear()
+        child.captures = {pipe: Capture(child.limits["output_bytes"]) for pipe in (child.out, child.err)}
+        self.listen_to_pipes(child)
+        child.shared = False
+        self.tell(child, b"P", episode.HELLO)
+        with contextlib.suppress(OSError):  # if it just died, its exit status is on its way
+            self.hand_over(child.control, b"P", [their_out, their_err])
+
+    def listen_to_pipes(self, child: Interpreter) -> None:
+        """Reads both pipes from now on."""
+        for pipe in (child.out, child.err):
+            os.set_blocking(pipe, False)
+            self.listen(pipe, lambda _, pipe=pipe: self.drain(child, pipe))  # type: ignore[misc]
 
     def mute(self, child: Interpreter, pipe: int) -> None:
         """Stops reading a pipe."""
@@ -306,7 +323,11 @@ class Interpreters(Loop):
         self.forget(pipe)
 
     def start_capture(self, child: Interpreter) -> None:
-        """Begins to keep what is written; what was written between runs has been dropped as it came."""
+        """Begins to keep what is written; what an earlier run wrote, and nobody has read yet, is dropped first."""
+        if child.shared and not child.outgoing:
+            self.renew_pipes(child)
+            return
+        self.empty_pipes(child)
         for pipe, capture in child.captures.items():
             if pipe in child.muted:
                 child.muted.discard(pipe)
@@ -332,11 +353,12 @@ class Interpreters(Loop):
             return
         if why and child.session is not None:
             child.session.blame(why)
+        child.killed = True  # nothing that it says counts any more
         self.signal(child, signal.SIGKILL)
 
     def reap(self) -> None:
         """Collects ended processes; an interpreter's group is killed before its id can be used again."""
-        while True:
+        for _ in range(ENDED_AT_ONCE):
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -352,17 +374,24 @@ class Interpreters(Loop):
                 self.bury(child, code, describe(code))
             elif pid in self.cleaners:
                 self.sweep(self.cleaners.pop(pid))
+                if self.to_sweep and len(self.cleaners) < CLEANERS_AT_ONCE:
+                    self.sweep(self.to_sweep.popleft())
             elif pid == self.zygote_pid:
                 sys.exit("the zygote died")
+            elif pid == self.surveyor_pid:
+                sys.exit("the process that measures folders died")
+        self.after(0.0, self.reap)  # programs may make processes faster than they are collected here
 
     def bury(self, child: Interpreter, code: int | None, why: str) -> None:
         """Closes an interpreter's channels; its user id and folder return once nobody of its family is left."""
         if child.dead:
             return
         child.dead = True  # from here on nobody signals its id, which may soon be another's
-        for pipe in (child.out, child.err):
-            for _ in range(32):  # a pipe holds 64 KiB, or a little more if it was made larger
-                self.drain(child, pipe)
+        self.empty_pipes(child)
+        if child.session is not None and child.session.call is not None:  # it printed this, and then it died
+            for pipe, text in zip((child.out, child.err), child.box.read(), strict=True):
+                child.captures[pipe].add(text)
+        child.box.close()
         self.children.discard(child)
         if child.pid:
             self.leaders.pop(child.pid, None)
@@ -388,13 +417,31 @@ class Interpreters(Loop):
         if self.config["users"]:
             os.seteuid(uid or 0)
 
+    @contextlib.contextmanager
+    def adding_to(self, area: str) -> Iterator[None]:
+        """Lets this process change what is in an area; see `zygote.SHARED_AREA_MODE`."""
+        closed = not self.config["users"] and area != self.config["work"]
+        with contextlib.suppress(FileNotFoundError):
+            if closed:
+                os.chmod(area, zygote.AREA_MODE)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if closed:
+                    os.chmod(area, zygote.SHARED_AREA_MODE)
+
     def sweep(self, child: Interpreter) -> None:
         """Removes an interpreter's folder; whatever is in it is removed by a process of that user, off the loop."""
         try:
-            os.rmdir(child.folder)
+            with self.adding_to(child.area):
+                os.rmdir(child.folder)
         except FileNotFoundError:
             pass
         except OSError:
+            if len(self.cleaners) >= CLEANERS_AT_ONCE:
+                self.to_sweep.append(child)
+                return
             child.attempts += 1
             if child.attempts > SWEEP_ATTEMPTS:
                 child.family.tainted = True
@@ -406,18 +453,20 @@ class Interpreters(Loop):
                     self.after(SWEEP_AGAIN_S, lambda: self.sweep(child))
                     return
                 if pid == 0:
-                    empty_folder(child.folder, child.family.uid)
+                    empty_folder(child.folder, child.family.uid, self.config["nice"])
                 self.cleaners[pid] = child  # it comes back here: a process that died slowly may have written once more
                 return
         area = child.area
         while area != self.config["work"]:  # areas of ended branches go with the last of them
+            above = os.path.dirname(area)
             try:
-                os.rmdir(area)
+                with self.adding_to(above):
+                    os.rmdir(area)
             except FileNotFoundError:
                 pass
             except OSError:
                 break
-            area = os.path.dirname(area)
+            area = above
         child.family.members -= 1
         if child.family.members == 0 and child.family.uid is not None:
             if child.family.tainted:

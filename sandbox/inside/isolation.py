@@ -67,7 +67,7 @@ _ALLOWED: dict[str, tuple[int, int]] = {
     "sched_get_priority_min": (147, 126), "getcpu": (309, 168), "futex": (202, 98), "set_robust_list": (273, 99),
     "get_robust_list": (274, 100), "set_tid_address": (218, 96), "arch_prctl": (158, -1), "rseq": (334, 293),
     "futex_waitv": (449, 449), "capget": (125, 90), "uname": (63, 160), "sysinfo": (99, 179), "getrandom": (318, 278),
-    # events and talk among its own processes (no socket can be made, only pairs)
+    # events and talk among its own processes (no socket can be made, only connected pairs)
     "epoll_create": (213, -1), "epoll_wait": (232, -1), "epoll_ctl": (233, 21), "epoll_pwait": (281, 22),
     "epoll_create1": (291, 20), "epoll_pwait2": (441, 441), "eventfd": (284, -1), "eventfd2": (290, 19),
     "sendto": (44, 206), "recvfrom": (45, 207), "sendmsg": (46, 211), "recvmsg": (47, 212), "shutdown": (48, 210),
@@ -141,7 +141,10 @@ def zygote_program() -> bytes:
     checks = [(_JEQ, len(options) - i, 0, value) for i, value in enumerate(options)]
     guarded(_PRCTL, [(_LD, 0, 0, 16), *checks, _DENY, _PASS])
     guarded(_PRLIMIT, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 0), _DENY, _PASS])  # only its own limits
-    guarded(_SOCKETPAIR, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 1), _DENY, _PASS])  # AF_UNIX
+    # Only AF_UNIX, and only streams (1) and packets in sequence (5), which are bound to each other for good: a datagram
+    # socket can send to any address, and so reach every socket of the machine that lies in sight.
+    types = [(_LD, 0, 0, 24), (_JSET, 1, 0, 0b1010), (_JSET, 1, 0, 0b0001), _DENY, _PASS]
+    guarded(_SOCKETPAIR, [(_LD, 0, 0, 16), (_JEQ, 1, 0, 1), _DENY, *types])
     signals = [(_JEQ, 2, 0, 8), (_JEQ, 1, 0, 15), (_JEQ, 0, 1, 10)]  # F_SETOWN, F_SETOWN_EX, F_SETSIG
     guarded(_ALLOWED["fcntl"], [(_LD, 0, 0, 24), *signals, _DENY, _PASS])
     for name, numbers in _ALLOWED.items():
@@ -187,6 +190,23 @@ def silence_program() -> bytes:
     numbers = [_ALLOWED[name][col] for name in ("kill", "tkill", "tgkill")]
     checks = [(_JEQ, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
     return _packed([(_LD, 0, 0, 0), *checks, _PASS, _DENY])
+
+
+def metadata_program() -> bytes:
+    """A further filter for interpreters without a user id of their own: no file is changed by its name alone.
+
+    Landlock covers reading and writing, not modes and times, so a program could change those of every file of the user.
+    By a descriptor they can still be changed, and Landlock decides which files a program can open.
+    """
+    col = _column()
+    code: list[tuple[int, int, int, int]] = [(_LD, 0, 0, 0)]
+    for name in ("chmod", "fchmodat", "utime", "utimes"):
+        if _ALLOWED[name][col] >= 0:
+            code += [(_JEQ, 0, 1, _ALLOWED[name][col]), _DENY]
+    # utimensat without a name (the second argument, of 64 bits) means the descriptor itself
+    by_name = [(_LD, 0, 0, 24), (_JEQ, 0, 2, 0), (_LD, 0, 0, 28), (_JEQ, 1, 0, 0), _DENY]
+    code += [(_JEQ, 0, len(by_name), _ALLOWED["utimensat"][col]), *by_name]
+    return _packed([*code, _PASS])
 
 
 def _call(number: int, *arguments: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import os
@@ -13,21 +14,28 @@ from typing import Any
 
 READ, WRITE = 1, 4  # EPOLLIN, EPOLLOUT; POLLIN and POLLOUT are the same numbers
 _LARGEST_FRAME = 64 << 20
+MOST_FAULTS_TOLD = 100  # so that they fill no disk
 _encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
 
 
 class Loop:
-    """Descriptors and timers; single-threaded, never blocks on a peer."""
+    """Descriptors and timers; single-threaded, never blocks on a peer.
+
+    An exception in a handler or a timer ends what it served (see `failed`), never the loop.
+    """
 
     def __init__(self) -> None:
         self._poll: Any = select.epoll() if hasattr(select, "epoll") else select.poll()
         self._unit = 1.0 if hasattr(select, "epoll") else 1000.0
-        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._handlers: dict[int, Callable[[int], object]] = {}
         self._last: set[int] = set()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._count = 0
+        self.faults = 0
+        self.busiest = 0.0  # most processor seconds between two waits: how long a request may have waited its turn
+        self.heard_at = time.monotonic()  # when the host last said something
 
-    def listen(self, fd: int, handler: Callable[[int], None], events: int = READ, *, last: bool = False) -> None:
+    def listen(self, fd: int, handler: Callable[[int], object], events: int = READ, *, last: bool = False) -> None:
         """Calls `handler(events)` whenever `fd` is ready.
 
         Of what is ready together, those marked `last` come last: an interpreter's answer is read after the output
@@ -57,21 +65,44 @@ class Loop:
     def run(self) -> None:
         """Serves for ever."""
         handlers, last = self._handlers, self._last
+        started = time.thread_time()
         while True:
+            ended = time.thread_time()
+            if ended - started > self.busiest:
+                self.busiest = ended - started
             wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else 3600.0
             later: list[tuple[int, int]] = []
-            for ready in self._poll.poll(wait * self._unit):
+            events_now = self._poll.poll(wait * self._unit)
+            started = time.thread_time()
+            for ready in events_now:
                 if ready[0] in last:
                     later.append(ready)
                 elif (handler := handlers.get(ready[0])) is not None:
-                    handler(ready[1])
+                    try:
+                        handler(ready[1])
+                    except Exception as error:
+                        self.failed(error, ready[0])
             for fd, events in later:
                 if (handler := handlers.get(fd)) is not None:
-                    handler(events)
+                    try:
+                        handler(events)
+                    except Exception as error:
+                        self.failed(error, fd)
             if self._timers:
                 now = time.monotonic()
                 while self._timers and self._timers[0][0] <= now:
-                    heapq.heappop(self._timers)[2]()
+                    action = heapq.heappop(self._timers)[2]
+                    try:
+                        action()
+                    except Exception as error:
+                        self.failed(error)
+
+    def failed(self, error: Exception, fd: int = -1) -> None:
+        """Takes note of an exception; a subclass also ends what the descriptor served."""
+        self.faults += 1
+        if self.faults <= MOST_FAULTS_TOLD:
+            with contextlib.suppress(OSError):
+                os.write(2, f"supervisor: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
 
 
 class Peer:
@@ -103,6 +134,7 @@ class Peer:
             self.close()
             self.ended()
             return
+        self.loop.heard_at = time.monotonic()
         incoming = self.incoming
         incoming += data
         while len(incoming) >= 4:
@@ -112,7 +144,12 @@ class Peer:
                 return
             if len(incoming) < 4 + size:
                 return
-            frame = json.loads(bytes(incoming[4 : 4 + size]))
+            try:
+                frame = json.loads(bytes(incoming[4 : 4 + size]))
+            except ValueError:  # whatever follows cannot be understood either
+                self.close()
+                self.ended()
+                return
             del incoming[: 4 + size]
             self.command(self, frame)
 

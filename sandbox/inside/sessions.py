@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from polyturn.sandbox.inside.interpreters import Interpreter
+from polyturn.sandbox.inside.interpreter import Interpreter
 from polyturn.sandbox.inside.loop import Peer
 
 
@@ -16,11 +16,11 @@ class Call:
         "cpu", "cpu_limit", "crowded", "deadline", "id", "peer", "start", "stopped_for", "token", "why",
     )  # fmt: skip
 
-    def __init__(self, peer: Peer, request: dict[str, Any], token: bytes) -> None:
-        self.peer, self.id, self.token = peer, request["id"], token
+    def __init__(self, peer: Peer, number: int, token: bytes, wall: float, cpu: float) -> None:
+        self.peer, self.id, self.token = peer, number, token
         self.start = time.monotonic()
-        self.deadline: float = self.start + request["wall"]
-        self.cpu_limit: float = request["cpu"]
+        self.deadline = self.start + wall
+        self.cpu_limit = cpu
         self.cpu = 0.0
         self.stopped_for = ""  # the status for which it was interrupted
         self.crowded = False
@@ -39,6 +39,7 @@ class SessionRecord:
         self.opening: tuple[Peer, int] | None = None
         self.branch: SessionRecord | None = None  # is being forked off this one
         self.origin: SessionRecord | None = None  # this one is being forked off that one
+        self.forked_off: Interpreter | None = None  # whose folder gets another name before this session is used
 
     def blame(self, why: str) -> None:
         """Notes why its interpreter is about to be killed."""

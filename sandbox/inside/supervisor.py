@@ -19,7 +19,8 @@ from collections import deque
 from typing import Any
 
 from polyturn.sandbox.inside import episode, isolation, zygote
-from polyturn.sandbox.inside.interpreters import FORGERY, Interpreter
+from polyturn.sandbox.inside.interpreter import Interpreter
+from polyturn.sandbox.inside.interpreters import FORGERY
 from polyturn.sandbox.inside.loop import Peer
 from polyturn.sandbox.inside.sessions import Call, SessionRecord
 from polyturn.sandbox.inside.watch import FIRST, Watch
@@ -29,6 +30,23 @@ FORK_S = 10.0  # what an interpreter may take to fork and its copy to copy the f
 REFILL_S = 0.005  # after a spare was taken: its first run goes before the birth of the next one
 FORK = b"fork".ljust(8, b"\0")
 STATUSES = ("ok", "error", "memory", "process-limit")
+
+
+def finite(value: Any) -> float:
+    """A finite positive number of seconds or of units, or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ValueError(f"{value!r} is no number that can be a limit")
+    return value
+
+
+def checked_limits(limits: dict[str, Any]) -> dict[str, Any]:
+    """The limits of a session; the host has checked them, but an error here would be every session's."""
+    for name in ("memory_mb", "processes", "branches", "output_bytes", "output_stop_bytes", "disk_mb", "files"):
+        if finite(limits[name]) != int(limits[name]):
+            raise ValueError(f"{name} is {limits[name]!r}")
+    if not isinstance(limits["programs"], bool):
+        raise ValueError(f"programs is {limits['programs']!r}")
+    return limits
 
 
 class Supervisor(Watch):
@@ -44,14 +62,29 @@ class Supervisor(Watch):
 
     # the host's requests
 
-    def command(self, peer: Peer, request: dict[str, Any]) -> None:
-        """Carries out one request of the host."""
+    def command(self, peer: Peer, request: Any) -> None:
+        """Carries out one request of the host. One that cannot be understood costs at most its own session."""
+        try:
+            self.carry_out(peer, request)
+        except Exception as error:
+            self.failed(error)
+            fields = request if isinstance(request, dict) else {}
+            number, name = fields.get("id"), fields.get("s")
+            session = self.sessions.get(name) if isinstance(name, int) else None
+            why = f"the request was refused: {type(error).__name__}: {error}"
+            if session is not None and session.call is not None and session.call.id == number:
+                self.close(session)  # its run had begun
+            if isinstance(number, int):
+                peer.reply(number, fail=why, refused=True)
+
+    def carry_out(self, peer: Peer, request: dict[str, Any]) -> None:
+        """Carries out one request, or raises before anything has changed."""
         operation, number = request["op"], request["id"]
         if operation == "open":
             self.open(peer, request)
             return
-        if operation == "ping":
-            peer.reply(number, **self.state())
+        if operation in ("ping", "figures"):
+            peer.reply(number, **(self.state() if operation == "ping" else self.figures()))
             return
         session = self.sessions.get(request["s"])
         if session is None:
@@ -71,14 +104,19 @@ class Supervisor(Watch):
             peer.reply(number, fail="no such operation")
 
     def state(self) -> dict[str, Any]:
-        """Figures for the health check."""
+        """What the health check is told."""
         return {
             "sessions": len(self.sessions),
             "running": len(self.running),
             "interpreters": len(self.children),
             "spares": len(self.spares),
-            "cleaning": len(self.cleaners),
+            "cleaning": len(self.cleaners) + len(self.to_sweep),
         }
+
+    def figures(self) -> dict[str, Any]:
+        """How the supervisor itself does; `busiest` counts from one call to the next."""
+        busiest, self.busiest = self.busiest, 0.0
+        return {"cleaners": len(self.cleaners), "faults": self.faults, "busiest": busiest}
 
     def new_session(self, limits: dict[str, Any], seed: int, peer: Peer, number: int) -> SessionRecord:
         """Registers a session that the host waits for."""
@@ -93,9 +131,10 @@ class Supervisor(Watch):
         if len(self.sessions) >= self.config["sessions"]:
             peer.reply(request["id"], fail="full")
             return
-        session = self.new_session(request["limits"], request["seed"], peer, request["id"])
+        limits, seed = checked_limits(request["limits"]), int(request["seed"])
+        session = self.new_session(limits, seed, peer, request["id"])
         self.attach(session)
-        self.spare_limits = request["limits"]
+        self.spare_limits = limits
         self.after(REFILL_S, self.refill)
 
     def close(self, session: SessionRecord) -> None:
@@ -137,10 +176,26 @@ class Supervisor(Watch):
         """Answers the host once interpreter and, for a branch, its origin are ready."""
         if session.opening is not None and session.origin is None and session.child is not None and session.child.pid:
             (peer, number), session.opening = session.opening, None
+            if session.forked_off is not None:
+                origin, session.forked_off = session.forked_off, None
+                self.rename_folder(origin)
             if peer.open:
                 peer.reply(number, s=session.number)
             else:  # who asked has gone, and nobody else knows it
                 self.close(session)
+
+    def rename_folder(self, child: Interpreter) -> None:
+        """Gives a folder another name once it has been branched: the branch, of the same user, knew the old one.
+
+        Landlock keeps a branch from reading and writing there; modes, times and names it does not cover.
+        """
+        if child.dead:
+            return
+        new = os.path.join(child.area, os.urandom(12).hex())
+        with self.adding_to(child.area):
+            os.rename(child.folder, new)
+        child.folder = new
+        self.tell(child, b"M", episode.HELLO, new.encode())
 
     def lose(self, session: SessionRecord, why: str, status: str = "crash") -> None:
         """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""
@@ -191,7 +246,7 @@ class Supervisor(Watch):
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
         twin.lowered, twin.grown = child.lowered, child.grown  # as forks inherit it, and the files that it holds open
-        session.branch, branch.origin = branch, session
+        session.branch, branch.origin, branch.forked_off = branch, session, child
         child.twins.append(twin)
 
         def give_up() -> None:
@@ -207,7 +262,8 @@ class Supervisor(Watch):
         with contextlib.suppress(OSError):  # where it just died, its end is on its way
             self.hand_over(child.control, b"F", theirs)
         try:  # while the kernel copies the interpreter; where it fails, the copy finds its channel closed and ends
-            zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
+            with self.adding_to(child.area):
+                zygote.make_room(twin.area, twin.folder, child.family.uid, attempts=0)
             room = f"{twin.area}\n{twin.folder}".encode()
             twin.control.send(struct.pack(">I", len(room)) + room)
         except OSError as error:
@@ -217,6 +273,8 @@ class Supervisor(Watch):
 
     def start_call(self, session: SessionRecord, peer: Peer, request: dict[str, Any]) -> None:
         """Hands a program to the interpreter and starts the clock."""
+        code = request["code"].encode("utf-8", "surrogatepass")
+        wall, cpu = finite(request["wall"]), finite(request["cpu"])
         if session.call is not None or session.branch is not None:
             peer.reply(request["id"], fail="busy")
             return
@@ -230,14 +288,16 @@ class Supervisor(Watch):
         if child is None:
             peer.reply(request["id"], fail="no interpreter")
             return
+        self.processes.refresh(self.leaders)
+        self.end_strays(child)  # which threads of the program may have started since the last run
         session.runs += 1
         token = struct.pack(">II", session.runs, self.random.getrandbits(32) | 1)
         self.start_capture(child)
         self.raise_again(child)
-        call = session.call = Call(peer, request, token)
+        call = session.call = Call(peer, request["id"], token, wall, cpu)
         self.running[session.number] = session
         call.cpu = self.processes.cpu(child.pid)
-        self.tell(child, b"R", token, request["code"].encode("utf-8", "surrogatepass"))
+        self.tell(child, b"R", token, code)
         self.keep_ticking()
 
     def interrupt(self, session: SessionRecord, call: Call, status: str) -> None:
@@ -280,17 +340,19 @@ class Supervisor(Watch):
             self.kill(child, FORGERY)
             return
         call = session.call
+        self.empty_pipes(child)  # what it wrote before it answered belongs to this run
         for pipe, text in ((child.out, texts[0]), (child.err, texts[1])):
             child.captures[pipe].add(text)
-        if session.call is call:
-            status = STATUSES[kind & 3]
-            if status == "memory" and self.is_full(child):
-                # Its variables fill the limit: kept, they would fail every later program as well.
-                session.child, child.session = None, None
-                self.kill(child, "")
-                self.finish(session, call, status, error=texts[3].decode("utf-8", "replace"), lost=True, last=child)
-                return
-            self.finish(session, call, status, texts[2], texts[3].decode("utf-8", "replace"), bool(kind & episode.CUT))
+        status, error = STATUSES[kind & 3], texts[3].decode("utf-8", "replace")
+        # Variables that fill the memory limit would fail every later program as well; threads that are left after a
+        # flood may go on writing into the next run. Both end the interpreter.
+        full = status == "memory" and self.is_full(child)
+        if full or (call.stopped_for == "output-limit" and self.processes.threads(child.pid) > 1):
+            session.child, child.session = None, None
+            self.kill(child, "")
+            self.finish(session, call, status, error=error, lost=True, last=child)
+            return
+        self.finish(session, call, status, texts[2], error, bool(kind & episode.CUT))
 
     def flooded(self, child: Interpreter) -> None:
         """Too much output ends the run."""
@@ -379,7 +441,7 @@ def main(config: dict[str, Any]) -> None:
     supervisor.listen(wake.fileno(), woken)
     if config["socket"]:
         listen_for_host(supervisor, config["socket"])
-    for fd in (0, 1):
+    for fd in (0, 1, 2):  # what it says of its own faults (2) may be read by no one, and must not stop it
         os.set_blocking(fd, False)
     host = Peer(supervisor, 0, 1, supervisor.command, supervisor.shut_down)
     host.reply(0, ready=True, pid=os.getpid(), abi=isolation.landlock_abi() if isolation.LINUX else 0,

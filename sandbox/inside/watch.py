@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
 from typing import Any
 
-from polyturn.sandbox.inside.interpreters import Interpreter, Interpreters
-from polyturn.sandbox.inside.processes import folder_usage
+from polyturn.sandbox.inside.interpreter import Interpreter
+from polyturn.sandbox.inside.interpreters import Interpreters
 from polyturn.sandbox.inside.sessions import Call, SessionRecord
 
 TICK_S = 0.05  # how often running calls are looked at
@@ -20,6 +21,7 @@ LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have u
 LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 MOST_FILES = 2048
 SHORT_S = 0.005  # a run in which few files are made, where a look at them costs a third of it
+GROUPS_AT_ONCE_S = 0.005  # how long one tick looks at groups of processes; the rest has its turn at the next
 NEARLY_FULL = 0.75  # of the disk: the room that no folder shows is then looked for
 
 
@@ -34,10 +36,19 @@ class Watch(Interpreters):
         self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
         self.disk = self.disk_use()
         self.uncounted = config["watch_disk"] and not self.disk[1]  # gVisor does not say how many files there are
+        self.surveys: dict[int, Interpreter] = {}
+        self.last_survey = 0
+        self.suspects: set[Interpreter] = set()  # whose folders are measured to find hidden files
+        self.surveyor.setblocking(False)
+        self.listen(self.surveyor.fileno(), self.measured)
         self.after(SLOW_TICK_S, self.slow_tick)
 
     def interrupt(self, session: SessionRecord, call: Call, status: str) -> None:
         """Ends a call, softly first, with this status."""
+        raise NotImplementedError
+
+    def shut_down(self) -> None:
+        """Ends everything, and this process."""
         raise NotImplementedError
 
     # the clock
@@ -51,41 +62,52 @@ class Watch(Interpreters):
     def tick(self) -> None:
         """Looks at the calls in progress: wall clock, cpu, groups that grow, files that fill the disk."""
         self.ticking = False
-        now = time.monotonic()
+        soonest = time.monotonic() + TICK_S
+        try:
+            soonest = self.look(soonest)
+        finally:  # the clock goes on whatever has failed
+            if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
+                self.ticking = True
+                self.after(max(0.002, soonest - time.monotonic()), self.tick)
+
+    def look(self, soonest: float) -> float:
+        """Looks at every call in progress. Returns the time of the next deadline, or `soonest` if that is sooner."""
         self.processes.refresh(self.leaders)
         groups = self.processes.groups() if self.processes.several else {}
         used = self.disk_use() if self.config["watch_disk"] else self.disk
         filling = used[0] > self.disk[0] + (1 << 20) or used[1] > self.disk[1] + 64 or self.uncounted
-        soonest = now + TICK_S
+        enough = time.monotonic() + GROUPS_AT_ONCE_S
         for session in list(self.running.values()):
             call, child = session.call, session.child
             if call is None or child is None:
                 continue
-            members = groups.get(child.pid, ())
-            worked = len(members) > 1 or self.processes.cpu(child.pid) - call.cpu > LOWER_CPU_S
-            if worked and self.lowers and not call.why:
-                self.lower(child)
-            if len(members) > 1:
-                self.check_group(child, call, list(members))
-            if filling:
-                self.check_files(session)
-            if call.stopped_for:
-                continue
-            if now >= call.deadline or self.processes.cpu(child.pid) - call.cpu > call.cpu_limit:
-                self.interrupt(session, call, "timeout")
-            else:
+            try:
+                members = groups.get(child.pid, [])
+                if len(members) > 1 and time.monotonic() < enough:
+                    self.check_group(child, call, members)
+                    del self.running[session.number]  # to the end: the others come first at the next tick
+                    self.running[session.number] = session
+                if filling:
+                    self.survey(child)
+                self.check_run(session, call, child, several=len(members) > 1)
+            except Exception as error:  # the others' limits are watched all the same
+                self.failed(error, child.fd)
+            if not call.stopped_for:
                 soonest = min(soonest, call.deadline)
         if filling or used < self.disk:
             self.charge(used, [session.child for session in self.running.values()])
-        for pid in list(self.processes.several):
-            found = self.leaders.get(pid)
-            if found is None:
-                self.processes.several.discard(pid)
-            elif found.session is None or found.session.call is None:
-                self.end_strays(found)
-        if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
-            self.ticking = True
-            self.after(max(0.002, soonest - now), self.tick)
+        self.processes.several.intersection_update(self.leaders)
+        found = [self.leaders[pid] for pid in self.processes.several]
+        self.end_strays(*(child for child in found if child.session is None or child.session.call is None))
+        return soonest
+
+    def check_run(self, session: SessionRecord, call: Call, child: Interpreter, *, several: bool) -> None:
+        """Holds one call in progress to its time, and lowers its priority once it has worked."""
+        used = self.processes.cpu(child.pid) - call.cpu
+        if (several or used > LOWER_CPU_S) and self.lowers and not call.why:
+            self.lower(child)
+        if not call.stopped_for and (time.monotonic() >= call.deadline or used > call.cpu_limit):
+            self.interrupt(session, call, "timeout")
 
     def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
         """Memory is one session's together, however many processes it spreads over.
@@ -138,24 +160,33 @@ class Watch(Interpreters):
         figures = os.statvfs(self.config["work"])
         return (figures.f_blocks - figures.f_bfree) * figures.f_frsize, figures.f_files - figures.f_ffree
 
-    def folder_use(self, child: Interpreter) -> tuple[int, int]:
-        """Bytes and files in an interpreter's folder."""
-        try:
-            self.as_user(child.family.uid)
-            return folder_usage(child.folder, 2 * MOST_FILES)
-        finally:
-            self.as_user(None)
-
-    def check_files(self, session: SessionRecord) -> None:
-        """Kills a session whose files together exceed its share; the kernel limits single files only."""
-        child = session.child
-        if child is None or child.dead:
+    def survey(self, child: Interpreter) -> None:
+        """Has an interpreter's folder measured, unless that is under way already."""
+        if child.surveyed or child.dead or not child.pid:
             return
-        size, files = self.folder_use(child)
-        if size > session.limits["disk_mb"] << 20:
-            self.kill(child, f"its files exceed {session.limits['disk_mb']} MiB")
-        elif files > MOST_FILES:
-            self.kill(child, f"it made more than {MOST_FILES} files, or folders too deep to look into")
+        request = {"folder": child.folder, "uid": child.family.uid, "most": 2 * MOST_FILES}
+        self.last_survey += 1
+        try:
+            self.surveyor.send(json.dumps({**request, "number": self.last_survey}).encode())
+        except BlockingIOError:  # many are waiting: at the next tick
+            return
+        child.surveyed = self.last_survey
+        self.surveys[child.surveyed] = child
+
+    def measured(self, events: int) -> None:
+        """Ends an interpreter whose files together exceed its share; the kernel limits single files only."""
+        number, size, files = json.loads(self.surveyor.recv(256))
+        child = self.surveys.pop(number)
+        child.surveyed, child.shown = 0, size
+        if not child.dead:
+            if size > child.limits["disk_mb"] << 20:
+                self.kill(child, f"its files exceed {child.limits['disk_mb']} MiB")
+            elif files > MOST_FILES:
+                self.kill(child, f"it made more than {MOST_FILES} files")
+        if child in self.suspects:
+            self.suspects.discard(child)
+            if not self.suspects:
+                self.end_who_hides_most()
 
     def charge(self, used: tuple[int, int], at_work: list[Interpreter | None]) -> None:
         """Notes by how much the disk grew, or shrank, while these interpreters worked."""
@@ -165,47 +196,62 @@ class Watch(Interpreters):
             if child is not None:
                 child.grown = max(0, child.grown + grown)
 
-    def find_hidden(self, hidden: int) -> None:
+    def nearly_full(self) -> bool:
+        """Whether little room is left on the disk and no folder of an ended interpreter is still to be emptied."""
+        figures = os.statvfs(self.config["work"])
+        full = figures.f_bfree <= (1 - NEARLY_FULL) * figures.f_blocks
+        return full and not self.cleaners and not self.to_sweep
+
+    def find_hidden(self) -> None:
         """A file removed while it is open or mapped keeps its room, and no folder shows it nor says whose it is.
 
-        Only when the disk is nearly full and its folders do not explain why: ends the interpreter during whose work
-        it grew most beyond what its folder shows. One a second, since others may have worked at the same time.
+        Only when the disk is nearly full: has every folder measured, and then looks at what none of them shows.
         """
-        figures = os.statvfs(self.config["work"])
-        if figures.f_bfree > (1 - NEARLY_FULL) * figures.f_blocks or self.cleaners:
+        if not self.suspects and self.nearly_full():
+            self.suspects = {child for child in self.children if child.pid and not child.killed}
+            for child in list(self.suspects):
+                self.survey(child)
+            self.suspects.intersection_update(self.surveys.values())
+
+    def end_who_hides_most(self) -> None:
+        """Ends the interpreter during whose work the disk grew most beyond what its folder shows.
+
+        One a second, since others may have worked at the same time.
+        """
+        if not self.nearly_full():
             return
-        worst, whose = 0, None
+        hidden, worst, whose = self.disk_use()[0], 0, None
         for child in self.children:
-            shown = self.folder_use(child)[0] if child.pid else 0
-            hidden -= shown
-            if child.grown - shown > worst:
-                worst, whose = child.grown - shown, child
+            hidden -= child.shown
+            if child.grown - child.shown > worst:
+                worst, whose = child.grown - child.shown, child
         if whose is not None and min(hidden, worst) > whose.limits["disk_mb"] << 20:
             self.kill(whose, f"files that it removed and holds open exceed {whose.limits['disk_mb']} MiB")
 
     def slow_tick(self) -> None:
         """Looks at idle interpreters: threads that go on working, processes started between runs."""
         self.after(SLOW_TICK_S, self.slow_tick)
+        if time.monotonic() > self.heard_at + self.config["silence_s"]:
+            self.shut_down()  # the engine may hold the stream open after the host has gone
         self.processes.refresh(self.leaders)
         at_work = [session.child for session in self.running.values()]
-        for child in list(self.children):
+        idle = [child for child in self.children if child.pid and (child.session is None or child.session.call is None)]
+        self.end_strays(*idle)
+        for child in idle:
             session: SessionRecord | None = child.session
-            if not child.pid or (session is not None and session.call is not None):
-                continue
-            self.end_strays(child)
             used = self.processes.cpu(child.pid) - child.idle_cpu
-            if session is None or used < WORKED_CPU_S:
+            if session is None or session.runs == 0 or used < WORKED_CPU_S:  # what its birth took is no thread's work
                 continue
             at_work.append(child)
             if used > IDLE_CPU_S:
                 self.kill(child, "its threads went on working after the run")
             elif self.config["watch_disk"]:
-                self.check_files(session)
+                self.survey(child)
         if self.config["watch_disk"]:
             disk = self.disk_use()
             if disk[0] > self.disk[0] + (1 << 20):
                 self.charge(disk, at_work)
-            self.find_hidden(disk[0])
+            self.find_hidden()
 
     # after a run
 
@@ -216,30 +262,40 @@ class Watch(Interpreters):
         self.processes.refresh(self.leaders)
         self.end_strays(child)
         if self.processes.unsure:
+            child.shared = True
             self.keep_ticking()
         if self.config["watch_disk"]:
             used = self.disk_use()
             unknown = self.uncounted and lasted > SHORT_S
             much = child.grown > session.limits["disk_mb"] << 19  # in small steps, perhaps
             if unknown or much or used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
-                self.check_files(session)
+                self.survey(child)
             self.charge(used, [child, *(session.child for session in self.running.values())])
 
-    def end_strays(self, child: Interpreter) -> None:
-        """Kills what an idle interpreter's program started and left; its threads live on from run to run."""
-        child.twins = [twin for twin in child.twins if not twin.pid and not twin.dead]
-        if child.pid not in self.processes.several:
+    def end_strays(self, *idle: Interpreter) -> None:
+        """Kills what idle interpreters' programs started and left; their threads live on from run to run."""
+        crowds = []
+        for child in idle:
+            child.twins = [twin for twin in child.twins if not twin.pid and not twin.dead]
+            if child.pid in self.processes.several:
+                child.shared = True
+                if child.twins:  # one of the group is no stray, and which one is not known until it says hello
+                    self.keep_ticking()
+                else:
+                    crowds.append(child)
+        if not crowds:
             return
-        if child.twins:  # one of the group is no stray, and nobody can say which until it says hello
-            self.keep_ticking()
+        self.keep_ticking()  # looked at once more when they have had time to die
+        if not self.processes.may_scan():
             return
-        self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
-        strays = [pid for pid in self.processes.groups().get(child.pid, ()) if pid != child.pid]
-        for pid in strays:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if not strays:
-            self.processes.several.discard(child.pid)
-        else:
-            self.keep_ticking()  # looked at once more when they have had time to die
-        self.signal(child, signal.SIGCONT)
+        for child in crowds:
+            self.signal(child, signal.SIGSTOP)  # a stopped group cannot fork away from the count
+        groups = self.processes.groups()
+        for child in crowds:
+            strays = [pid for pid in groups.get(child.pid, ()) if pid != child.pid and self.processes.alive(pid)]
+            for pid in strays:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not strays:
+                self.processes.several.discard(child.pid)
+            self.signal(child, signal.SIGCONT)

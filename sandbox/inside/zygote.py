@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import os
@@ -20,7 +21,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from polyturn.sandbox.inside import episode, forks, isolation
+from polyturn.sandbox.inside import episode, forks, isolation, surroundings
 
 WARM_UP = """
 import sympy
@@ -63,12 +64,14 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
         exec(WARM_UP, {})
     for name in [name for name in sys.modules if name == "polyturn" or name.startswith("polyturn.")]:
         del sys.modules[name]
+    surroundings.prepare()
     room = Prepared(config)
     for _ in range(REHEARSALS):
         forks.rehearse_fork()
         area = os.path.join(config["work"], os.urandom(12).hex())
         folder = os.path.join(area, os.urandom(12).hex())
         make_room(area, folder, None)
+        os.chmod(area, AREA_MODE)
         os.rmdir(folder)
         os.rmdir(area)
     rehearse(REHEARSALS)
@@ -130,7 +133,7 @@ def lacking(channel: socket.socket) -> bool:
 
 def receive(channel: socket.socket) -> tuple[bytes, array.array[int]]:
     """One request with its descriptors."""
-    data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(3 * 4))
+    data, ancillary, _, _ = channel.recvmsg(65536, socket.CMSG_SPACE(4 * 4))
     fds = array.array("i")
     for _, _, payload in ancillary:
         fds.frombytes(payload[: len(payload) - len(payload) % 4])
@@ -184,7 +187,11 @@ class Prepared:
         self.fork = forks.sibling_fork() if config["siblings"] else forks.fork_orphan
         self.forks: bool = config["forks"] and (not config["users"] or forks.process_limit_works(config["uid_base"]))
         self.filters: dict[bool, bytes] = {}
-        self._silence = b""
+        self._silence = self._metadata = b""
+        self.home = ""  # the name that every interpreter has for its own folder
+        if isolation.LINUX and self.forks:
+            self.home = os.path.join(config["work"], "home")
+            os.symlink(f"/proc/self/fd/{episode.HOME}", self.home)
         self.landlock = isolation.Landlock(config["readable"], ["/dev/null"])
         self.landlock.prepare()
         self.size = 0  # bytes of address space, once everything is loaded
@@ -208,8 +215,15 @@ class Prepared:
             for programs in (False, True):
                 self.filters[programs] = isolation.episode_program(processes=self.forks, programs=programs)
             self._silence = isolation.silence_program()
+            self._metadata = isolation.metadata_program()
             isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
             isolation.install_filter(isolation.zygote_program())
+
+    def keep_metadata(self) -> None:
+        """Takes the right to change modes and times of files by name away."""
+        if self._metadata:
+            isolation.install_filter(self._metadata)
+            surroundings.change_by_descriptor()
 
     def silence(self) -> None:
         """Takes the right to signal away."""
@@ -221,7 +235,8 @@ def start(
     request: dict[str, Any], fds: array.array[int], prepared: Prepared, served: episode.EpisodeInterpreter
 ) -> None:
     """Turns a fresh copy of the zygote into one walled-in episode and serves it."""
-    for target, fd in zip((episode.CONTROL, 1, 2), fds, strict=True):
+    *ends, box = _above(episode.HOME, fds)
+    for target, fd in zip((episode.CONTROL, 1, 2), ends, strict=True):
         os.dup2(fd, target, inheritable=True)
     if prepared.nice:
         os.setpriority(os.PRIO_PROCESS, 0, prepared.nice)
@@ -237,7 +252,11 @@ def start(
         os.setresuid(uid, uid, uid)
     else:
         os.chdir(folder)
-    os.environ["HOME"] = os.environ["TMPDIR"] = folder
+    home = "" if programs else prepared.home  # other programs are started without the descriptor behind that name
+    if home:
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY)
+        os.dup2(here, episode.HOME, inheritable=True)
+    os.environ["HOME"] = os.environ["TMPDIR"] = home or folder
     _limit(limits, uid is not None, prepared.size)
     landlock = prepared.landlock
     if isolation.LINUX:
@@ -246,16 +265,31 @@ def start(
         isolation.prctl(isolation.PR_SET_NO_NEW_PRIVS, 1)
         landlock.restrict(area, execute=programs)
         landlock.forget()
-    os.closerange(4, 4096)
+    served.box.share(box)
+    os.closerange(episode.HOME + bool(home), 4096)
     if prepared.filters:
         isolation.install_filter(prepared.filters[programs])
+    if uid is None and landlock.abi < 6:  # nothing else keeps it from signalling its user's other processes
+        served.silence()
+        served.silent = True
+    if uid is None:
+        prepared.keep_metadata()
 
     def confine(own: str) -> None:
         landlock.restrict(own, execute=programs)
 
-    served.settle(folder, limits["output_bytes"], confine)
+    served.settle(folder, home, limits["output_bytes"], confine)
     served.hello()
     served.serve()
+
+
+def _above(highest: int, fds: array.array[int]) -> list[int]:
+    """The same descriptors under numbers above those that an interpreter's own will have."""
+    return [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, highest + 1) for fd in fds]
+
+
+AREA_MODE = 0o731  # of an area that belongs to root
+SHARED_AREA_MODE = 0o111  # of one that belongs to its interpreter's user: not even this user lists it or adds to it
 
 
 def make_room(area: str, folder: str, uid: int | None, attempts: int = 250) -> None:
@@ -265,7 +299,7 @@ def make_room(area: str, folder: str, uid: int | None, attempts: int = 250) -> N
     group may create in the area and the new folder belongs to the effective user: nobody needs CHOWN.
     """
     _make_folder(area, attempts)
-    os.chmod(area, 0o731)
+    os.chmod(area, AREA_MODE)
     if uid is not None:
         os.seteuid(uid)
     try:
@@ -274,6 +308,8 @@ def make_room(area: str, folder: str, uid: int | None, attempts: int = 250) -> N
     finally:
         if uid is not None:
             os.seteuid(0)
+        else:
+            os.chmod(area, SHARED_AREA_MODE)
 
 
 def _make_folder(path: str, attempts: int) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
@@ -17,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, open_sandbox
-from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect, own_labels, remove_orphans
+from polyturn.sandbox import ImageMissing, Limits, SandboxLost, SandboxUnavailable, Status, link, open_sandbox
+from polyturn.sandbox.docker import LABEL, DockerEngine, DockerSandbox, connect
 from polyturn.sandbox.images import host_image, image
 
 pytestmark = pytest.mark.docker
@@ -153,31 +154,6 @@ def test_the_container_ends_with_the_program_however_that_ends(client: Any, tran
     assert gone(client, name)
 
 
-def test_orphans_are_found_by_label_and_living_programs_are_left_alone(client: Any) -> None:
-    """An orphan is a container whose program's process is gone, or is another one with the same id."""
-    ended = subprocess.Popen([sys.executable, "-c", "pass"])
-    ended.wait()
-    labels = own_labels()
-    cases = {
-        "orphan": labels | {f"{LABEL}.pid": str(ended.pid), f"{LABEL}.started": "1"},
-        "reused": labels | {f"{LABEL}.started": "1"},
-        "alive": labels,
-        "elsewhere": labels | {f"{LABEL}.host": "another machine", f"{LABEL}.pid": str(ended.pid)},
-    }
-    made = {}
-    try:
-        for case, own in cases.items():
-            made[case] = f"polyturn-test-{os.getpid()}-{case}"
-            client.api.create_container(image.require(client), command=["sleep", "60"], name=made[case], labels=own)
-        remove_orphans(client)  # or another test worker's, which may be faster
-        assert gone(client, made["orphan"])
-        assert gone(client, made["reused"])
-        assert {made["alive"], made["elsewhere"]} <= names(client)
-    finally:
-        for name in names(client) & set(made.values()):
-            client.api.remove_container(name, force=True)
-
-
 def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(client: Any) -> None:
     with DockerSandbox(spares=0) as sandbox:
         session = sandbox.open()
@@ -193,6 +169,44 @@ def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(cl
         after = sandbox.open()
         assert after.run("6 * 7").value == "42"
         assert sandbox.servers[0].name != name
+
+
+@pytest.mark.parametrize("transport", ["unix", "attach"])
+def test_a_paused_container_is_noticed_soon_after_the_time_of_a_run(
+    client: Any, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    """From blocking callers and from asyncio; a slow answer alone is no loss, as long as the supervisor lives."""
+    monkeypatch.setattr(link, "_DOUBT_S", 0.3)
+    monkeypatch.setattr(link, "_PROBE_S", 1.0)
+    with DockerSandbox(spares=0, preload=(), transport=transport, wait_s=20) as sandbox:
+        sessions = [sandbox.open(Limits(wall_s=0.2)) for _ in range(3)]
+        # It ignores the interrupt and is killed half a second later: after the first question.
+        stubborn = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+        assert sessions[2].run(stubborn).status is Status.TIMEOUT
+        lost: dict[str, float] = {}
+
+        def run() -> None:
+            start = time.monotonic()
+            with pytest.raises(SandboxLost, match="no sign of life within 1 s: its container, or the Docker engine"):
+                sessions[0].run("1")
+            lost["run"] = time.monotonic() - start
+
+        async def arun() -> None:
+            start = time.monotonic()
+            with pytest.raises(SandboxLost, match="no sign of life"):
+                await sessions[1].arun("1")
+            lost["arun"] = time.monotonic() - start
+
+        client.api.pause(sandbox.servers[0].name)
+        threads = [threading.Thread(target=run), threading.Thread(target=lambda: asyncio.run(arun()))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert set(lost) == {"run", "arun"}
+        assert max(lost.values()) < 10  # 0.2 + 0.3 + 1.0 on a quiet machine; 40 where nothing asks
+        with sandbox.open() as after:
+            assert after.run("6 * 7").value == "42"
 
 
 def test_strict_gives_every_session_a_container(client: Any) -> None:
@@ -217,6 +231,33 @@ def test_a_missing_image_says_how_to_build_it() -> None:
 def test_a_runtime_the_engine_does_not_have_is_named_with_a_remedy(runtime: str, remedy: str) -> None:
     with pytest.raises(SandboxUnavailable, match=f"no runtime '{runtime}'; it has: .*runc.*: .*{remedy}"):
         open_sandbox("docker", runtime=runtime)
+
+
+@pytest.mark.parametrize("option", [{"runtime": "runscc"}, {"image": "nobody/nothing:1"}], ids=str)
+def test_auto_with_something_that_cannot_be_had_fails_closed(option: dict[str, str]) -> None:
+    with pytest.raises((SandboxUnavailable, ImageMissing), match=f"The local sandbox has no {next(iter(option))}"):
+        open_sandbox(**option)
+
+
+def test_strict_is_one_session_a_container_whatever_else_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="one session a container, not sessions=64"):
+        DockerSandbox(level="strict", sessions=64)
+    with pytest.raises(ValueError, match="engines is a list of addresses"):
+        DockerSandbox(engines=[])
+
+
+def test_an_engine_that_takes_another_runtime_is_refused(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some engines take the request and ignore this part of it; the container made is removed."""
+    engine = DockerEngine(runtime="runc", spares=0)
+    before = names(client)
+    engine.runtime = "runc-fast"
+    create = engine.client.api.create_host_config
+    monkeypatch.setattr(
+        engine.client.api, "create_host_config", lambda **options: create(**{**options, "runtime": "runc"})
+    )
+    with pytest.raises(SandboxUnavailable, match="asked for the runtime 'runc-fast' and took 'runc'"):
+        engine()
+    assert names(client) <= before
 
 
 def test_a_runtime_without_sockets_falls_back_to_the_stream_once(client: Any) -> None:

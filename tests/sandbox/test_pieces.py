@@ -175,15 +175,18 @@ FILTERS = pytest.mark.skipif(not isolation.SUPPORTED, reason="the filter is for 
 ALLOW, DENY, ABSENT, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 
 
-def judged(program: bytes, number: int, argument: int = 0, machine: int | None = None) -> int:
+def judged(
+    program: bytes, number: int, argument: int = 0, machine: int | None = None, second: int | None = None
+) -> int:
     """What the kernel would answer to a system call: the classic-BPF program carried out by hand.
 
-    `argument` stands for every argument of the call.
+    `argument` stands for every argument of the call, save the second where that is given.
     """
     fields = {
         0: number,
         4: machine or isolation._AUDIT_ARCH[isolation.MACHINE],
         **dict.fromkeys(range(16, 64, 8), argument),
+        **({} if second is None else {24: second}),
     }
     code = list(struct.iter_unpack("HBBI", program))
     accumulator, at = 0, 0
@@ -199,10 +202,12 @@ def judged(program: bytes, number: int, argument: int = 0, machine: int | None =
         at += 1 + (yes if true else no)
 
 
-def both(number: int, argument: int = 0, *, processes: bool = True, programs: bool = False) -> int:
+def both(
+    number: int, argument: int = 0, *, processes: bool = True, programs: bool = False, second: int | None = None
+) -> int:
     """What an episode meets: the zygote's filter, which it inherits, and its own; the stricter counts."""
-    second = isolation.episode_program(processes=processes, programs=programs)
-    answers = (judged(isolation.zygote_program(), number, argument), judged(second, number, argument))
+    own = isolation.episode_program(processes=processes, programs=programs)
+    answers = [judged(program, number, argument, None, second) for program in (isolation.zygote_program(), own)]
     return next((answer for answer in (KILL, DENY, ABSENT) if answer in answers), ALLOW)
 
 
@@ -261,6 +266,10 @@ def test_what_the_filters_make_of_forks_programs_and_process_attributes() -> Non
     assert both(prctl, 15) == ALLOW  # its own name
     assert both(isolation._SOCKETPAIR[column], 1) == ALLOW
     assert both(isolation._SOCKETPAIR[column], 2) == DENY
+    cloexec, nonblock = 0x80000, 0x800
+    for flags in (0, cloexec, nonblock, cloexec | nonblock):  # the second argument: a type and its flags
+        allowed = [kind for kind in range(16) if both(isolation._SOCKETPAIR[column], 1, second=kind | flags) == ALLOW]
+        assert allowed == [1, 5]  # streams and packets in sequence, which are connected for good
 
 
 def test_where_no_copy_can_be_made_a_request_fails_at_once_and_its_descriptors_close() -> None:
@@ -371,6 +380,32 @@ def test_auto_without_an_engine_falls_back_with_one_warning(monkeypatch: pytest.
             assert sandbox.capabilities.name.startswith("local/")
             assert sandbox.open().run("6 * 7").value == "42"
     assert any("falling back to the local sandbox" in str(warning.message) for warning in seen)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"runtime": "runsc"}, {"level": "strict"}, {"level": "standard"}, {"image": "mine"}, {"engines": ["tcp://x:1"]},
+     {"memory_mb": 512}, {"cpus": 1}, {"containers": 2}, {"transport": "unix"}, {"spares": 0, "runtime": "kata"}],
+    ids=str,
+)  # fmt: skip
+def test_an_option_that_only_docker_has_is_never_dropped_for_the_local_sandbox(
+    option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    name = next(name for name in option if name != "spares")
+    with pytest.raises(SandboxUnavailable, match=f"no Docker engine answers.*The local sandbox has no {name}"):
+        open_sandbox("auto", **option)
+
+
+def test_an_option_that_both_have_reaches_the_local_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    monkeypatch.setattr(local.LocalSandbox, "start", lambda self: None)
+    with pytest.warns(RuntimeWarning, match="falling back"):
+        box = open_sandbox("auto", sessions=3, spares=0, preload=(), wait_s=1.0, runtime=None)
+    engine = box._starters[0]  # type: ignore[attr-defined]
+    assert (engine.sessions, engine.spares, engine.preload) == (3, 0, [])
+    assert box._wait_s == 1.0  # type: ignore[attr-defined]
+    box.close()
 
 
 class Images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from typing import Any
@@ -22,11 +23,14 @@ class Wire:
     def __init__(self) -> None:
         self.cut = False
         self.sessions = 0
+        self.closed: list[int] = []
 
     def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         if self.cut:
             raise SandboxLost("the sandbox ended")
         self.sessions += request["op"] == "open"
+        if request["op"] == "close":
+            self.closed.append(request["s"])
         return {"s": self.sessions, "status": "ok", "value": "1"}
 
     async def acall(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -62,7 +66,7 @@ def test_sessions_fill_one_server_before_another_is_started() -> None:
         sessions = [pool.open() for _ in range(4)]
         assert [wire.sessions for wire in engine.wires] == [2, 2]
         sessions[0].close()
-        pool.open()
+        sessions[0] = pool.open()
         assert [wire.sessions for wire in engine.wires] == [3, 2]
     assert engine.stopped == 2
 
@@ -70,8 +74,8 @@ def test_sessions_fill_one_server_before_another_is_started() -> None:
 def test_servers_spread_over_engines() -> None:
     engines = [Engine(capacity=1), Engine(capacity=1)]
     with Pool(engines, CAPABILITIES, servers=4) as pool:
-        for _ in range(4):
-            pool.open()
+        kept = [pool.open() for _ in range(4)]
+        assert len(kept) == 4
         assert [len(engine.wires) for engine in engines] == [2, 2]
 
 
@@ -130,15 +134,16 @@ def test_the_full_pool_serves_those_who_wait_in_the_order_they_came() -> None:
 
 def test_waiting_for_room_ends_with_an_error_that_says_what_to_do() -> None:
     with Pool([Engine(capacity=1)], CAPABILITIES, wait_s=0.05) as pool:
-        pool.open()
+        kept = pool.open()
         with pytest.raises(SandboxUnavailable, match="close sessions"):
             pool.open()
         assert len(pool._queue) == 0
+        kept.close()
 
 
 def test_closing_the_pool_wakes_whoever_waits() -> None:
     pool = Pool([Engine(capacity=1)], CAPABILITIES)
-    pool.open()
+    kept = pool.open()
     problems: list[str] = []
 
     def wait() -> None:
@@ -155,6 +160,7 @@ def test_closing_the_pool_wakes_whoever_waits() -> None:
     thread.join()
     assert problems == ["the sandbox is closed"]
     pool.close()
+    kept.close()
 
 
 def test_servers_long_empty_are_closed_save_one() -> None:
@@ -176,9 +182,9 @@ def test_closing_a_session_twice_frees_one_place() -> None:
         session = pool.open(Limits())
         session.close()
         session.close()
-        pool.open()
+        kept = [pool.open()]
         assert len(engine.wires) == 1
-        pool.open()
+        kept.append(pool.open())
         assert len(engine.wires) == 2
 
 
@@ -201,3 +207,38 @@ def test_a_session_that_comes_after_its_caller_was_cancelled_is_closed() -> None
     assert list(pool._used.values()) == [0]
     assert engine.wires[0].sessions == 1
     pool.close()
+
+
+def test_a_session_that_is_dropped_without_close_frees_its_place() -> None:
+    """Also inside a circle of references, which only the collector finds; and nothing is closed twice."""
+    engine = Engine(capacity=1)
+    with Pool([engine], CAPABILITIES, wait_s=20) as pool:
+        pool.open()  # dropped at once
+        second: Any = pool.open()
+        circle = [second]
+        second.circle = circle
+        del second, circle
+        gc.collect()
+        third = pool.open()
+        third.close()
+        del third
+        gc.collect()
+        pool.open()
+        deadline = time.monotonic() + 10
+        while len(engine.wires[0].closed) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert engine.wires[0].closed == [1, 2, 3, 4]
+
+
+def test_dropping_a_session_takes_no_lock_in_the_thread_that_drops_it() -> None:
+    """The collector of garbage may run while the pool's own lock is held."""
+    engine = Engine(capacity=2)
+    with Pool([engine], CAPABILITIES) as pool:
+        session = pool.open()
+        with pool._lock:
+            del session
+            gc.collect()
+        deadline = time.monotonic() + 10
+        while any(pool._used.values()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert list(pool._used.values()) == [0]
