@@ -335,7 +335,7 @@ class Arithmetic(Numerals):
             self.take()
             index = self.sum()
             self.expect("]")
-        # Plain text means the whole number by sqrt 23; so does LaTeX as people write it.
+        # sqrt 23 in plain text is the root of the whole number; so is \\sqrt 23, as it is often typed.
         inside = self.number() if self.peek().kind == "number" else self.argument()
         return Node("func", (inside, index), "root")
 

@@ -1,11 +1,11 @@
-"""How far from the truth a computation in double precision may end up, so that printed floats can be recognised.
+"""A bound on the error of a computation in double precision, by which printed floats are recognised.
 
 A double keeps 53 bits, 15 to 17 decimal digits. `print(math.sqrt(7))` gives 2.6457513110645907, whose last digits are
-not those of the root of 7; no rule about decimal places accepts it and refuses a wrong number of the same length. So
-the expression itself is followed through a computation in doubles: every operation adds half a unit in its last place
-and passes on the errors of its parts, and what cancels grows in proportion. A decimal with at least 15 digits is right
-if it is within `SLACK` times that bound: for a root 4e-16 of its size or so, and more only where the expression itself
-loses digits.
+not those of the root of 7; a rule about decimal places cannot accept it and refuse a wrong number of the same length.
+The bound therefore follows the expression itself as if it were computed in doubles: every operation adds half a unit
+in its last place and passes on the errors of its parts, and the error grows in proportion where digits cancel. A
+decimal of at least 15 digits is right if it is within `SLACK` times that bound. For a root that is about 1e-15 of its
+size, so 15 digits decide, and more only where the expression loses digits itself.
 """
 
 from __future__ import annotations

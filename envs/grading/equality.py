@@ -154,7 +154,7 @@ def _ascending(node: Node) -> Node:
 
 
 def _named(node: Node, ev: Evaluator) -> tuple[str | None, Node | None]:
-    """A name and what it is said to be; (None, the node) if it is a plain value; (None, None) for other relations."""
+    """A name and the value given to it; (None, the node) for a plain value; (None, None) for any other relation."""
     if node.kind != "rel":
         return None, node
     signs = node.name.split()

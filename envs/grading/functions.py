@@ -1,7 +1,7 @@
 """Powers, roots, logarithms and the other functions at one point, on the principal branch, to any number of digits.
 
-Each function works on a `Trace`: the precision, the budget, and what happened on the way to a value that decides what
-the value is worth (digits lost to cancellation, a branch taken outside the real domain).
+Each function works on a `Trace`, which holds the precision and the budget and records what limits the value: digits
+lost to cancellation, and branches taken outside the real domain.
 """
 
 from __future__ import annotations

@@ -42,11 +42,12 @@ def grade(answer: str | None, gold: str) -> bool:
 
     What counts as the same:
         Numbers: exactly equal, however written (`\frac12`, `1/2`, `0.5`, `1\frac12`, `3.2 \times 10^5`, `1,234`). A
-            decimal may also be off by floating-point noise (1e-9), or be the rounding of a fraction or irrational
-            that takes more decimals, if right to one part in 10,000 (`0.3333` for `\frac13`, `3.14159` for `\pi`).
-            Two decimals, or a decimal and a whole number, get no such slack. What Python prints for an irrational
-            number (`2.6457513110645907` for `\sqrt7`) is right within the rounding of a computation in doubles,
-            a few units of the sixteenth digit (see `doubles`).
+            decimal may also be the rounding of a fraction or irrational that takes more decimals, if right to one
+            part in 10,000 (`0.3333` for `\frac13`, `3.14159` for `\pi`); two decimals, or a decimal and a whole
+            number, get no such slack. A decimal of 15 digits or more, as doubles are printed, may be off by their
+            noise: by 1e-12 of a rational number (`18.000000000000004` for `18`), and for an irrational one by the
+            rounding of its computation in doubles, a few units of the sixteenth digit (`2.6457513110645907` for
+            `\sqrt7`, see `doubles`).
         Percent: a unit. `50\%` is `50` and is not `0.5`; factors of 100 are never forgiven.
         Units, money, degrees, words around a number: dropped (`\$18`, `18 dollars`, `18`), unless both sides name
             different known units (`5` cents, `5` dollars) or a word changes the number (`not`, `minus`, `or more`).

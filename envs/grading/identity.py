@@ -1,16 +1,16 @@
 """Whether two expressions are the same function of their variables, decided at points.
 
-What counts at one point:
-    both have a value         it must be the same, to fifty digits;
-    one lies outside the real domain of its functions, the other has a value any definition gives
-                              they differ: `\\ln x` is not `\\ln|x|`;
-    both depend on a choice of branch
-                              the principal values may agree, which speaks for them; if not, the point says nothing:
-                              `\\sqrt{x^3}` and `x\\sqrt{x}` are the same where they are real;
-    one has a pole, is too large to hold, or has a sum in it of which no digit is left
-                              the point may speak for them, not against.
-Two expressions are equal only if enough points speak for them and none against. Where too few points speak, or the
-borders between regions cannot all be looked for, the question is not decided: the caller must not call them equal.
+What one point shows:
+    both have a value: it must be the same, to fifty digits, or the expressions differ;
+    one has no real value (a logarithm of a negative number), the other has one: they differ, so that `\\ln x` is not
+        `\\ln|x|`;
+    both depend on the choice of a branch: if the principal values agree, the point counts for equality; if not, it
+        counts for nothing, since `\\sqrt{x^3}` and `x\\sqrt{x}` are the same where they are real;
+    one has a pole, is too large to hold, or contains a sum of which no digit is left: the point may count for
+        equality, but not against it.
+
+Two expressions are equal if enough points count for it and none shows a difference. If too few points count, or the
+borders between regions cannot all be searched for, the result is undecided, and the caller must not call them equal.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from polyturn.envs.grading.values import BITS, Evaluator, Point, Value, close
 AGREE = 50
 """Decimal digits in which two values must agree; the evaluator carries thirty more, which absorb rounding."""
 _ENOUGH = 4
-"""Points that must speak for two expressions at which neither depends on a choice of branch ..."""
+"""Points that must count for equality, at which neither side depends on a branch ..."""
 _ENOUGH_BRANCHED = 8
-"""... or points of any kind, if none had to be passed over."""
+"""... or points of any kind, if every point counted."""
 _SEARCH_SHARE = 2
-"""One part in this many of the budget may go into the search for borders."""
+"""The search for borders may use one part in this many of the budget."""
 
 
 class _Tally:
-    """What the points so far have said.
+    """The evidence of the points so far.
 
     Args:
         up_to_factor: Whether the values may differ by a factor that is the same everywhere.
@@ -72,7 +72,7 @@ class _Tally:
         return close(ratio, self.factor, self.digits)
 
     def decided(self) -> bool:
-        """Whether enough points spoke."""
+        """Whether enough points counted for equality."""
         if self.up_to_factor and self.factor is None:
             return False
         return self.regular >= _ENOUGH or (self.agreed >= _ENOUGH_BRANCHED and not self.passed_over)

@@ -40,7 +40,7 @@ class Domain:
         whole: Those that stand for whole numbers, because they are exponents of a number that is not positive:
             `(-1)^n` has a meaning for whole n only.
         complex: Those that stand for complex numbers: all of them where the constant i occurs; else z and w inside an
-            absolute value where no x or y is about.
+            absolute value, unless x or y occurs too.
         bordered: The variables at which the expressions can change from region to region.
     """
 
@@ -62,7 +62,7 @@ def first_points(domain: Domain) -> Iterator[Point]:
 
 def general_points(domain: Domain) -> Iterator[Point]:
     """Points of all signs, sizes and kinds; fewer of them for expressions that are smooth everywhere."""
-    # Signs: each pattern of the first three variables, the others by chance.
+    # Signs: each pattern of the first three variables; the others by their names.
     signs = _sign_patterns(domain)
     for pattern in signs if domain.bordered else (signs[0], signs[-1]):
         yield _signed(domain, pattern, f"sign {pattern}", (-2, 1))
@@ -73,7 +73,7 @@ def general_points(domain: Domain) -> Iterator[Point]:
         yield _signed(domain, None, f"small {index}", (-12, -5))
         yield _signed(domain, None, f"large {index}", (4, 11))
         yield _signed(domain, None, f"mixed {index}", (-8, 9))
-    # Whole numbers, alone and beside others.
+    # Whole numbers: all variables, then one at a time.
     for index in range(2 * rounds):
         sizes = ((0, 3), (0, 3), (3, 7), (7, 12))[index % 4]
         yield _signed(domain, None if index % 2 else 0, f"whole {index}", sizes, whole=set(domain.names))

@@ -138,7 +138,7 @@ class ToolMath(gymnasium.Env[str, str]):
         self._sandbox = sandbox
         self._session: Session | None = None
         self._index: int | None = None
-        self._said: list[tuple[str, str | None]] = []  # (action, the program it ran)
+        self._turns: list[tuple[str, str | None]] = []  # (action, the program it ran)
         self._shown: list[str] = []  # what came back from each program, in order
         self._over = False
         self.observation_space = UnicodeText()
@@ -162,7 +162,7 @@ class ToolMath(gymnasium.Env[str, str]):
             self._index = int(task)
         else:
             raise ValueError(f'reset(options={{"task": n}}): expected 0 <= n < {len(self.problems)}, got {task!r}')
-        self._said, self._shown, self._over = [], [], False
+        self._turns, self._shown, self._over = [], [], False
         return self._first_observation(), {"task_id": self.problem.id, "level": self.problem.level}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -181,11 +181,11 @@ class ToolMath(gymnasium.Env[str, str]):
         program = code_blocks(action)
         answer = extract_answer(action)
         if program is None or answer is not None:
-            self._said.append((action, None))
+            self._turns.append((action, None))
             return self._finish(answer)
         result = self._interpreter().run(program)
-        self._said.append((action, program))
-        truncated = len(self._said) >= self.max_turns
+        self._turns.append((action, program))
+        truncated = len(self._turns) >= self.max_turns
         info = {"status": str(result.status), "tool_error": result.status is not Status.OK}
         if truncated:
             self._over = True
@@ -226,7 +226,7 @@ class ToolMath(gymnasium.Env[str, str]):
         """The episode so far as JSON values: `restore` continues it identically by running its programs again."""
         return {
             "index": self._index,
-            "said": [list(pair) for pair in self._said],
+            "said": [list(pair) for pair in self._turns],
             "over": self._over,
             "rng": None if self._np_random is None else self.np_random.bit_generator.state,
         }
@@ -235,7 +235,7 @@ class ToolMath(gymnasium.Env[str, str]):
         """Continues from a snapshot, in this or another instance made with the same options."""
         self._end_session()
         self._index = snapshot["index"]
-        self._said = [(action, program) for action, program in snapshot["said"]]
+        self._turns = [(action, program) for action, program in snapshot["said"]]
         self._over = snapshot["over"]
         if snapshot["rng"] is not None:
             self.np_random.bit_generator.state = snapshot["rng"]
@@ -244,7 +244,7 @@ class ToolMath(gymnasium.Env[str, str]):
     def _run_again(self) -> None:
         """Brings a fresh interpreter to where the episode is; an episode that has ended needs none."""
         self._shown = []
-        programs = [program for _, program in self._said if program is not None]
+        programs = [program for _, program in self._turns if program is not None]
         if programs and not self._over:
             session = self._interpreter()
             self._shown = [self.observe(session.run(program)) for program in programs]
@@ -278,7 +278,7 @@ class ToolMath(gymnasium.Env[str, str]):
         shown = iter(self._shown)
         turns = [
             part
-            for action, program in self._said
+            for action, program in self._turns
             for part in (action, "" if program is None else next(shown, ""))
             if part
         ]

@@ -43,10 +43,10 @@ def load_problems(
 
     Args:
         source: A JSONL path; a local `datasets` folder (written by `save_to_disk`, or holding Parquet or JSONL
-            files); a Hub id such as "openai/gsm8k", with ":configuration" behind it if the set has several;
+            files); a Hub id such as "openai/gsm8k", followed by ":configuration" if the set has several;
             "generated:LEVEL[:SIZE[:SEED]]" for the seeded generator; or problems, which are passed through.
         split: Which split of a data set or of the generator; a single JSONL file has none and ignores it.
-        limit: At most so many problems, from the start.
+        limit: Largest number of problems to load, from the start.
         mapping: Names of the row's keys, for example `{"question": "prompt", "answer": "target"}`; may also name
             "id", "solution", "level" and "topic".
 

@@ -27,7 +27,7 @@ PAIR = re.compile(r"\((-?[^(),]*),(-?[^(),]*)\)")
 
 
 def rewritten(gold: str) -> Iterator[str]:
-    """The same answer as somebody else would write it."""
+    """The same answer written in another way."""
     yield f"  {gold} "
     yield gold + "."
     yield f"\\boxed{{{gold}}}"
