@@ -1,25 +1,41 @@
-"""Reading the arithmetic of an answer: sums, products, powers, fractions, roots, functions, numbers and names."""
+"""Reading expressions: sums, products, powers, fractions, roots, functions and names."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 
-from polyturn.envs.grading.tokens import FUNCTIONS, NotAnAnswer, Token
-from polyturn.envs.grading.tree import INFINITY, Cursor, Node
-from polyturn.envs.grading.units import NUMBER_WORDS
+from polyturn.envs.grading.numerals import FRACTIONS, Numerals, plain_number
+from polyturn.envs.grading.tokens import CALLS, FUNCTIONS, NotAnAnswer, Token
+from polyturn.envs.grading.tree import REAL_LINE, Node, joined
+from polyturn.envs.grading.units import MEANINGFUL
+
+RELATIONS = {
+    "=": "=", "<": "<", ">": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=", "geq": ">=",
+    "geqslant": ">=", "geqq": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "in": "in", "approx": "~",
+    "simeq": "~", "doteq": "~", "equiv": "=",
+}  # fmt: skip
+PYTHON_CALLS = frozenset({"fraction", "rational", "matrix", "array", "finiteset", "set", "list", "tuple"})
+"""What Python prints for numbers and collections: `Fraction(1, 2)`, `Matrix([[1, 2], [3, 4]])`."""
 
 _TIMES = frozenset({"*", "times", "cdot", "ast"})
-_FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac"})
 _CIRCLES = frozenset({"circ", "degree"})
 _LETTERS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi
 varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell
 """
 _GREEK = frozenset(_LETTERS.split())
+_OVERLINES = frozenset(
+    {"overline", "bar", "widehat", "widetilde", "tilde", "overrightarrow", "overleftarrow", "overleftrightarrow"}
+)
 _DECORATIONS = frozenset({"triangle", "boxed", "fbox", "therefore"})
+_STARTS = (
+    FRACTIONS | FUNCTIONS | CALLS | _GREEK | _OVERLINES
+    | {"pi", "sqrt", "cbrt", "infty", "binom", "dbinom", "tbinom", "{", "lg", "lfloor", "lceil", "begin", "langle"}
+    | {"mathbb", "lbrace", "textcircled"}
+)  # fmt: skip
 
 
-class Arithmetic(Cursor):
+class Arithmetic(Numerals):
     """The lower half of the reader; brackets and matrices, which hold whole answers, are the upper half's."""
 
     def brackets(self) -> Node:
@@ -27,15 +43,21 @@ class Arithmetic(Cursor):
         raise NotImplementedError
 
     def matrix(self) -> Node:
-        r"""A matrix, behind its `\begin`."""
+        r"""A matrix, after its `\begin`."""
         raise NotImplementedError
+
+    def python_call(self) -> Node:
+        """A number or collection as Python prints it."""
+        raise NotImplementedError
+
+    # Sums and products
 
     def union(self) -> Node:
         parts = [self.sum()]
         while self.command("cup"):
             self.take()
             parts.append(self.sum())
-        return parts[0] if len(parts) == 1 else Node("union", tuple(parts))
+        return joined("union", parts)
 
     def sum(self) -> Node:
         self.down()
@@ -46,11 +68,11 @@ class Arithmetic(Cursor):
             term = self.term()
             if sign in ("pm", "mp"):
                 chain = self.longer(chain)
-                terms = [Node("pm", (_joined("add", terms), term) if terms else (term,), sign)]
+                terms = [Node("pm", (joined("add", terms), term) if terms else (term,), sign)]
             else:
                 terms.append(Node("neg", (term,)) if sign == "-" else term)
         self.depth -= 1
-        return _joined("add", terms)
+        return joined("add", terms)
 
     def sign(self) -> str:
         sign = "+"
@@ -67,9 +89,11 @@ class Arithmetic(Cursor):
         chain = 0
         while True:
             if self.sees("/", "div"):
+                if self.peek(1).kind == "word":  # a unit: ft/s
+                    return joined("mul", factors)
                 self.take()
                 chain = self.longer(chain)
-                factors = [Node("div", (_joined("mul", factors), self.factor()))]
+                factors = [Node("div", (joined("mul", factors), self.factor()))]
             elif self.sees(*_TIMES):
                 self.take()
                 factors.append(self.factor())
@@ -78,10 +102,10 @@ class Arithmetic(Cursor):
                     raise NotAnAnswer("two numbers side by side")
                 factors.append(self.power())
             else:
-                return _joined("mul", factors)
+                return joined("mul", factors)
 
     def factor(self) -> Node:
-        """A factor behind a written sign of operation, which may carry a minus of its own: 3 * -2."""
+        """A factor after a written sign of operation, which may carry a minus of its own: 3 * -2."""
         negative = self.symbol("-")
         if negative:
             self.take()
@@ -93,12 +117,18 @@ class Arithmetic(Cursor):
         if kind in ("number", "variable"):
             return True
         if kind == "symbol":
-            return text in ("(", "[", "{") or (text == "|" and not self.bars)
-        return kind == "command" and (
-            text in _FRACTIONS | FUNCTIONS | _GREEK | {"pi", "sqrt", "cbrt", "infty", "binom", "dbinom", "tbinom", "{"}
-            or text in ("lfloor", "lceil", "overline", "begin", "lvert", "langle", "mathbb", "lbrace")
-            or (text in ("|", "vert") and not self.bars)
-        )
+            if text == "(":
+                return not self.remark()
+            return text in ("[", "{") or (text == "|" and not self.bars)
+        return kind == "command" and (text in _STARTS or (text == "|" and not self.bars))
+
+    def remark(self) -> bool:
+        """Whether the bracket at the cursor only holds words: `288 (t-shirts)`."""
+        inner = self.bracketed()
+        words = {token.text for token in inner if token.kind == "word"}
+        return bool(words) and not words & MEANINGFUL and all(token.kind in ("word", "variable") for token in inner)
+
+    # Powers and what follows a factor
 
     def power(self) -> Node:
         node = self.postfix(self.atom())
@@ -109,11 +139,11 @@ class Arithmetic(Cursor):
                 self.take()
             if self.sees(*_CIRCLES):
                 self.take()
-                node = Node("degrees", (node,))
+                node = self.minutes(Node("degrees", (node,)))
                 continue
             if self.symbol("{") and self.peek(1).text in _CIRCLES and self.peek(2).text == "}":
                 self.at += 3
-                node = Node("degrees", (node,))
+                node = self.minutes(Node("degrees", (node,)))
                 continue
             node = self.postfix(Node("pow", (node, self.script())))
         return node
@@ -122,7 +152,7 @@ class Arithmetic(Cursor):
         chain = 0
         while self.symbol("!") or self.sees("degree"):
             chain = self.longer(chain)
-            node = Node("fact" if self.take().text == "!" else "degrees", (node,))
+            node = Node("fact", (node,)) if self.take().text == "!" else self.minutes(Node("degrees", (node,)))
         return node
 
     def script(self) -> Node:
@@ -138,6 +168,8 @@ class Arithmetic(Cursor):
         self.depth -= 1
         return node
 
+    # Groups
+
     def argument(self) -> Node:
         """What a LaTeX command takes: a group, or a single digit, letter or command."""
         token = self.peek()
@@ -145,7 +177,7 @@ class Arithmetic(Cursor):
             return self.group()
         if token.kind == "number" and len(token.text) > 1 and token.text.isdigit():
             self.tokens[self.at] = Token("number", token.text[1:], False)
-            return _number(token.text[0])
+            return plain_number(token.text[0])
         if token.kind == "variable":
             return self.variable()
         self.down()
@@ -165,13 +197,11 @@ class Arithmetic(Cursor):
         return node
 
     def braces(self) -> Node:
-        """Braces that no command asked for: a group, or, with a comma in them, a set as plain text writes it."""
+        """Braces that no command asked for: a group, or, with a comma or a bar in them, a set in plain text."""
         level = 0
-        for _, text, _ in self.tokens[self.at :]:
-            level += (text in ("{", "(", "[")) - (text in ("}", ")", "]"))
-            if level == 0:
-                break
-            if level == 1 and text in (",", ";"):
+        for index, token in enumerate(self.bracketed()):
+            level += (token.text in ("{", "(", "[")) - (token.text in ("}", ")", "]"))
+            if level == 0 and (token.text in (",", ";") or (token.text in ("|", ":") and index == 1)):
                 return self.brackets()
         return self.group()
 
@@ -190,65 +220,18 @@ class Arithmetic(Cursor):
                 return self.absolute()
         if kind == "command":
             return self.special(text)
-        raise NotAnAnswer(f"unexpected {text!r}")
+        if kind == "word" and text in PYTHON_CALLS and self.peek(1)[:2] == ("symbol", "("):
+            return self.python_call()
+        raise NotAnAnswer(f"unexpected {text or 'end'!r}")
 
-    def number(self) -> Node:
-        digits = self.take().text
-        node = _number(digits)
-        if node.places >= 0:
-            if self.sees("overline", "bar"):
-                self.take()
-                return _repeating(digits, self.raw_digits())
-            return self.in_base(digits) if self.symbol("_") else node
-        if self.symbol("_"):
-            return self.in_base(digits)
-        return self.mixed(node)
-
-    def in_base(self, digits: str) -> Node:
-        self.expect("_")
-        bracketed = self.symbol("{")
-        if bracketed:
-            self.take()
-        base = self.take().text if self.peek().kind in ("number", "word") else ""
-        if bracketed:
-            self.expect("}")
-        return self.based(digits, str(NUMBER_WORDS.get(base, base)))
-
-    def mixed(self, whole: Node) -> Node:
-        """A whole number, with the proper fraction behind it if there is one: 1\\frac12, 1 1/2."""
-        if self.peek().kind == "command" and self.peek().text in _FRACTIONS:
-            part = self.special(self.peek().text)
-            if part.kind == "div" and all(p.kind == "num" and p.places < 0 for p in part.parts):
-                top, bottom = (p.value for p in part.parts)
-                if 0 < top < bottom:
-                    return Node("num", value=whole.value + top / bottom)
-            return Node("mul", (whole, self.power_of(part)))
-        over, slash, under = (self.peek(ahead) for ahead in range(3))
-        proper = over.text.isdigit() and under.text.isdigit() and 0 < int(over.text) < int(under.text)
-        if proper and over.spaced and slash.text == "/":
-            self.at += 3
-            return Node("num", value=whole.value + Fraction(int(over.text), int(under.text)))
-        return whole
-
-    def power_of(self, node: Node) -> Node:
-        if self.symbol("^"):
-            self.take()
-            return Node("pow", (node, self.script()))
-        return node
-
-    def raw_digits(self) -> str:
-        self.expect("{")
-        token = self.take() if self.peek().kind == "number" else Token("end", "", False)
-        self.expect("}")
-        if not token.text.isdigit():
-            raise NotAnAnswer("a repeating part that is no number")
-        return token.text
+    # Names
 
     def variable(self) -> Node:
         name = self.take().text
         if name in ("e", "i") and not self.symbol("_"):
             return Node("const", name=name)
-        return Node("variable", name=name + self.subscript())
+        name += self.subscript()
+        return Node("variable", name=name + self.event(name))
 
     def subscript(self) -> str:
         if not self.symbol("_"):
@@ -264,23 +247,58 @@ class Arithmetic(Cursor):
         self.expect("}")
         return "_" + inner
 
+    def event(self, name: str) -> str:
+        """What stands in brackets after a name and is no factor, as part of the name: `P(X=2)`, `P(A|B)`, `f(2)`."""
+        if not self.sees("(", "["):
+            return ""
+        inner = self.bracketed()
+        written = "".join(RELATIONS.get(token.text, token.text) for token in inner)
+        related = any(
+            token.kind == "word" or (token.kind in ("symbol", "command") and token.text in (*RELATIONS, "cap", "cup"))
+            for token in inner
+        )
+        number = inner[-1:] if len(inner) == 1 or (len(inner) == 2 and inner[0].text == "-") else []
+        value = number[0].text if number and number[0].kind == "number" else ""
+        applied = bool(value) and (name.rstrip("'") in ("f", "g", "h") or not value.strip("0."))
+        if not related and not applied and not (name in ("P", "E") and "|" in written):
+            return ""
+        self.at += len(inner) + 2
+        return f"({written})"
+
+    def letters(self) -> str:
+        if self.peek().kind == "variable":
+            return self.take().text
+        self.expect("{")
+        inner = ""
+        while self.peek().kind in ("variable", "word", "number"):
+            inner += self.take().text
+        self.expect("}")
+        return inner
+
+    # Functions and other commands
+
     def absolute(self) -> Node:
         self.take()
         self.bars += 1
         node = self.sum()
         self.bars -= 1
-        self.expect("|", "vert", "rvert")
+        self.expect("|")
         return Node("func", (node,), "abs")
 
     def special(self, name: str) -> Node:
         self.take()
-        if name in _FRACTIONS:
+        if name in FRACTIONS:
             top = self.argument()
             return Node("div", (top, self.argument()))
         if name in ("sqrt", "cbrt"):
             return self.root(name)
         if name in FUNCTIONS or name == "lg":
             return self.function(name)
+        if name in CALLS:
+            self.down()
+            node = Node("func", (self.brackets(),), {"ceiling": "ceil"}.get(name, name))
+            self.depth -= 1
+            return node
         if name in ("pi", "infty"):
             return Node("const", name={"infty": "inf"}.get(name, name))
         if name in _GREEK:
@@ -291,7 +309,7 @@ class Arithmetic(Cursor):
         if name in ("{", "langle", "lbrace"):
             self.at -= 1
             return self.brackets()
-        if name in ("|", "vert", "lvert"):
+        if name == "|":
             self.at -= 1
             return self.absolute()
         if name in ("lfloor", "lceil"):
@@ -300,26 +318,16 @@ class Arithmetic(Cursor):
             return Node("func", (node,), "floor" if name == "lfloor" else "ceil")
         if name == "begin":
             return self.matrix()
-        if name in ("emptyset", "varnothing"):
+        if name in ("emptyset", "varnothing", "oslash"):
             return Node("set")
-        if name in ("overline", "bar"):
-            return Node("variable", name="overline " + self.letters())
+        if name in _OVERLINES or name == "textcircled":
+            return Node("variable", name=f"{'overline' if name == 'bar' else name} {self.letters()}")
         if name == "mathbb":
             letter = self.letters()
-            if letter == "R":
-                return Node("tuple", (Node("neg", (INFINITY,)), INFINITY), "()")
-            return Node("word", name=f"set {letter}")
+            return REAL_LINE if letter == "R" else Node("word", name=f"set {letter}")
         if name in _DECORATIONS:
             return self.atom()
         raise NotAnAnswer(f"unknown command {name!r}")
-
-    def letters(self) -> str:
-        self.expect("{")
-        inner = ""
-        while self.peek().kind in ("variable", "word", "number"):
-            inner += self.take().text
-        self.expect("}")
-        return inner
 
     def root(self, name: str) -> Node:
         index = Node("num", value=Fraction(3 if name == "cbrt" else 2))
@@ -327,7 +335,7 @@ class Arithmetic(Cursor):
             self.take()
             index = self.sum()
             self.expect("]")
-        # Plain text means the whole number by sqrt 23; so does LaTeX as people write it.
+        # sqrt 23 in plain text is the root of the whole number; so is \\sqrt 23, as it is often typed.
         inside = self.number() if self.peek().kind == "number" else self.argument()
         return Node("func", (inside, index), "root")
 
@@ -339,45 +347,21 @@ class Arithmetic(Cursor):
                 power = self.script()
             else:
                 base = self.argument() if self.peek().kind != "number" else self.number()
+        # The argument: what is bracketed, or all factors up to the next function or sign.
         self.down()
         if self.symbol("("):
             inside = self.postfix(self.brackets())
         else:
-            inside = self.power()
-            factors = [inside]
+            factors = [self.power()]
             while self.starts_factor() and not self.symbol("("):
                 if self.peek().kind == "command" and self.peek().text in FUNCTIONS - {"sqrt"}:
                     break
                 factors.append(self.power())
-            inside = _joined("mul", factors)
+            inside = joined("mul", factors)
         self.depth -= 1
-        if power == Node("neg", (_number("1"),)) and name in ("sin", "cos", "tan"):
+        # sin^{-1} is the inverse; any other power is of the value.
+        if power == Node("neg", (plain_number("1"),)) and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
             return Node("func", (inside,), "arc" + name)
         name = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}.get(name, name)
         node = Node("func", (inside,) if base is None else (inside, base), name)
         return node if power is None else Node("pow", (node, power))
-
-    def based(self, digits: str, base: str) -> Node:
-        if not base.isdigit() or not 2 <= int(base[:3]) <= 36:
-            raise NotAnAnswer("a base that is none")
-        return Node("based", name=f"{digits}_{int(base)}")
-
-
-def _joined(kind: str, parts: list[Node]) -> Node:
-    return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
-
-
-def _number(text: str) -> Node:
-    mantissa, _, exponent = text.lower().partition("e")
-    whole, dot, decimals = mantissa.partition(".")
-    if exponent and abs(int(exponent)) > 400:
-        raise NotAnAnswer("an exponent beyond 400")
-    value = Fraction(int((whole + decimals) or "0"), 10 ** len(decimals)) * Fraction(10) ** int(exponent or 0)
-    places = len(decimals) - int(exponent or 0) if dot or exponent else -1
-    return Node("num", name=text, value=value, places=max(places, 0) if dot or exponent else -1)
-
-
-def _repeating(digits: str, repeat: str) -> Node:
-    """0.1 with 6 repeating is 0.1 + 6/90."""
-    start = _number(digits)
-    return Node("num", value=start.value + Fraction(int(repeat), 10**start.places * (10 ** len(repeat) - 1)))

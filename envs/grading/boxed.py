@@ -6,7 +6,7 @@ import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BARE = re.compile(r"-?(?:\\[A-Za-z]+|[A-Za-z0-9.,]*[A-Za-z0-9])")
-# A doubled backslash is a line break unless somebody escaped the box itself, as in "\\boxed{5}" inside a string.
+# A doubled backslash is a line break unless the box itself is escaped, as in "\\boxed{5}" inside a string.
 _BRACE = re.compile(r"\\\\(?!boxed|fbox)|\\[{}]|\\(?:boxed|fbox)(?![A-Za-z])\s*\{|[{}]")
 
 

@@ -1,17 +1,18 @@
 """Cutting an answer, LaTeX or plain, into tokens."""
 
-# ruff: noqa: RUF001  (look-alike characters are what the table below is about)
-
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from polyturn.envs.grading.units import LETTER_UNITS, SHORT_UNITS
+from polyturn.envs.grading.cleaning import clean
+from polyturn.envs.grading.units import KNOWN_WORDS, SHORT_UNITS
 
 MAX_CHARACTERS = 4000
 MAX_TOKENS = 1200
 MAX_DIGITS = 1000
+_LONGEST_PRODUCT = 4
+"""Letters of a run that may be a product of variables where a word makes no sense: `def` in `\\frac{def}{de+df+ef}`."""
 
 
 class NotAnAnswer(ValueError):
@@ -32,27 +33,7 @@ class Token(NamedTuple):
     spaced: bool
 
 
-_UNICODE = str.maketrans(
-    {
-        "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "⁄": "/",
-        "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty ", "°": r"\degree ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
-        "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ", "∅": r"\emptyset ",
-        "ℝ": r"\mathbb{R}", "θ": r"\theta ", "¢": r"\text{ cents}", "€": "", "£": "", "⟨": r"\langle ",
-        "⟩": r"\rangle ", "²": "^2", "³": "^3", "⁴": "^4", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
-        "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "“": "", "”": "", "’": "", "\u00a0": " ",
-        "\u200b": "", "，": ",", "（": "(", "）": ")",
-    }
-)  # fmt: skip
-# What only moves ink: sizes of brackets, styles, spacing.
-_INK = re.compile(
-    r"\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|displaystyle|textstyle|limits|nolimits"
-    r"|rm|bf|it|mathrm(?![A-Za-z{ ]))(?![A-Za-z])\.?"
-)
-_SPACE = re.compile(r"(?<!\\)\\(?:[,;:> ]|(?:quad|qquad|enspace|thinspace|hfill|newline)(?![A-Za-z]))|~")
-_ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
-_SET_BUILDER = re.compile(r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\||:)([^|{}:]*)\\\}$")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)")
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d.])")
 _TEXT = re.compile(
     r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|mbox|hbox|mathrm|mathbf|mathit|mathsf|textnormal|operatorname\*?|bm"
     r"|boldsymbol|vec|hat|mathcal|emph|underline)"
@@ -62,93 +43,134 @@ _TOKEN = re.compile(
     r"|(?P<command>\\(?:[A-Za-z]+\*?|.))|(?P<letters>[A-Za-z]+)|(?P<symbol>.)",
     re.DOTALL,
 )
-_MARKS = {"p.m.": "pm", "a.m.": "am", "P.M.": "pm", "A.M.": "am"}
 
-_FUNCTIONS = "sin cos tan sec csc cot arcsin arccos arctan asin acos atan sinh cosh tanh ln log exp sqrt"
+_FUNCTIONS = """
+sin cos tan sec csc cot arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh ln log exp sqrt
+"""
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _NAMES = FUNCTIONS | {"pi", "infinity", "inf", "infty", "oo", "lg", "theta", "alpha", "beta", "phi", "cbrt"}
+CALLS = frozenset({"abs", "floor", "ceil", "ceiling"})
+"""Functions of plain text that are names only before a bracket: `abs(x)`, but the third floor."""
+_INFINITIES = {"infinity": "infty", "inf": "infty", "oo": "infty"}
 _PRODUCT = re.compile(r"[abcxyznmkpqr]{2,4}|[A-Z]{2}|[A-Za-z]{2}")
+_SMALL_WORDS = frozenset({"or", "is", "no", "to", "of", "in", "so", "at", "by", "if"})
 
 
-def tokenize(text: str, *, join_thousands: bool = True) -> list[Token]:
+def tokenize(text: str, *, join_thousands: bool = True, products: bool = False) -> list[Token]:
     r"""Cuts an answer into tokens.
 
     Args:
         text: The answer; a `\boxed{}` around it must be off already.
         join_thousands: Whether "14,400" outside brackets is one number (else it is two).
+        products: Whether short unknown runs of letters are products of variables (else they are words).
 
     Raises:
         NotAnAnswer: Too long, too many tokens, or braces around a text that do not match.
     """
     if len(text) > MAX_CHARACTERS:
         raise NotAnAnswer(f"longer than {MAX_CHARACTERS} characters")
-    tokens: list[Token] = []
-    _cut(_clean(text), tokens, plain_words=False, join_thousands=join_thousands)
-    return tokens
+    cutter = _Cutter(products)
+    cutter.cut(clean(text), wordy=False, join_thousands=join_thousands)
+    return cutter.tokens
 
 
-def _clean(text: str) -> str:
-    text = text.strip().translate(_UNICODE)
-    for mark, plain in _MARKS.items():
-        text = text.replace(mark, plain)
-    text = re.sub(r"(?<=\d)\s*(?:,\s*\\!|\{,\}|\\,(?=\d{3}(?!\d)))\s*(?=\d)", "", text).replace("\\!", "")
-    text = _SPACE.sub(" ", _INK.sub(" ", text))
-    text = _ROW_GAP.sub(r"\\\\ ", text)
-    text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text).strip()
-    text = text.rstrip(". \n") if not text.endswith("\\.") else text
-    if re.fullmatch(r"(?s)\$\$?[^$]+\$\$?", text.replace("\\$", "")):  # $ as a mathematics switch, not as money
-        text = re.sub(r"(?<!\\)\$", "", text)
-    text = re.sub(r"\\\$|(?<![\w)}])\$(?=\s*-?[\d.])", r"\\dollar ", text).replace("$", " ")
-    text = re.sub(r"(?<=[\])])\s*U\s*(?=[\[(])", r"\\cup ", text)
-    text = re.sub(rf"(?<=\d)\s+([{LETTER_UNITS}])((?:\^\{{?[23]\}}?)?)$", r"\\text{\1}\2", text)
-    text = re.sub(r"(?<=\d)\s*\b((?:k|c|m)?m|ft|mi)/(s|sec|h|hr|min)(\^\{?2\}?)?$", r"\\text{ \1 per \2}\3", text)
-    text = re.sub(r"(\\circ\s*\}?|\\degree)\s*[CF]$", r"\1", text)
-    text = _SET_BUILDER.sub(r"\1", text)
-    text = re.sub(r"\bm?\s*\\angle\s*([A-Za-z]{1,3})", r"\\text{angle \1}", text)
-    text = _SPACED_THOUSANDS.sub(lambda match: match.group().replace(" ", ""), text)
-    return text.rstrip(". \n")
+class _Cutter:
+    """Collects tokens; `wordy` text is what stands inside `\\text{}`, where letters are words."""
 
+    def __init__(self, products: bool) -> None:
+        self.tokens: list[Token] = []
+        self.products = products
 
-def _cut(text: str, tokens: list[Token], *, plain_words: bool, join_thousands: bool) -> None:
-    position, brackets, spaced = 0, 0, False
-    while position < len(text):
-        if len(tokens) > MAX_TOKENS:
-            raise NotAnAnswer(f"more than {MAX_TOKENS} tokens")
-        joined = _THOUSANDS.match(text, position) if join_thousands and brackets == 0 else None
-        match = _TOKEN.match(text, position)
-        assert match is not None  # the last alternative takes any character
-        kind, piece = str(match.lastgroup), match.group()
-        position = match.end()
-        if kind == "space":
-            spaced = True
-            continue
-        if joined is not None:
-            fraction = re.compile(r"\.\d+").match(text, joined.end())
-            position = fraction.end() if fraction else joined.end()
-            piece = text[joined.start() : position].replace(",", "")
-        if kind == "number":
-            if len(piece) > MAX_DIGITS:
-                raise NotAnAnswer(f"a number of more than {MAX_DIGITS} digits")
-            tokens.append(Token("number", piece, spaced))
-        elif kind == "command":
-            name = piece[1:]
-            if _TEXT.fullmatch(name):
+    def cut(self, text: str, *, wordy: bool, join_thousands: bool) -> None:
+        position, brackets, spaced = 0, 0, False
+        while position < len(text):
+            if len(self.tokens) > MAX_TOKENS:
+                raise NotAnAnswer(f"more than {MAX_TOKENS} tokens")
+            # Take the next piece: white space, a number, a command, letters or a symbol.
+            joined = _THOUSANDS.match(text, position) if join_thousands and brackets == 0 else None
+            match = _TOKEN.match(text, position)
+            assert match is not None  # the last alternative takes any character
+            kind, piece = str(match.lastgroup), match.group()
+            position = match.end()
+            if kind == "space":
+                spaced = True
+                continue
+            if joined is not None:
+                fraction = re.compile(r"\.\d+").match(text, joined.end())
+                position = fraction.end() if fraction else joined.end()
+                piece = text[joined.start() : position].replace(",", "")
+            # Turn it into tokens.
+            if kind == "number":
+                if len(piece) > MAX_DIGITS:
+                    raise NotAnAnswer(f"a number of more than {MAX_DIGITS} digits")
+                self.tokens.append(Token("number", piece, spaced))
+            elif kind == "command" and _TEXT.fullmatch(piece[1:]):
                 inner, position = _braced(text, position)
-                wordy = name not in ("bm", "boldsymbol", "vec", "hat") and len(inner.strip()) > 1
-                wordy = wordy or name.startswith(("text", "mbox", "hbox", "emph"))
-                if inner.strip() in FUNCTIONS:
-                    tokens.append(Token("command", inner.strip(), spaced))
+                self.font(piece[1:], inner, spaced, join_thousands and brackets == 0)
+            elif kind == "command":
+                brackets += {"{": 1, "}": -1}.get(piece[1:], 0)
+                bar = piece in ("\\mid", "\\vert", "\\lvert", "\\rvert")
+                self.tokens.append(Token("symbol", "|", spaced) if bar else Token("command", piece[1:], spaced))
+            elif kind == "letters":
+                if piece in CALLS and text.startswith("(", position):
+                    self.tokens.append(Token("command", piece, spaced))
                 else:
-                    _cut(inner, tokens, plain_words=wordy, join_thousands=join_thousands and brackets == 0)
-            else:
-                brackets += {"{": 1, "}": -1}.get(name, 0)
-                tokens.append(Token("command", name, spaced))
-        elif kind == "letters":
-            _letters(piece, tokens, spaced, plain_words)
+                    self.letters(piece, spaced, wordy)
+            elif not self.mark(piece, spaced):
+                brackets += {"(": 1, "[": 1, ")": -1, "]": -1}.get(piece, 0)
+                self.tokens.append(Token("symbol", piece, spaced))
+            spaced = False
+
+    def font(self, name: str, inner: str, spaced: bool, join_thousands: bool) -> None:
+        r"""What stands in `\text{...}`, `\mathrm{...}` and the like."""
+        worded = name.startswith(("text", "mbox", "hbox", "emph"))
+        # A single letter is a variable, unless a gap before it says that it is a unit: \\mathrm{~m}.
+        long = len(inner.strip()) > 1 or (inner[:1].isspace() and bool(self.tokens))
+        wordy = worded or (name not in ("bm", "boldsymbol", "vec", "hat") and long)
+        if inner.strip() in FUNCTIONS:
+            self.tokens.append(Token("command", inner.strip(), spaced))
+            return
+        before = len(self.tokens)
+        self.cut(inner, wordy=wordy and (worded or not self.products), join_thousands=join_thousands)
+        if spaced and len(self.tokens) > before:
+            self.tokens[before] = self.tokens[before]._replace(spaced=True)
+
+    def mark(self, piece: str, spaced: bool) -> bool:
+        """Whether a symbol belongs to the token before it: the prime of `f'`, the dot or apostrophe of a word."""
+        if not self.tokens or spaced:
+            return False
+        kind, text, _ = last = self.tokens[-1]
+        if piece == "'" and kind in ("variable", "word"):
+            self.tokens[-1] = last._replace(text=text + "'" if kind == "variable" else text)
+            return True
+        return piece == "." and kind == "word"
+
+    def letters(self, run: str, spaced: bool, wordy: bool) -> None:
+        """A run of letters is a word, a known name, or a product of variables."""
+        lower = run.lower()
+        if wordy and lower != "infinity":
+            self.tokens.append(Token("word", lower, spaced))
+        elif run in _NAMES or (len(run) > 1 and lower in ("pi", "infinity", "sqrt")):
+            self.tokens.append(Token("command", _INFINITIES.get(lower, lower), spaced))
+        elif len(run) == 1:
+            self.tokens.append(Token("variable", run, spaced))
+        elif (lower in SHORT_UNITS and run != "in") or (lower in _SMALL_WORDS and (run != run.upper() or run == "OR")):
+            self.tokens.append(Token("word", lower, spaced))
+        elif _PRODUCT.fullmatch(run) or self.product(run, spaced):
+            self.tokens += [Token("variable", letter, spaced and index == 0) for index, letter in enumerate(run)]
         else:
-            brackets += {"(": 1, "[": 1, ")": -1, "]": -1}.get(piece, 0)
-            tokens.append(Token("symbol", piece, spaced))
-        spaced = False
+            function = next((name for name in sorted(_NAMES, key=len, reverse=True) if run.startswith(name)), None)
+            if function is not None and len(run) == len(function) + 1:  # "sinx", "pir"
+                self.tokens += [Token("command", function, spaced), Token("variable", run[-1], False)]
+            else:
+                self.tokens.append(Token("word", lower, spaced))
+
+    def product(self, run: str, spaced: bool) -> bool:
+        """Whether an unknown run is a product of variables: where words make no sense, or right after a number."""
+        glued = len(run) <= 3 and not spaced and bool(self.tokens) and self.tokens[-1].kind == "number"
+        if not (self.products or glued) or len(run) > _LONGEST_PRODUCT:
+            return False
+        return run.lower() not in KNOWN_WORDS or (self.products and run == run.upper())
 
 
 def _braced(text: str, position: int) -> tuple[str, int]:
@@ -166,25 +188,3 @@ def _braced(text: str, position: int) -> tuple[str, int]:
             if depth == 0:
                 return text[position + 1 : index], index + 1
     raise NotAnAnswer("braces that do not match")
-
-
-def _letters(run: str, tokens: list[Token], spaced: bool, plain_words: bool) -> None:
-    """A run of letters is a word, a known name, or a product of variables."""
-    if plain_words and run.lower() != "infinity":
-        tokens.append(Token("word", run.lower(), spaced))
-    elif run in _NAMES or (len(run) > 1 and run.lower() in ("pi", "infinity", "sqrt")):
-        tokens.append(
-            Token("command", {"infinity": "infty", "inf": "infty", "oo": "infty"}.get(run.lower(), run.lower()), spaced)
-        )
-    elif len(run) == 1:
-        tokens.append(Token("variable", run, spaced))
-    elif (run.lower() in SHORT_UNITS and run != "in") or run.lower() in ("or", "is", "no", "to", "of", "in", "so"):
-        tokens.append(Token("word", run.lower(), spaced))
-    elif _PRODUCT.fullmatch(run):
-        tokens += [Token("variable", letter, spaced and index == 0) for index, letter in enumerate(run)]
-    else:
-        function = next((name for name in sorted(_NAMES, key=len, reverse=True) if run.startswith(name)), None)
-        if function is not None and len(run) == len(function) + 1:  # "sinx", "pir"
-            tokens += [Token("command", function, spaced), Token("variable", run[-1], False)]
-        else:
-            tokens.append(Token("word", run.lower(), spaced))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -18,8 +19,9 @@ class Node:
 
     Attributes:
         kind: num, const (pi, e, i, inf), variable, word, based (digits in a base), add, mul, div, pow, neg, pm, func,
-            fact, degrees, tuple (name: its brackets), set, list, union, matrix (of row), row, rel (name: the
-            relations, space separated), ratio, unit (name: the words).
+            fact, degrees, tuple (name: its brackets), set, builder (a set by conditions), list (name: the word or sign
+            between its parts), union, matrix (of row; name "det" for its determinant), row, rel (name: the relations,
+            space separated), ratio, unit (name: the words).
         parts: The children.
         name: What the kind says.
         value: The value of a num, else 0.
@@ -34,6 +36,27 @@ class Node:
 
 
 INFINITY = Node("const", name="inf")
+MINUS_INFINITY = Node("neg", (INFINITY,))
+REAL_LINE = Node("tuple", (MINUS_INFINITY, INFINITY), "()")
+
+
+def joined(kind: str, parts: Sequence[Node]) -> Node:
+    """The only part, or a node of this kind with all of them."""
+    return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
+
+
+def difference(first: Node, second: Node) -> Node:
+    return Node("add", (first, Node("neg", (second,))))
+
+
+def variables(node: Node) -> set[str]:
+    """The names of a tree's variables."""
+    return {node.name} if node.kind == "variable" else {name for part in node.parts for name in variables(part)}
+
+
+def contains(node: Node, *kinds: str) -> bool:
+    """Whether a node of one of these kinds stands anywhere in the tree."""
+    return node.kind in kinds or any(contains(part, *kinds) for part in node.parts)
 
 
 class Cursor:
@@ -65,7 +88,7 @@ class Cursor:
 
     def expect(self, *texts: str) -> Token:
         if not self.sees(*texts):
-            raise NotAnAnswer(f"expected {' or '.join(texts)}")
+            raise NotAnAnswer(f"expected {' or '.join(texts)}, got {self.peek().text or 'the end'!r}")
         return self.take()
 
     def down(self) -> None:
@@ -77,3 +100,13 @@ class Cursor:
         if chain >= MAX_CHAIN:
             raise NotAnAnswer(f"more than {MAX_CHAIN} operations nested in a row")
         return chain + 1
+
+    def bracketed(self) -> list[Token]:
+        """The tokens between the bracket at the cursor and the one that closes it; none if it never closes."""
+        level = 0
+        for index in range(self.at, len(self.tokens)):
+            text = self.tokens[index].text if self.tokens[index].kind in ("symbol", "command") else ""
+            level += (text in ("{", "(", "[")) - (text in ("}", ")", "]"))
+            if level == 0:
+                return self.tokens[self.at + 1 : index]
+        return []

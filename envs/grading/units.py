@@ -15,8 +15,8 @@ _SYNONYMS = {
     "foot": "feet ft",
     "yard": "yards yd yds",
     "mile": "miles mi",
-    "gram": "grams g",
-    "kilogram": "kilograms kg kgs",
+    "gram": "grams g gm gms",
+    "kilogram": "kilograms kg kgs kilo kilos",
     "milligram": "milligrams mg",
     "pound": "pounds lb lbs",
     "ounce": "ounces oz",
@@ -35,9 +35,24 @@ _SYNONYMS = {
     "month": "months",
     "year": "years yr yrs",
     "mile/hour": "mph",
+    "kilometer/hour": "kph kmh",
     "am": "am",
     "pm": "pm",
-    "radian": "radians rad",
+    "radian": "radians rad rads",
+    "acre": "acres",
+    "hectare": "hectares ha",
+    "newton": "newtons",
+    "joule": "joules",
+    "watt": "watts",
+    "volt": "volts",
+    "ampere": "amperes amp amps",
+    "hertz": "hz",
+    "calorie": "calories",
+    "pascal": "pascals",
+    "mole": "moles mol",
+    "point": "points pt pts",
+    "mile/gallon": "mpg",
+    "revolution/minute": "rpm",
 }
 _CANONICAL = {word: unit for unit, words in _SYNONYMS.items() for word in (*words.split(), unit)}
 
@@ -59,42 +74,53 @@ modulo mod divided multiplied except without greater fewer double twice triple d
 thousandths
 """
 
-NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())  # noqa: SIM905
-}
+_NUMBERS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty
+"""
+NUMBER_WORDS = {word: number for number, word in enumerate(_NUMBERS.split())}
 
 LEADING = frozenset(_LEADING.split())
-"""Words that may stand before an answer without changing it. Behind any other (not, minus, at least) it is not read."""
+"""Words that may stand before an answer without changing it. After any other (not, minus, at least) it is not read."""
 
 MEANINGFUL = frozenset(_MEANINGFUL.split())
-"""Words that are no unit: behind a number they change it, so the answer is not read as that number."""
+"""Words that are no unit: after a number they change it, so the answer is not read as that number."""
+
+KNOWN_WORDS = (
+    frozenset(_CANONICAL)
+    | {"and", "all", "any"}
+    | SHORT_UNITS
+    | set(MULTIPLIERS)
+    | set(NUMBER_WORDS)
+    | LEADING
+    | MEANINGFUL
+)
+"""Words that are never a product of variables."""
 
 
-def canonical_unit(text: str) -> str | None:
-    """One name for a unit's spellings, powers included ("square feet" is "foot^2"), or None for words unknown here."""
+def canonical_unit(text: str) -> tuple[str, int] | None:
+    """A unit's name and power: "square feet" is ("foot", 2); "units" is ("", 1), whatever they are; None if unknown."""
     words = text.replace("^", " ^").split()
     power, names = 1, []
-    index = 0
-    while index < len(words):
-        word = words[index]
+    for word in words:
         if word in ("square", "sq"):
             power = 2
         elif word == "cubic":
             power = 3
         elif word.startswith("^"):
-            power = int(word[1:]) if word[1:] in ("2", "3") else 0
+            power = int(word[1:]) if word[1:].isdigit() else 0
         elif word == "per":
             names.append("/")
         elif word in _CANONICAL:
             names.append(_CANONICAL[word])
-        else:
+        elif word not in ("unit", "units"):
             return None
-        index += 1
-    return "".join(names) + (f"^{power}" if power != 1 else "") if names else None
+    return ("".join(names), power) if words else None
 
 
 def units_agree(first: str, second: str) -> bool:
     """False only where both are units known here and differ; an absent or unknown one says nothing."""
-    known_first, known_second = canonical_unit(first), canonical_unit(second)
-    return known_first is None or known_second is None or known_first == known_second
+    one, other = canonical_unit(first), canonical_unit(second)
+    if one is None or other is None or ("", 1) in (one, other):
+        return True
+    return one[1] == other[1] and (one[0] == other[0] or "" in (one[0], other[0]))

@@ -8,15 +8,16 @@ its last box is graded.
 
 from __future__ import annotations
 
+import copy
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from polyturn.envs.grading.boxed import extract_answer
-from polyturn.envs.grading.grade import grade
+from polyturn.envs.grading import extract_answer, grade
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.tool_math.problems import Problem, Problems, load_problems
@@ -33,15 +34,34 @@ PROMPTS: Mapping[str, str] = {
 }
 """How the first observation is worded, by name; `{question}` stands for the problem."""
 
-_FENCE = re.compile(r"```(?:python|py|tool_code)[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_CALL = re.compile(r"```(?:python|py|tool_code)[ \t]*\r?\n", re.IGNORECASE)
+RENDER_MODES = ("ansi",)
+
+# A fence as Markdown has it: indented perhaps (in a list), three marks or more, the language, attributes perhaps. The
+# block ends at the next fence of the same kind, or with the text.
+_FENCE = re.compile(
+    r"(?P<indent>^[ \t]*)?(?P<fence>`{3,}|~{3,})[ \t]*(?:(?:i?python|py|tool_code)[\d.]*|\{\.?python\})"
+    r"(?:[ \t]+(?:\{[^`\n]*\}|[\w.-]+=[^\s`]+))*[ \t]*\r?\n(?P<code>.*?)(?:(?P=fence)|\Z)",
+    re.DOTALL | re.IGNORECASE | re.MULTILINE,
+)
 
 
 def code_blocks(text: str) -> str | None:
-    """The program of a turn: its fenced python blocks, in order; None where there is none."""
-    if not _CALL.search(text):
-        return None
-    return "\n".join(match.group(1).rstrip() for match in _FENCE.finditer(text))
+    """The program of a turn: its fenced python blocks, in order; None where there is none.
+
+    Fences are those of Markdown: three back ticks or tildes or more and the word python (or py, python3, ipython,
+    tool_code). A fence may be indented, as in a list; then its code loses that indentation.
+    """
+    blocks = [_unindented(match["code"], match["indent"] or "") for match in _FENCE.finditer(text)]
+    return "\n".join(blocks) if blocks else None
+
+
+def _unindented(code: str, indent: str) -> str:
+    """The code of a block without the indentation of its fence."""
+    if not indent:
+        return code.rstrip()
+    width = len(indent)
+    lines = [line[min(width, len(line) - len(line.lstrip(" \t"))) :] for line in code.split("\n")]
+    return textwrap.dedent("\n".join(lines)).rstrip()
 
 
 class ToolMath(gymnasium.Env[str, str]):
@@ -61,13 +81,17 @@ class ToolMath(gymnasium.Env[str, str]):
         prompt: A key of `PROMPTS`, or a text with `{question}` in it.
         sandbox: "auto" (Docker where an engine answers, else local), "docker", "local", or an open `Sandbox`.
         limits: All limits of the interpreter; default `Limits()` with `time_limit_s`.
+        render_mode: "ansi", with which `render()` gives the episode so far as text, or None.
+
+    A copy (`copy.deepcopy`, pickle) is an environment with an interpreter of its own, in which the programs so far have
+    run again; problems and sandbox are shared with the original.
 
     Raises:
         ValueError: An option does not fit; the message says what was expected.
         SandboxUnavailable: The asked sandbox cannot run here (raised at the first program).
     """
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  # Gymnasium's own signature
+    metadata = {"render_modes": list(RENDER_MODES)}  # noqa: RUF012  # Gymnasium's own signature
     reward_bounds = (0.0, 1.0)
     blocking = True
 
@@ -100,6 +124,11 @@ class ToolMath(gymnasium.Env[str, str]):
                 f"ToolMath(prompt): expected one of {', '.join(PROMPTS)} or a text with {{question}} in it, got "
                 f"{prompt!r}.{did_you_mean(prompt, PROMPTS)}"
             )
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(
+                f"ToolMath(render_mode): expected {' or '.join(RENDER_MODES)} or None, got {render_mode!r}."
+                f"{did_you_mean(str(render_mode), RENDER_MODES)}"
+            )
         self.problems = problems if isinstance(problems, Problems) else load_problems(problems, split=split)
         if not len(self.problems):
             raise ValueError(f"ToolMath(problems): expected at least one problem, got none from {problems!r}")
@@ -109,7 +138,8 @@ class ToolMath(gymnasium.Env[str, str]):
         self._sandbox = sandbox
         self._session: Session | None = None
         self._index: int | None = None
-        self._said: list[tuple[str, str | None]] = []  # (action, the program it ran)
+        self._turns: list[tuple[str, str | None]] = []  # (action, the program it ran)
+        self._shown: list[str] = []  # what came back from each program, in order
         self._over = False
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
@@ -132,31 +162,37 @@ class ToolMath(gymnasium.Env[str, str]):
             self._index = int(task)
         else:
             raise ValueError(f'reset(options={{"task": n}}): expected 0 <= n < {len(self.problems)}, got {task!r}')
-        self._said, self._over = [], False
+        self._turns, self._shown, self._over = [], [], False
         return self._first_observation(), {"task_id": self.problem.id, "level": self.problem.level}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Runs the turn's program, or grades its answer and ends the episode.
 
         Raises:
+            TypeError: The action is no text.
             SandboxLost: The interpreter's container died; the episode is invalid.
         """
+        if not isinstance(action, str):
+            remedy = "decode it first" if isinstance(action, bytes) else 'an agent with nothing to say gives ""'
+            got = f"{type(action).__name__} {action!r:.40}"
+            raise TypeError(f"ToolMath.step: expected the action as text (str), got {got}; {remedy}")
         if self._index is None or self._over:
             raise RuntimeError("ToolMath: this episode has ended (or never began); call reset() first")
         program = code_blocks(action)
         answer = extract_answer(action)
         if program is None or answer is not None:
-            self._said.append((action, None))
+            self._turns.append((action, None))
             return self._finish(answer)
         result = self._interpreter().run(program)
-        self._said.append((action, program))
-        truncated = len(self._said) >= self.max_turns
+        self._turns.append((action, program))
+        truncated = len(self._turns) >= self.max_turns
         info = {"status": str(result.status), "tool_error": result.status is not Status.OK}
         if truncated:
             self._over = True
             self._end_session()
             info |= {"answer": None, "correct": False, "format": 0.0}
-        return self.observe(result), 0.0, False, truncated, info
+        self._shown.append(self.observe(result))
+        return self._shown[-1], 0.0, False, truncated, info
 
     def _finish(self, answer: str | None) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._over = True
@@ -190,7 +226,7 @@ class ToolMath(gymnasium.Env[str, str]):
         """The episode so far as JSON values: `restore` continues it identically by running its programs again."""
         return {
             "index": self._index,
-            "said": [list(pair) for pair in self._said],
+            "said": [list(pair) for pair in self._turns],
             "over": self._over,
             "rng": None if self._np_random is None else self.np_random.bit_generator.state,
         }
@@ -199,21 +235,54 @@ class ToolMath(gymnasium.Env[str, str]):
         """Continues from a snapshot, in this or another instance made with the same options."""
         self._end_session()
         self._index = snapshot["index"]
-        self._said = [(action, program) for action, program in snapshot["said"]]
+        self._turns = [(action, program) for action, program in snapshot["said"]]
         self._over = snapshot["over"]
         if snapshot["rng"] is not None:
             self.np_random.bit_generator.state = snapshot["rng"]
-        programs = [program for _, program in self._said if program is not None]
+        self._run_again()
+
+    def _run_again(self) -> None:
+        """Brings a fresh interpreter to where the episode is; an episode that has ended needs none."""
+        self._shown = []
+        programs = [program for _, program in self._turns if program is not None]
         if programs and not self._over:
             session = self._interpreter()
-            for program in programs:
-                session.run(program)
+            self._shown = [self.observe(session.run(program)) for program in programs]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._run_again()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ToolMath:
+        shared = {name: self.__dict__[name] for name in ("problems", "_sandbox", "_limits")}
+        own = {name: value for name, value in self.__getstate__().items() if name not in shared}
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(own, memo) | shared)
+        return twin
+
+    def __copy__(self) -> ToolMath:
+        """As `deepcopy`: two environments never share an interpreter."""
+        return copy.deepcopy(self)
 
     def render(self) -> str | None:
-        """The problem and the turns so far, as text."""
-        if self.render_mode != "ansi" or self._index is None:
+        """The problem, the turns so far and what the tool answered, as text; None without `render_mode`.
+
+        After `restore` of an episode that had ended, the tool's answers are left out: its programs do not run again.
+        """
+        if self.render_mode is None or self._index is None:
             return None
-        return "\n\n".join([self._first_observation(), *(action for action, _ in self._said)])
+        shown = iter(self._shown)
+        turns = [
+            part
+            for action, program in self._turns
+            for part in (action, "" if program is None else next(shown, ""))
+            if part
+        ]
+        return "\n\n".join([self._first_observation(), *turns])
 
     def close(self) -> None:
         """Ends the interpreter; the sandbox itself is shared and stays."""

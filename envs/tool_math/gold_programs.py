@@ -45,12 +45,14 @@ def gsm8k_calculation(problem: Problem) -> list[str]:
     gold = _gold(problem.answer)
     if gold is None:
         return []
+    # Every calculation is a step; the last one with the gold value is printed.
     steps = list(_steps(problem.solution))
     lines = [f"step{index} = {expression}" for index, (expression, _) in enumerate(steps, 1)]
     values = [value for _, value in steps]
     for index in range(len(values), 0, -1):
         if values[index - 1] == gold:
             return [*lines[:index], f"print({_whole(index, values[index - 1])})"]
+    # None has it: the last step rounded, in hundredths, added to the one before, or what a letter is said to equal.
     if values and gold.denominator == 1 and abs(values[-1] - gold) < 1:
         rounding = next((name for name in _ROUNDINGS if _rounded(name, values[-1]) == gold), None)
         if rounding is not None:
@@ -99,7 +101,7 @@ def _steps(solution: str) -> Iterator[tuple[str, Fraction]]:
 
 
 def _equations(before: str, text: str) -> Iterator[tuple[str, Fraction]]:
-    """Equations of numbers in running text; an equals sign with a mark behind it ends its piece and is not one."""
+    """Equations of numbers in running text; an equals sign followed by a mark ends its piece and is not one."""
     line, start = before + text, len(before)
     for sign in re.finditer("=", line):
         if sign.start() < start:

@@ -79,6 +79,7 @@ def read_dataset(
         raise ImportError(
             f"{source}: reading a data set needs the package `datasets`; install it with: {how_to_install('data')}"
         ) from error
+    # The table: from disk, or by its name and configuration.
     name, _, configuration = (source, "", "") if local else source.partition(":")
     try:
         if local and any((Path(name) / marker).exists() for marker in ("dataset_dict.json", "state.json")):
@@ -100,6 +101,7 @@ def read_dataset(
         raise ProblemFileError(
             f"{source}: cannot be loaded as a data set: {first}; check the name, or pass a JSONL file"
         ) from error
+    # The split, and what the ids of its problems begin with.
     if isinstance(table, Mapping):
         if split not in table:
             raise ProblemFileError(f"{source}: has no split {split!r}; it has {', '.join(map(str, table))}")
@@ -208,7 +210,7 @@ def _after_hashes(worked: str) -> str:
     if not hashes or not answer.strip():
         raise _RowError(
             f"expected a solution that ends in '#### answer', got one that ends in {worked[-40:]!r}; "
-            "append the final answer behind ####"
+            "append the final answer after ####"
         )
     return answer.strip()
 

@@ -1,4 +1,4 @@
-"""How a step of a generated problem is told: people, things, and several wordings of each operation."""
+"""The words of a generated problem: names, things, and several wordings of each operation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 PEOPLE = ("Tom", "Ann", "Sam", "Mia", "Ben", "Eve", "Lea", "Max", "Ida", "Leo", "Zoe", "Kai")
 THINGS = ("apples", "books", "coins", "pens", "eggs", "cards", "stamps", "shells", "beads", "stickers")
 
-# {0} and {1} are the step's numbers, {who} the main person, {other} a second one, {things} what is counted.
-_TELLINGS: dict[str, tuple[str, ...]] = {
+# {0} and {1} are the step's numbers, {who} the main name, {other} a second one, {things} what is counted.
+_WORDINGS: dict[str, tuple[str, ...]] = {
     "set": ("{who} has {0} {things}.", "{who} starts with {0} {things}."),
     "add": (
         "{who} finds {0} more.",
@@ -63,9 +63,9 @@ def sentence(
     name: str, numbers: list[int], names: tuple[str, str], things: str, rng: np.random.Generator, *, plain: bool
 ) -> str:
     """One step in words; `plain` keeps to the few wordings of the easiest level."""
-    tellings = _TELLINGS[name][: _PLAIN[name]] if plain else _TELLINGS[name]
-    telling = tellings[int(rng.integers(len(tellings)))]
-    return telling.format(*numbers, who=names[0], other=names[1], things=things)
+    wordings = _WORDINGS[name][: _PLAIN[name]] if plain else _WORDINGS[name]
+    wording = wordings[int(rng.integers(len(wordings)))]
+    return wording.format(*numbers, who=names[0], other=names[1], things=things)
 
 
 def ask(last: str, names: tuple[str, str], things: str) -> str:

@@ -1,6 +1,6 @@
 """A seeded generator of multi-step arithmetic word problems, so that nothing needs a download.
 
-A problem is a chain of steps on one running number, told as a story. Its *signature* is the chain alone: the
+A problem is a chain of steps on one running number, written as a story. Its *signature* is only the chain: the
 operations and their numbers, without names, things and wording. Training and test problems cannot overlap, however
 many are drawn and whatever the seeds: a signature's hash says to which split it belongs, and a draw that belongs to
 the other split is thrown away.
@@ -41,7 +41,7 @@ OPERATIONS: dict[str, str] = {
 @dataclass(frozen=True)
 class _Level:
     steps: tuple[int, int]
-    """Fewest and most operations behind the first number."""
+    """Fewest and most operations after the first number."""
     largest: int
     """Bound of every running number."""
     operand: int
@@ -68,7 +68,7 @@ LEVELS = tuple(_LEVELS)
 or four, also exact divisions, prices, shares. 4: four to six, also percentages and comparisons of two people."""
 
 _TEST_SHARE = 5
-"""One signature in so many belongs to the test split."""
+"""One signature in this many belongs to the test split."""
 
 
 def word_problems(level: int, *, split: Literal["train", "test"], seed: int = 0, size: int) -> Problems:
@@ -148,15 +148,15 @@ def _apply(name: str, x: int, n: list[int]) -> int:
 def _problem(level: int, split: Literal["train", "test"], seed: int, index: int) -> Problem:
     rng = np.random.default_rng([seed, level, ("train", "test").index(split), index])
     while True:
-        told = _chain(_LEVELS[level], rng)
-        steps: list[Step] = [[name.removesuffix("_price").removesuffix("_share"), *numbers] for name, numbers in told]
+        chain = _chain(_LEVELS[level], rng)
+        steps: list[Step] = [[name.removesuffix("_price").removesuffix("_share"), *numbers] for name, numbers in chain]
         if signature_split(steps) == split:
             break
     answer = run_steps(steps)
     code = [f"x = {OPERATIONS[str(name)].format(*numbers)}" for name, *numbers in steps]
     return Problem(
         id=f"generated/{level}/{seed}/{split}/{index}",
-        question=_story(level, told, rng),
+        question=_story(level, chain, rng),
         answer=str(answer),
         solution="\n".join([*code, f"The answer is \\boxed{{{answer}}}."]),
         source="generated",
@@ -203,10 +203,10 @@ def _operands(name: str, x: int, level: _Level, rng: np.random.Generator) -> lis
             return [int(rng.integers(2, level.operand + 1))]
 
 
-def _story(level: int, told: list[tuple[str, list[int]]], rng: np.random.Generator) -> str:
+def _story(level: int, chain: list[tuple[str, list[int]]], rng: np.random.Generator) -> str:
     names, things = _people(rng, level)
-    parts = [sentence(name, numbers, names, things, rng, plain=level == 1) for name, numbers in told]
-    return " ".join([*parts, ask(told[-1][0], names, things)])
+    parts = [sentence(name, numbers, names, things, rng, plain=level == 1) for name, numbers in chain]
+    return " ".join([*parts, ask(chain[-1][0], names, things)])
 
 
 def _people(rng: np.random.Generator, level: int) -> tuple[tuple[str, str], str]:

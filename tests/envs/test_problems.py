@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -153,6 +154,46 @@ def test_problems_given_as_such_pass_through() -> None:
     mine = [Problem("a", "1+1?", "2"), Problem("b", "2+2?", "4")]
     assert list(load_problems(mine)) == mine
     assert list(load_problems(mine, limit=1)) == mine[:1]
+
+
+# Gold answers that cannot be read
+
+
+def test_gold_answers_that_cannot_be_read_are_counted_in_one_warning(tmp_path: Path) -> None:
+    golds = ["5", r"\sum_{k=1}^5 k", "18 ways", "5 4.6", "(1, 2", "(3, 4"]
+    path = write(tmp_path / "own.jsonl", *[{"question": "?", "answer": gold} for gold in golds])
+    with pytest.warns(UserWarning, match="gold answers") as caught:
+        problems = load_problems(path)
+    assert len(problems) == 6
+    (warning,) = caught
+    message = str(warning.message)
+    assert message.startswith("own: 4 of 6 gold answers cannot be read as mathematics; only the same text")
+    assert f"own/1: {golds[1]!r} (unexpected" in message or f"own/1: {golds[1]!r} (unknown command 'sum')" in message
+    assert "own/3: '5 4.6' (two numbers side by side)" in message
+    assert "own/4: '(1, 2' (expected ) or ], got 'the end'); ..." in message
+    assert "own/5" not in message
+    assert warning.filename == __file__
+
+
+def test_a_limit_counts_only_what_is_loaded_and_given_problems_are_read_too(tmp_path: Path) -> None:
+    rows = [{"question": "?", "answer": gold} for gold in ("5", "1 2", "1 2")]
+    with pytest.warns(UserWarning, match="own: 1 of 2 gold answers"):
+        load_problems(write(tmp_path / "own.jsonl", *rows), limit=2)
+    with pytest.warns(UserWarning, match="problems: 1 of 1 gold answers .* a: '1 2' "):
+        load_problems([Problem("a", "?", "1 2")])
+
+
+def test_readable_gold_answers_and_generated_ones_warn_of_nothing(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_problems(write(tmp_path / "math.jsonl", MATH))
+        load_problems("generated:1:3")
+
+
+def test_a_long_gold_answer_is_shortened_in_the_warning() -> None:
+    with pytest.warns(UserWarning, match="1 of 1") as caught:
+        load_problems([Problem("a", "?", "1 2 " * 500)])
+    assert len(str(caught[0].message)) < 400
 
 
 # Data sets

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import gymnasium
@@ -111,6 +113,26 @@ def fenced(code: str) -> str:
         ("```python\nx = 1\n```\nthen\n```python\nprint(x)\n```", "x = 1\nprint(x)"),
         ("```python\nx = 1", "x = 1"),
         ("```python\n```", ""),
+        # other names of the language, attributes, longer fences and tildes
+        ("```python3\nx = 1\n```", "x = 1"),
+        ("```python3.11\nx = 1\n```", "x = 1"),
+        ("```py3\nx = 1\n```", "x = 1"),
+        ("```ipython\nx = 1\n```", "x = 1"),
+        ("``` python\nx = 1\n```", "x = 1"),
+        ("```{python}\nx = 1\n```", "x = 1"),
+        ("```python {cmd=true}\nx = 1\n```", "x = 1"),
+        ("```python title=a.py\nx = 1\n```", "x = 1"),
+        ("````python\ns = '```'\n````", "s = '```'"),
+        ("~~~python\nx = 1\n~~~", "x = 1"),
+        ("```pycon\n>>> 1\n```", None),
+        ("```pythonic\nx = 1\n```", None),
+        ("``python\nx = 1\n``", None),
+        # indented, as in a list
+        ("1. Try:\n   ```python\n   x = 1\n   if x:\n       y = 2\n   ```\nEnd", "x = 1\nif x:\n    y = 2"),
+        ("\t```python\n\tx = 1\n\n\ty = 2\n\t```", "x = 1\n\ny = 2"),
+        ("  ```python\n      x = 1\n  ```", "x = 1"),
+        ("    ```python\n    x = 1\n  y = 2\n    ```", "x = 1\ny = 2"),
+        ("- a\n  ```python3\n  x = 1\n  ```\n- b\n  ```python\n  y = x\n  ```", "x = 1\ny = x"),
     ],
 )
 def test_a_program_is_what_the_fenced_python_blocks_hold(text: str, program: str | None) -> None:
@@ -266,6 +288,7 @@ def test_the_seed_or_the_task_picks_the_problem() -> None:
         ({"time_limit_s": 0.0}, r"time_limit_s\): expected more than 0"),
         ({"prompt": "tol"}, r"expected one of plain, tool .* got 'tol'\. Did you mean 'tool'"),
         ({"sandbox": "dokcer"}, r"expected one of auto, docker, local .* got 'dokcer'\. Did you mean 'docker'"),
+        ({"render_mode": "human"}, r"render_mode\): expected ansi or None, got 'human'"),
         ({"problems": Problems([])}, "at least one problem"),
         ({"problems": "generated:99:5"}, "generated"),
     ],
@@ -282,7 +305,85 @@ def test_it_is_a_plain_gymnasium_environment() -> None:
     check_env(env.unwrapped, skip_render_check=True)
     env.reset(seed=0, options={"task": 0})
     env.step(fenced("x = 1"))
-    assert env.render() == PROMPTS["tool"].replace("{question}", "What is 6 times 7?") + "\n\n" + fenced("x = 1")
+    shown = [PROMPTS["tool"].replace("{question}", "What is 6 times 7?"), fenced("x = 1"), "```output\n\n```"]
+    assert env.render() == "\n\n".join(shown)
+    env.step("\\boxed{42}")
+    assert env.render() == "\n\n".join([*shown, "\\boxed{42}"])
+
+
+def test_rendering_is_text_where_it_is_asked_for() -> None:
+    env, _ = started(render_mode="ansi")
+    env.step(fenced("x = 42"))
+    env.step(fenced("print(x)"))
+    shown = env.render()
+    assert shown is not None
+    assert shown.endswith(fenced("print(x)") + "\n\n```output\n42\n```")
+    other = ToolMath(PROBLEMS, sandbox=FakeSandbox(), render_mode="ansi")
+    assert other.render() is None
+    other.restore(env.snapshot())
+    assert other.render() == shown
+    assert started()[0].render() is None
+
+
+@pytest.mark.parametrize("fence", ["```python3\n{}\n```", "1. So:\n   ```python\n   {}\n   ```"])
+def test_a_fence_as_models_write_it_runs_and_does_not_end_the_episode(fence: str) -> None:
+    env, sandbox = started()
+    observation, reward, terminated, truncated, _ = env.step(fence.format("x = 42"))
+    assert (observation, reward, terminated, truncated) == ("```output\n\n```", 0.0, False, False)
+    assert sandbox.sessions[0].ran == ["x = 42"]
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (None, r"expected the action as text \(str\), got NoneType None; an agent with nothing to say gives \"\""),
+        (b"\\boxed{42}", r"expected the action as text \(str\), got bytes b'.*'; decode it first"),
+        (42, r"expected the action as text \(str\), got int 42"),
+    ],
+)
+def test_an_action_that_is_no_text_is_refused_and_changes_nothing(action: Any, message: str) -> None:
+    env, _ = started()
+    before = env.snapshot()
+    with pytest.raises(TypeError, match=message):
+        env.step(action)
+    assert env.snapshot() == before
+    assert env.step("\\boxed{42}")[1] == 1.0
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "copy", "pickle"])
+def test_a_copy_of_a_live_environment_goes_on_by_itself(how: str) -> None:
+    """The copy runs the programs again in an interpreter of its own; what one does later the other does not see."""
+    env, sandbox = started()
+    env.step(fenced("x = 42"))
+    if how == "pickle":
+        other = pickle.loads(pickle.dumps(env))
+        sandbox = other._sandbox
+        assert [session.ran for session in sandbox.sessions][-1:] == [["x = 42"]]
+    else:
+        other = getattr(copy, how)(env)
+        assert [session.ran for session in sandbox.sessions] == [["x = 42"], ["x = 42"]]
+        assert other.problems is env.problems
+    assert other.snapshot() == env.snapshot()
+    other.step(fenced("y = 1"))
+    assert "NameError" in env.step(fenced("print(y)"))[0]
+    assert other.step(fenced("print(x)"))[0] == "```output\n42\n```"
+    assert env.step("\\boxed{42}")[1] == 1.0
+    assert other.step("\\boxed{41}")[1] == 0.0
+    env.reset(seed=7)
+    other.reset(seed=7)
+    assert env.snapshot() == other.snapshot()
+
+
+def test_a_copy_before_the_first_reset_and_after_the_end_runs_nothing() -> None:
+    sandbox = FakeSandbox()
+    fresh = copy.deepcopy(ToolMath(PROBLEMS, sandbox=sandbox))
+    fresh.reset(seed=0, options={"task": 0})
+    fresh.step(fenced("x = 1"))
+    fresh.step("\\boxed{42}")
+    assert len(sandbox.sessions) == 1
+    with pytest.raises(RuntimeError, match="this episode has ended"):
+        copy.deepcopy(fresh).step("x")
+    assert len(sandbox.sessions) == 1
 
 
 HOSTILE = ("\ud800", "print('\ud800')", "\x00", "```", "import os; os._exit(0)", "raise SystemExit", "x" * 2_000_000,
