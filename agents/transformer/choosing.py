@@ -30,13 +30,13 @@ class PolicyChooser:
         Raises:
             ValueError: A choice without tokens.
         """
-        context = torch.as_tensor(self.policy.chat.context(episode.observation), dtype=torch.long)
         result = []
         for choice in choices:
-            answer = self.policy.tokenizer(choice, add_special_tokens=False)["input_ids"]
-            if not answer:
+            context, answer = self.policy.chat.answered(episode.observation, choice)
+            if not len(answer):
                 raise ValueError(f"PolicyChooser: expected choices with at least one token, got {choice!r}")
-            ids = torch.cat([context, torch.as_tensor(answer, dtype=torch.long)])[None].to(self.policy.device)
+            row = torch.as_tensor(np.concatenate([context, answer]), dtype=torch.long)
+            ids = row[None].to(self.policy.device)
             where = torch.zeros_like(ids, dtype=torch.bool)
             where[:, len(context) :] = True
             result.append(float(self.policy.logps(ids, torch.ones_like(where), where).sum()))

@@ -259,7 +259,9 @@ class Engine:
                 raise GenerationError(_NOT_FINITE)
             difference = float((pieces - whole).float().abs().max())
             spread = float(whole.float().abs().max())
-        except (TypeError, ValueError, AttributeError, NotImplementedError, IndexError, KeyError) as error:
+        except (GenerationError, torch.OutOfMemoryError):
+            raise
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError) as error:
             raise GenerationError(
                 f"{_EXPECTED}, got {type(model).__name__}, which does not run on the engine's cache: {error}"
             ) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +15,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from polyturn.agents.transformer.adapters import (
+    AdapterError,
+    Existing,
+    check_adapters,
+    has_adapters,
+    is_adapter,
+    load_adapted,
+    save_adapters,
+    weights_digest,
+    with_lora,
+)
+from polyturn.agents.transformer.positions import position_limit as position_limit
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer, base_model
+from polyturn.agents.transformer.snapshot import Snapshot, WithoutAdapters
 from polyturn.agents.transformer.tokens import ChatFormat
-from polyturn.envs.extras import how_to_install
 
-_BASE = "base"
-"""Folder, inside an adapter's, of a base model that stands nowhere else."""
+
+class EndTokenWarning(UserWarning):
+    """The model's settings end a text at a token that is ordinary text for the tokenizer."""
 
 
 class PolicyLoadError(ValueError):
@@ -54,7 +67,9 @@ class Policy:
 
     Raises:
         ChatTemplateError: The tokenizer's chat template is missing or cannot serve conversations.
-        ValueError: Adapters that add virtual tokens (prompt or prefix tuning): the tokens would not be all there is.
+        VocabularyError: Conversations need tokens that the model has no embedding for.
+        AdapterError: Adapters that add virtual tokens (prompt or prefix tuning), as the tokens would not be all there
+            is; or a peft model around another.
     """
 
     def __init__(
@@ -65,12 +80,14 @@ class Policy:
         version: str = "",
         system: str | None = None,
     ) -> None:
-        _check_adapters(model)
+        check_adapters(model)
         _honour_attention_cap(model)
         self.model = model
         self.tokenizer = tokenizer
         self.version = version
-        self.chat = ChatFormat(tokenizer, system=system, stop_ids=_stop_ids(model))
+        self.chat = ChatFormat(
+            tokenizer, system=system, stop_ids=_stop_ids(model, tokenizer), vocabulary=_embeddings(model)
+        )
         self.scorer = ModelScorer(model)
 
     @classmethod
@@ -110,6 +127,8 @@ class Policy:
             model = _load_model(place, dtype=dtype, **model_options)
         except PolicyLoadError:
             raise
+        except AdapterError as error:
+            raise PolicyLoadError(str(error)) from error
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             hint = "" if folder.is_dir() else "; there is no such folder here, so it was taken for a Hub id"
@@ -129,14 +148,19 @@ class Policy:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes safetensors weights, config, tokenizer, and the version and system prompt beside them.
 
-        Of a peft model only the adapter is written, and the base's name; a base that was never loaded from anywhere
-        is written into the folder too.
+        Of a peft model its adapters are written, and where their base is to be found; a base that is not, to the last
+        bit, what loading it from there gives (edited in memory, merged, resized, cast, never stored) is written into
+        the folder too. What was written is loaded again and compared, weights and log-probabilities.
+
+        Raises:
+            AdapterError: A peft model that would not come back as it is.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(str(path))
-        if hasattr(self.model, "peft_config") and not base_model(self.model).config._name_or_path:
-            _save_base(self.model, path / _BASE)
+        if has_adapters(self.model):
+            save_adapters(self.model, path, _load_model)
+        else:
+            self.model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
         note = {"version": self.version, "system": self.chat.system}
         (path / "polyturn.json").write_text(json.dumps(note, indent=1) + "\n", "utf-8")
@@ -148,7 +172,7 @@ class Policy:
 
     def fingerprint(self) -> str:
         """A digest of all weights: equal for equal weights, whatever they are called."""
-        return fingerprint_of(parameter for _, parameter in sorted(self.model.named_parameters()))
+        return weights_digest(dict(self.model.named_parameters()))
 
     def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """Log-probabilities of given tokens; see `TokenScorer.forward`."""
@@ -158,26 +182,43 @@ class Policy:
         """An independent copy: frozen, for use as a reference or an opponent, unless it is to be trained."""
         model = copy.deepcopy(self.model).eval().requires_grad_(trainable)
         name = self.version if version is None else version
-        twin = Policy.__new__(Policy)
+        return self._around(model, name)
+
+    def snapshot(self) -> Policy | Snapshot:
+        """The policy as it is now, for a reference: of a peft model a copy of what is trained alone, else a `copy`."""
+        return Snapshot(self.model, self.scorer) if has_adapters(self.model) else self.copy()
+
+    def bare(self) -> WithoutAdapters:
+        """A peft model's base without its adapters, for a reference.
+
+        Raises:
+            AdapterError: There are no adapters.
+        """
+        if not has_adapters(self.model):
+            raise AdapterError("expected a policy with adapters, got one without; it is its own base")
+        return WithoutAdapters(self.model, self.scorer)
+
+    def with_adapters(self, rank: int, *, existing: Existing = "continue", seed: int = 0) -> Policy:
+        """The policy with low-rank adapters (LoRA) to train, all else frozen. This object is not to be used any more.
+
+        Args:
+            rank: Of the adapters; alpha is twice that.
+            existing: What is done with adapters that the policy has already: "continue" trains them further; "merge"
+                adds them to the base's weights, which are then saved with the policy, and trains new ones; "stack"
+                keeps them frozen in place and trains new ones on top.
+            seed: Of new adapters' weights.
+
+        Raises:
+            AdapterError: Adapters of another rank to continue.
+        """
+        return self._around(with_lora(self.model, rank, existing=existing, seed=seed), self.version)
+
+    def _around(self, model: PreTrainedModel, version: str) -> Policy:
+        made = Policy.__new__(Policy)
         # The format is shared: it is a function of the tokenizer, and what it warned of was said once.
-        twin.model, twin.tokenizer, twin.version, twin.chat, twin.scorer = (
-            model,
-            self.tokenizer,
-            name,
-            self.chat,
-            ModelScorer(model),
-        )
-        return twin
-
-
-def fingerprint_of(parameters: Iterable[Tensor]) -> str:
-    """A digest of tensors in order, by type, shape and every bit."""
-    found = hashlib.blake2b(digest_size=16)
-    for parameter in parameters:
-        value = parameter.detach().cpu().contiguous()
-        found.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        made.model, made.tokenizer, made.version, made.chat = model, self.tokenizer, version, self.chat
+        made.scorer = ModelScorer(model)
+        return made
 
 
 def _load_model(place: str, **options: Any) -> PreTrainedModel:
@@ -186,8 +227,8 @@ def _load_model(place: str, **options: Any) -> PreTrainedModel:
     Raises:
         PolicyLoadError: Weights are missing; transformers would start those at random.
     """
-    if (Path(place) / "adapter_config.json").is_file():
-        return _load_adapted(Path(place), **options)
+    if is_adapter(Path(place)):
+        return load_adapted(Path(place), _load_model, **options)
     loaded: Any = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
     model, found = loaded
     missing = sorted(found["missing_keys"]) + [str(key[0]) for key in found.get("mismatched_keys", ())]
@@ -197,42 +238,6 @@ def _load_model(place: str, **options: Any) -> PreTrainedModel:
             f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; the files are of different models"
         )
     return cast("PreTrainedModel", model)
-
-
-def _load_adapted(folder: Path, **options: Any) -> PreTrainedModel:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ImportError(
-            f'{folder} holds an adapter, which needs the extra "peft": {how_to_install("peft")}'
-        ) from error
-    described = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    base = str(folder / _BASE) if (folder / _BASE).is_dir() else described.get("base_model_name_or_path")
-    if not base:
-        raise PolicyLoadError(f"expected an adapter that names its base model, got {str(folder)!r}, which names none")
-    model = PeftModel.from_pretrained(_load_model(base, **options), str(folder), is_trainable=True)
-    return cast("PreTrainedModel", model)
-
-
-def _save_base(model: Any, folder: Path) -> None:
-    """Writes the weights under the adapters with the names that they had before."""
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in model.get_base_model().state_dict().items()
-        if not any(f".{prefix}" in f".{name}" for prefix in ("lora_", "modules_to_save."))
-    }
-    model.get_base_model().save_pretrained(
-        str(folder), state_dict={name.replace(".original_module.", "."): value for name, value in weights.items()}
-    )
-
-
-def _check_adapters(model: Any) -> None:
-    for config in getattr(model, "peft_config", {}).values():
-        if getattr(config, "is_prompt_learning", False):
-            raise ValueError(
-                f"expected adapters that change weights, such as LoRA, got {type(config).__name__}: its virtual tokens "
-                "stand in no trajectory"
-            )
 
 
 def _honour_attention_cap(model: Any) -> None:
@@ -246,9 +251,29 @@ def _attention_cap(model: PreTrainedModel) -> float | None:
     return cast("float | None", getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
 
 
-def _stop_ids(model: PreTrainedModel) -> frozenset[int]:
+def _embeddings(model: PreTrainedModel) -> int | None:
+    """Tokens that the model can read, or None where it does not say."""
+    weight = getattr(base_model(model).get_input_embeddings(), "weight", None)
+    return None if weight is None else int(weight.shape[0])
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The model's end tokens, less those that are letters or words for the tokenizer."""
     config = getattr(model, "generation_config", None)
     eos = getattr(config, "eos_token_id", None)
     if eos is None:
         eos = getattr(model.config, "eos_token_id", None)
-    return frozenset([eos] if isinstance(eos, int) else eos or [])
+    ends = frozenset([eos] if isinstance(eos, int) else eos or [])
+    # A configuration that names no end has its class's default, which may be any letter here.
+    declared = tokenizer.added_tokens_decoder.keys() | {tokenizer.eos_token_id}
+    wrong = sorted(number for number in ends - declared if number < tokenizer.vocab_size)
+    if wrong:
+        named = ", ".join(f"{number} ({tokenizer.convert_ids_to_tokens(number)!r})" for number in wrong)
+        warnings.warn(
+            f"the model's settings end a text at token {named}, which is ordinary text for its tokenizer; left out of "
+            f"the end tokens. Set model.generation_config.eos_token_id to the tokenizer's ({tokenizer.eos_token_id}), "
+            "or, to end there on purpose, make it the tokenizer's eos_token",
+            EndTokenWarning,
+            stacklevel=3,
+        )
+    return ends - frozenset(wrong)

@@ -1,35 +1,46 @@
 """How a conversation becomes tokens: append-only, headers never the agent's, environment text never special.
 
-The chat template is rendered once around markers, cut at them, and the pieces are tokenized once. A turn then costs
-only the tokens of its observation. What the agent sampled is kept as it is; nothing is ever rendered again, so a
-template that rewrites earlier turns cannot change what was said (it is reported when the format is made).
+The chat template is rendered around markers and cut at them (`template.py`); what the environment and the agent write
+is put between the pieces, and each stretch is read in one pass in which only the template and the agent can write marks
+(`spelling.py`). So the tokens are those that `apply_chat_template` gives for the same conversation, while a mark that
+is spelled in an observation stays text. A turn costs only the tokens of its observation. What the agent sampled is kept
+as it is; nothing is ever rendered again, so a template that rewrites earlier turns cannot change what was said (it is
+reported when the format is made).
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from polyturn.agents.transformer.spelling import Piece, continued, speller_of
+from polyturn.agents.transformer.template import ChatTemplate, ChatTemplateError
 from polyturn.envs.trajectory import TokenIds, Trajectory, Turn
 
-# Private-use characters: no template trims or escapes them, and no tokenizer gives them meaning.
-_OBSERVATIONS = ("\ue000A\ue001", "\ue000B\ue001", "\ue000C\ue001")
-_ACTIONS = ("\ue002D\ue003", "\ue002E\ue003")
+__all__ = ["ChatFormat", "ChatTemplateError", "HistoryRewrittenWarning", "VocabularyError"]
+
 _MARKUP = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
-_THOUGHT = "<think>\nx\n</think>\n\n"
-
-
-class ChatTemplateError(ValueError):
-    """The tokenizer has no chat template, or one that cannot serve multi-turn conversations."""
+# Added tokens that are text and no more: SentencePiece models with a token for each of these write HTML with them.
+_HTML = re.compile(
+    r"</?(?:a|abbr|address|article|aside|b|big|blockquote|body|br|caption|center|cite|code|col|colgroup|dd|del|div|dl|"
+    r"dt|em|figcaption|figure|font|footer|h[1-6]|head|header|hr|html|i|img|ins|kbd|li|main|mark|nav|ol|p|pre|q|s|samp|"
+    r"section|small|span|strike|strong|sub|sup|table|tbody|td|tfoot|th|thead|title|tr|tt|u|ul|var)/?>",
+    re.IGNORECASE,
+)
 
 
 class HistoryRewrittenWarning(UserWarning):
     """The chat template renders earlier turns differently once later ones follow."""
+
+
+class VocabularyError(ValueError):
+    """The tokenizer makes tokens that the model has no embedding for."""
 
 
 class ChatFormat:
@@ -44,9 +55,12 @@ class ChatFormat:
         tokenizer: A tokenizer with a chat template.
         system: System prompt put before the conversation.
         stop_ids: The model's end tokens; the tokenizer's and the template's end of turn are added.
+        vocabulary: Tokens that the model has embeddings for; None: as many as the tokenizer makes.
 
     Raises:
-        ChatTemplateError: There is no template, or it cannot render user/assistant turns (with `system`, if given).
+        ChatTemplateError: There is no template, it cannot render user/assistant turns (with `system`, if given) or
+            changes what an assistant said, or the tokenizer reads its pieces otherwise than the whole.
+        VocabularyError: The conversations need tokens that are not below `vocabulary`.
     """
 
     def __init__(
@@ -55,61 +69,42 @@ class ChatFormat:
         *,
         system: str | None = None,
         stop_ids: frozenset[int] = frozenset(),
+        vocabulary: int | None = None,
     ) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ChatTemplateError(
-                "expected a tokenizer with a chat template, got one without; set tokenizer.chat_template or use an "
-                "instruction-tuned model (polyturn.agents.transformer.tiny.CHAT_TEMPLATE is a plain one to start from)"
-            )
+        self._template = template = ChatTemplate(tokenizer, system=system)
         self.system = system
         self._tokenizer = tokenizer
-        once = self._render([_OBSERVATIONS[0]], [])
-        twice = self._render(_OBSERVATIONS[:2], _ACTIONS[:1])
-        thrice = self._render(_OBSERVATIONS, _ACTIONS)
-        before, header = _cut(once, _OBSERVATIONS[0])
-        _, tail = _cut(twice, _ACTIONS[0])
-        middle, header_again = _cut(tail, _OBSERVATIONS[1])
-        if header_again != header:
-            raise ChatTemplateError(
-                "expected a chat template that opens every assistant turn alike, got "
-                f"{header!r} after the first observation and {header_again!r} after the second"
-            )
-        self._first, self._next, self._header = (self._special(piece) for piece in (before, middle, header))
-        thoughtful = self._render(_OBSERVATIONS[:2], [_THOUGHT + _ACTIONS[0]])
-        appended = [
-            before + _OBSERVATIONS[0] + header,
-            "".join((_ACTIONS[0], middle, _OBSERVATIONS[1], header)),
-            "".join((_ACTIONS[1], middle, _OBSERVATIONS[2], header)),
-        ]
-        # Spaces around what an assistant said are trimmed here and added there; that rewrites nothing.
-        if "".join(thrice.split()) != "".join("".join(appended).split()) or _THOUGHT not in thoughtful:
+        eos = tokenizer.eos_token_id
+        ends = stop_ids | (frozenset([eos]) if isinstance(eos, int) else frozenset())
+        marks = _marks(tokenizer, ends, template.source)
+        number_of = {token.content: number for number, token in marks.items()}
+        # The mark that the template puts right after an assistant's text ends its turn; a space may stand before it.
+        spelled = sorted(number_of, key=len, reverse=True)
+        found = re.match(rf"(\s*)({'|'.join(map(re.escape, spelled)) or '(?!)'})", template.middle)
+        self._trail, self._end = ("", "") if found is None else found.groups()
+        self._rest = template.middle[len(self._trail + self._end) :]
+        self.stop_ids: frozenset[int] = ends | ({number_of[self._end]} if self._end else frozenset())
+        if not self.stop_ids:
+            raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
+        self.end_id: int = number_of[self._end] if self._end else eos if isinstance(eos, int) else min(ends)
+        # The agent may write every mark but those that tell turns apart.
+        written = f"{template.first}\0{template.middle}\0{template.header}"
+        apart = {number for number, token in marks.items() if token.content in written} | self.stop_ids
+        others = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "pad", "unk"))
+        apart |= {number for number in others if isinstance(number, int)}
+        own = {n for n in marks.keys() - apart if vocabulary is None or n < vocabulary}
+        self._speller = speller_of(tokenizer, marks, own)
+        self._after_mark = self._ends_in_mark(template.header)
+        self._check_whole()
+        if vocabulary is not None:
+            self._check_vocabulary(vocabulary)
+        if template.rewrites:
             warnings.warn(
                 "this chat template rewrites earlier turns (or drops their reasoning) once later ones follow; "
                 "polyturn keeps every token as it was sampled, so the model sees its own turns unabridged",
                 HistoryRewrittenWarning,
                 stacklevel=3,
             )
-        special = frozenset(tokenizer.all_special_ids) | {
-            number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
-        eos = tokenizer.eos_token_id
-        ends = stop_ids | (frozenset([eos]) if isinstance(eos, int) else frozenset())
-        # What the template puts right after an assistant's text ends its turn; a space may stand before it.
-        closing = next((int(token) for token in self._next if int(token) in special | ends), -1)
-        if closing >= 0 and self.text(self._next[: self._next.tolist().index(closing)]).strip():
-            closing = -1
-        self._close = self._next.tolist().index(closing) + 1 if closing >= 0 else 0
-        self.end_id: int = closing if closing >= 0 else eos if isinstance(eos, int) else next(iter(sorted(ends)), -1)
-        self.stop_ids: frozenset[int] = ends | (frozenset([closing]) if closing >= 0 else frozenset())
-        if not self.stop_ids:
-            raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
-        added, source = tokenizer.added_tokens_decoder, str(tokenizer.chat_template)
-        # Added tokens that are not declared special may still be structure, such as <think> or <tool_call>.
-        marks = {n for n, token in added.items() if token.content in source or _MARKUP.fullmatch(token.content)}
-        meaning = special | (marks | self.stop_ids) & added.keys()
-        self._never_text = {n for n in meaning if str(added.get(n, "")).strip()} - {tokenizer.unk_token_id}
-        contents = sorted((added[number].content for number in self._never_text if number in added), key=len)
-        self._spelled = re.compile("|".join(re.escape(text) for text in reversed(contents) if len(text) > 1) or r"(?!)")
 
     def context(self, observation: str, previous_action: TokenIds | None = None) -> TokenIds:
         """Tokens to append before the next action.
@@ -122,16 +117,36 @@ class ChatFormat:
             `[C]` int32: the close of the previous turn (unless it sampled its own end), the observation with its
             headers, and the header that opens the agent's turn.
         """
-        if previous_action is None:
-            opening = self._first
-        elif self._close and len(previous_action) and previous_action[-1] == self.end_id:
-            opening = self._next[self._close :]
-        else:
-            opening = self._next
-        return np.concatenate([opening, self.plain(observation), self._header])
+        return np.asarray(self._tokens(self._context(observation, previous_action), previous_action), np.int32)
+
+    def answered(
+        self, observation: str, answer: str, previous_action: TokenIds | None = None, *, ended: bool = False
+    ) -> tuple[TokenIds, TokenIds]:
+        """`context`, and the tokens of a given answer in the agent's own words right after it.
+
+        Args:
+            observation: What the environment said.
+            answer: What the agent says: its own marks, such as `<think>`, become the tokens that the template gives;
+                those that tell turns apart stay text.
+            previous_action: As in `context`.
+            ended: Whether the end of the turn is among the answer's tokens.
+        """
+        before = self._context(observation, previous_action)
+        context = self._tokens(before, previous_action)
+        said: list[Piece] = [("agent", self._template.said(answer))]
+        if ended and self._end:
+            said += [("template", self._trail), ("template", self._end)]
+        whole = self._tokens([*before, *said], previous_action)
+        # Where the answer's first letters would merge with the header, it is read as what goes on after it.
+        ids = whole[len(context) :] if whole[: len(context)] == context else continued(self._speller, said)
+        if ended and not self._end:
+            ids = [*ids, self.end_id]
+        return np.asarray(context, np.int32), np.asarray(ids, np.int32)
 
     def written(self, trajectory: Trajectory) -> Trajectory:
-        """The same trajectory with tokens, for text that was written by somebody else and never sampled.
+        """The same trajectory with tokens, for text that was written and never sampled.
+
+        Actions are the agent's own words, and end with the end of a turn; see `answered`.
 
         Raises:
             ValueError: A turn has tokens already: what was sampled is never tokenized again.
@@ -141,57 +156,96 @@ class ChatFormat:
         for turn in trajectory.turns:
             if len(turn.action_ids):
                 raise ValueError("ChatFormat.written: expected turns without tokens, got one that was sampled")
-            context = self.context(turn.observation, previous)
-            previous = np.append(self.plain(turn.action), np.int32(self.end_id)).astype(np.int32)
+            context, previous = self.answered(turn.observation, turn.action, previous, ended=True)
             turns.append(replace(turn, context_ids=context, action_ids=previous))
         return replace(trajectory, turns=tuple(turns))
 
     def plain(self, text: str) -> TokenIds:
         """Tokens of text from outside: never one that has a meaning in the template, whatever the text spells."""
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        # Tokenizers split only what is declared special; other added tokens, such as <think>, are cut apart here.
-        pieces, start = [], 0
-        for match in self._spelled.finditer(clean):
-            middle = (match.start() + match.end()) // 2
-            pieces.append(clean[start:middle])
-            start = middle
-        ids: list[int] = []
-        for piece in [*pieces, clean[start:]]:
-            ids += self._tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        # What a tokenizer's normalisation still makes of it is left out: better a gap than a forged turn.
-        return np.asarray([token for token in ids if token not in self._never_text], np.int32)
+        return np.asarray(self._speller.encode([("outside", text)]), np.int32)
 
     def text(self, action: TokenIds) -> str:
-        """Text of an action, without special tokens."""
+        """What an agent said: its marks spelled out; without the end of its turn, and spaces that the template adds."""
         ids = action.tolist()
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        stop = next((place for place, number in enumerate(ids) if number in self.stop_ids), len(ids))
+        # Spaces may follow the end in a rendered conversation; whatever else does was written by the agent.
+        ended = stop < len(ids) and not self._speller.decode(ids[stop + 1 :], after_mark=True).strip()
+        said = self._speller.decode(ids[:stop] if ended else ids, after_mark=self._after_mark)
+        if self._template.lead.isspace():
+            said = said.removeprefix(self._template.lead)
+        return said.removesuffix(self._trail) if ended else said
 
-    def _special(self, piece: str) -> TokenIds:
-        ids = self._tokenizer(piece, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-        return np.asarray(ids, np.int32)
+    def _context(self, observation: str, previous_action: TokenIds | None) -> list[Piece]:
+        template, first = self._template, previous_action is None
+        said: Piece = ("outside", template.observed(observation, first=first))
+        opening: list[Piece] = [("template", template.first if first else template.middle)]
+        if self._ended(previous_action):
+            opening = [("template", self._end), ("template", self._rest)]
+        return [*opening, said, ("template", template.header)]
 
-    def _render(self, observations: Sequence[str], actions: Sequence[str]) -> str:
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for index, observation in enumerate(observations):
-            messages.append({"role": "user", "content": observation})
-            if index < len(actions):
-                messages.append({"role": "assistant", "content": actions[index]})
-        try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja raises whatever the template's author chose
-            raise ChatTemplateError(
-                "expected a chat template that renders "
-                + ("a system prompt and " if self.system is not None else "")
-                + f"alternating user and assistant turns; it said: {error}"
-            ) from error
-        return str(text)
+    def _ended(self, previous_action: TokenIds | None) -> bool:
+        """Whether the agent itself wrote the end of a turn that the template would write."""
+        if previous_action is None or not self._end or not len(previous_action):
+            return False
+        return int(previous_action[-1]) == self.end_id
+
+    def _tokens(self, pieces: Sequence[Piece], previous_action: TokenIds | None) -> list[int]:
+        if previous_action is None:
+            return self._speller.encode(pieces)
+        # The end that the agent wrote is read with the rest, which may depend on it, and stands there already.
+        return self._speller.encode(pieces)[1:] if self._ended(previous_action) else continued(self._speller, pieces)
+
+    def _ends_in_mark(self, header: str) -> bool:
+        """Whether nothing stands between the last mark of the header and what the agent says."""
+        ids = self._speller.encode([("template", header)])
+        marks = self._tokenizer.added_tokens_decoder
+        return bool(ids) and ids[-1] in marks
+
+    def _check_whole(self) -> None:
+        """Compares tokens with those that the tokenizer makes of the whole conversation.
+
+        Raises:
+            ChatTemplateError: They differ.
+        """
+        template = self._template
+        asked, replied = ("What is 2 + 2?", "3"), "4"
+        end = np.array([self.end_id], np.int32)
+        for observations, actions in (asked[:1], []), (asked, [replied]):
+            previous = end if actions else None
+            pieces = self._context(observations[-1], previous)[:-1]
+            mine = self._tokens([*pieces, ("template", template.prompt_ending)], previous)
+            text = template.render(observations, actions)
+            whole: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            if mine != whole[len(whole) - len(mine) :] or (not actions and len(mine) != len(whole)):
+                raise ChatTemplateError(
+                    f"expected a tokenizer that reads the pieces of its chat template as it reads the whole, got "
+                    f"{type(self._tokenizer).__name__}, which reads {text!r} as "
+                    f"{self._tokenizer.convert_ids_to_tokens(whole)} and its pieces as "
+                    f"{self._tokenizer.convert_ids_to_tokens(mine)}; add marks of the template to the tokenizer with "
+                    "normalized=False, and use a fast tokenizer"
+                )
+
+    def _check_vocabulary(self, vocabulary: int) -> None:
+        tokenizer = self._tokenizer
+        used = {self.end_id, *self.context("").tolist(), *self.context("", np.array([self.end_id], np.int32)).tolist()}
+        beyond = sorted(n for n in used | {tokenizer.vocab_size - 1} if n >= vocabulary)
+        if beyond:
+            named = ", ".join(f"{tokenizer.convert_ids_to_tokens(n)!r} ({n})" for n in beyond[:3])
+            raise VocabularyError(
+                f"expected a model with an embedding for every token of a conversation, got one with {vocabulary} and "
+                f"a tokenizer that also makes {named}; after adding tokens call "
+                "model.resize_token_embeddings(len(tokenizer)) and train the new rows, or load the tokenizer that "
+                "belongs to the model"
+            )
 
 
-def _cut(text: str, marker: str) -> tuple[str, str]:
-    if text.count(marker) != 1:
-        raise ChatTemplateError(
-            "expected a chat template that renders each message once and unchanged, got one that "
-            f"renders it {text.count(marker)} times"
-        )
-    head, _, tail = text.partition(marker)
-    return head, tail
+def _marks(tokenizer: PreTrainedTokenizerBase, ends: Collection[int], source: str) -> dict[int, AddedToken]:
+    """Added tokens with a meaning: declared special, ends, and structure such as <think> or <tool_call>."""
+    found: dict[int, AddedToken] = {}
+    for number, token in tokenizer.added_tokens_decoder.items():
+        text = token.content
+        structure = text in source and not text.replace("_", "").isalnum()
+        structure = structure or (bool(_MARKUP.fullmatch(text)) and not _HTML.fullmatch(text))
+        if text.strip() and (token.special or number in ends or structure):
+            found[number] = token
+    return found

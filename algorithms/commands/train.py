@@ -117,6 +117,12 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, help="examples an update (default 32)")
     add_arguments(parser, TrainOptions, SETTINGS, defaults=_DEFAULTS)
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank (needs peft)")
+    parser.add_argument(
+        "--adapter",
+        choices=["continue", "merge", "stack"],
+        help="what --lora does with adapters that --model has already: train them further, merge them into the base "
+        "and train new ones, or keep them frozen and stack new ones on them (default continue)",
+    )
     parser.add_argument("--tracker", action="append", default=[], help="tensorboard, wandb, ... (may be repeated)")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -141,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     # Weights saved in half precision lose updates of these sizes; under adapters they stay as they are.
     policy = Policy.from_pretrained(args.model, dtype="auto" if args.lora is not None else "float32")
     if args.lora is not None:
-        policy = _with_adapters(policy, args.lora, args.seed)
+        policy = _with_adapters(policy, args.lora, args.seed, args.adapter)
     try:
         if environment is None or annotate is None:
             return _stored(args, method, policy)
@@ -158,6 +164,8 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
         ValueError: The method cannot be trained so, or an option was given that would have no effect.
     """
     name, needs = args.method, method.needs
+    if args.adapter is not None and args.lora is None:
+        raise ValueError(f"train {name}: expected --lora RANK to go with --adapter {args.adapter}, got none")
     if needs.teacher != (args.teacher is not None):
         raise ValueError(
             f"train {name}: expected --teacher MODEL, got none"
@@ -288,6 +296,7 @@ def _online(
     args: argparse.Namespace, method: Any, policy: Any, environment: dict[str, Any], annotate: Any, options: Any
 ) -> int:
     """Fresh groups at every update."""
+    from polyturn.agents.transformer.adapters import has_adapters
     from polyturn.agents.transformer.mixture import MixtureAgent
     from polyturn.algorithms.feedback.reward_models import RewardModel
     from polyturn.algorithms.networks.value import ActorCritic
@@ -298,8 +307,8 @@ def _online(
     # The models: what is trained, what it is anchored to, what acts, what it is compared with.
     kind, _, number = (args.opponent or "").partition(":")
     mixing = None if args.actor is None else _fraction("--actor", args.actor, ("mixture",))[1]
-    # Adapters switched off are the reference of a policy that has them.
-    wanted = kind == "mixture" or mixing is not None or (needs.reference and args.lora is None)
+    # Of a policy with adapters `train` itself keeps what it was at the start, without a copy of its base.
+    wanted = kind == "mixture" or mixing is not None or (needs.reference and not has_adapters(policy.model))
     anchor = _teacher(args, policy) if needs.teacher else policy.copy() if wanted else None
     trained, opponent = _opponent(kind, number, policy, anchor, collecting.acting)
     if needs.values:
@@ -324,7 +333,7 @@ def _online(
     result = train(
         method,
         trained,
-        anchor if args.lora is None or needs.teacher else None,
+        anchor,
         source,
         steps=args.online,
         options=options,
@@ -367,23 +376,6 @@ def _fraction(option: str, text: str, kinds: tuple[str, ...]) -> tuple[str, floa
     return kind, value
 
 
-def _with_adapters(policy: Any, rank: int, seed: int) -> Any:
-    import torch
-
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        from polyturn.envs.extras import how_to_install
-
-        raise ImportError(f'--lora needs the extra "peft": {how_to_install("peft")}') from error
-    from typing import cast
-
-    from transformers import PreTrainedModel
-
-    from polyturn.agents.transformer.policy import Policy
-
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapted = cast("PreTrainedModel", get_peft_model(policy.model, config))
-    return Policy(adapted, policy.tokenizer, version=policy.version)
+def _with_adapters(policy: Any, rank: int, seed: int, existing: str | None = None) -> Any:
+    """The policy with adapters to train; those that it has are continued unless something else is asked for."""
+    return policy.with_adapters(rank, existing=existing or "continue", seed=seed)

@@ -24,6 +24,7 @@ from polyturn.algorithms.methods.base import GroupMethod, hooks_of
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError
 from polyturn.algorithms.training.data_source import minibatches, steps_of
+from polyturn.algorithms.training.learner import Scorable
 from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.files import write_whole
@@ -141,15 +142,16 @@ def iterate(
         _load_into(policy, folder / "iteration-0" / "policy")
     records = [_once(folder / "iteration-0", lambda place: _start(place, policy, evaluate))]
     anchored = hooks.needs.reference
-    first = policy.copy() if anchored and reference == "first" else None
+    first = policy.snapshot() if anchored and reference == "first" else None
     previous: Policy | None = None
     for number in range(1, iterations + 1):
         place = folder / f"iteration-{number}"
-        # Every copy is a whole model: one is made only where the policy as it is now is needed later.
-        current = policy.copy() if from_previous or (anchored and first is None) else None
+        # A copy is a whole model: one is made only where the policy as it is now acts later.
+        current = policy.copy() if from_previous else None
+        anchor = first if first is not None or not anchored else current if current is not None else policy.snapshot()
 
         def run(
-            place: Path, number: int = number, current: Policy | None = current, previous: Policy | None = previous
+            place: Path, number: int = number, anchor: Scorable | None = anchor, previous: Policy | None = previous
         ) -> Iteration:
             place.mkdir(exist_ok=True)
             # Collect: the current policy, and the one before it for some members.
@@ -188,7 +190,7 @@ def iterate(
             train(
                 method,
                 policy,
-                (first or current) if anchored else None,
+                anchor,
                 minibatches(examples, batch_size, seed=_derive(seed, number, 2)),
                 steps=steps_of(len(examples), batch_size, epochs=epochs),
                 options=options.with_changes(keep=1),

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from polyturn.agents.transformer.adapters import has_adapters, load_adapters_into
 from polyturn.envs.files import digest, flush
 
 _FORMAT = 1
@@ -156,6 +157,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     keep: int,
+    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Writes a whole checkpoint, then removes the oldest beyond `keep`.
 
@@ -166,6 +168,7 @@ def save(
         optimizer: Its optimizer.
         state: JSON values that `load_state` gives back.
         keep: How many checkpoints to leave.
+        tensors: More to keep, by the name of a file and of a tensor; `load_tensors` gives it back.
 
     Returns:
         The checkpoint's folder; written already if it stood there.
@@ -175,7 +178,7 @@ def save(
     """
     folder = out / "checkpoints" / name_of_step(step)
     if not (folder / "state.json").exists():
-        _write_whole(folder, lambda place: _fill(place, step, policy, optimizer, state))
+        _write_whole(folder, lambda place: _fill(place, step, policy, optimizer, state, tensors or {}))
     for old in checkpoints(out)[:-keep]:
         # Renamed first: a process killed here must not leave half a checkpoint under a checkpoint's name.
         gone = old.with_name(_TEMPORARY + old.name)
@@ -229,15 +232,26 @@ def load_weights(folder: Path, policy: Saveable) -> None:
         CheckpointError: The files are damaged or do not fit.
     """
     try:
-        if hasattr(policy.model, "peft_config"):
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(policy.model, load_file(folder / "model" / "adapter_model.safetensors"))
+        if has_adapters(policy.model):
+            load_adapters_into(policy.model, folder / "model")
             return
         loaded = type(policy).from_pretrained(folder / "model", device="cpu")
         policy.model.load_state_dict(loaded.model.state_dict())
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{str(folder)!r}: the saved weights cannot be loaded: {error}") from error
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor] | None:
+    """What `save` was given in `tensors` under this name, or None.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    file = folder / f"{name}.safetensors"
+    try:
+        return load_file(file) if file.is_file() else None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {error}") from error
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -278,8 +292,17 @@ def size_of(model: nn.Module) -> int:
     return (trained if adapters else whole) + 2 * trained
 
 
-def _fill(place: Path, step: int, policy: Saveable, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def _fill(
+    place: Path,
+    step: int,
+    policy: Saveable,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    more: Mapping[str, Mapping[str, Tensor]],
+) -> None:
     policy.save_pretrained(place / "model")
+    for name, kept in more.items():
+        save_file({key: value.contiguous() for key, value in kept.items()}, place / f"{name}.safetensors")
     tensors: dict[str, Tensor] = {}
     plain: dict[int, dict[str, Any]] = {}
     saved = optimizer.state_dict()

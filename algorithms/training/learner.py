@@ -17,8 +17,8 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from polyturn.agents.transformer.adapters import weights_digest
 from polyturn.agents.transformer.forest import distinct, pack
-from polyturn.agents.transformer.policy import fingerprint_of
 from polyturn.agents.transformer.rows import Rows
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, Loss
@@ -84,8 +84,7 @@ class Learner:
     Args:
         method: What is learned; see `polyturn.algorithms.methods.base`.
         policy: What is trained, in place.
-        reference: What the log-ratio is taken to; None where the method needs none, or where the policy is a peft
-            model, whose base with the adapter off is the reference.
+        reference: What the log-ratio is taken to; None where the method needs none.
         accelerator: Where and in which precision.
         options: How.
         place: Folder of the run, for what a resumed one needs; None where nothing is kept.
@@ -120,19 +119,17 @@ class Learner:
         self._cost: Cost = distinct if _packs(policy.scorer) else _leaf_tokens
         self._reference: Reference | None = None
         self._cache: ReferenceCache | None = None
-        if method.needs.reference:
+        if method.needs.reference and reference is not None:
             self._reference = self._made_reference(reference, place)
 
-    def _made_reference(self, reference: Scorable | None, place: Path | None) -> Reference:
-        frozen = [p for p in self._policy.model.parameters() if not p.requires_grad]
+    def _made_reference(self, reference: Scorable, place: Path | None) -> Reference:
         if self._options.cache_reference:
-            weights = frozen if reference is None else list(reference.model.parameters())
+            known = getattr(reference, "fingerprint", None)
+            weights = known() if known is not None else weights_digest(dict(reference.model.named_parameters()))
             name = f"reference-{self._accelerator.process_index}.sqlite"
-            self._cache = ReferenceCache(None if place is None else place / name, fingerprint_of(weights))
-        if reference is None:
-            return Reference(self._plain, self._policy.model.disable_adapter, self._cache)
+            self._cache = ReferenceCache(None if place is None else place / name, weights)
         scoring = self._accelerator.prepare_model(_Scoring(reference.scorer), evaluation_mode=True)
-        return Reference(scoring, contextlib.nullcontext, self._cache)
+        return Reference(scoring, self._cache)
 
     @property
     def plain_optimizer(self) -> torch.optim.Optimizer:

@@ -19,8 +19,10 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from polyturn.agents.transformer.snapshot import Snapshot
 from polyturn.algorithms.batch import Batch, collate, drop_long
 from polyturn.algorithms.methods.base import Hooks, Method, hooks_of
 from polyturn.algorithms.pairing import Example
@@ -36,6 +38,8 @@ from polyturn.envs.settings import changes, check_count, record
 
 # A source of fresh groups is asked this often for something to learn from before training gives up.
 _EMPTY_DRAWS = 16
+# Name of the file, in checkpoints, of a reference that is the policy as it was at the start.
+_REFERENCE = "reference"
 # Without `save_every`, checkpoints take at most this share of the time, and none is written more often than this.
 _SAVING_SHARE, _SAVING_PAUSE_S = 0.05, 60.0
 
@@ -98,7 +102,8 @@ def train(
             ones have filled (`iterate` and `warm_start` do). A warning says so where its weights are in half precision,
             which loses most updates; with float32 weights `mixed_precision="bf16"` computes in it all the same.
         reference: What log-ratios are taken to, usually `policy.copy()`. None if the method needs none, or if the
-            policy's model is a peft model: then its base, with the adapter switched off, is the reference.
+            policy's model is a peft model: then the policy as it is at the start is the reference, of which only the
+            adapters are kept, in checkpoints too. For its base without adapters pass `policy.bare()`.
         batches: One step's examples (or batch) after another; see `polyturn.algorithms.training.data_source.Source`.
         steps: How many updates in all, resumed ones included.
         options: Learning rate and all other settings; default `TrainOptions()`.
@@ -137,11 +142,17 @@ def train(
                 lambda: _prepare(place, policy, identity, saves=saves, keep=options.keep, resume=resume),
             )
             found = checkpoint.latest(place)
+        started = None
+        if hooks.needs.reference and reference is None:
+            # Taken before a checkpoint's weights take the place of the policy's.
+            reference = started = _snapshot(policy)
         before: dict[str, Any] = {"step": 0, "settings": settings, "sources": [None]}
         if found is not None:
             before = checkpoint.load_state(found)
             _warn_of_changes(before["settings"], settings)
             checkpoint.load_weights(found, policy)
+            if started is not None and (kept := checkpoint.load_tensors(found, _REFERENCE)) is not None:
+                started.load(kept)
         start = int(before["step"])
         log = MetricsFile(
             place / "metrics.jsonl" if place and accelerator.is_main_process else None, upto=start if found else None
@@ -156,7 +167,15 @@ def train(
         if found is not None:
             checkpoint.load_optimizer(found, learner.plain_optimizer)
         accelerator.init_trackers("polyturn", config={k: v for k, v in settings.items() if v is not None})
-        saver = _Saver(place, policy, learner, accelerator, options, {"method": identity, "settings": settings})
+        saver = _Saver(
+            place,
+            policy,
+            learner,
+            accelerator,
+            options,
+            {"method": identity, "settings": settings},
+            {} if started is None else {_REFERENCE: started.tensors()},
+        )
 
         def note(entry: dict[str, Any]) -> None:
             log.append(entry)
@@ -230,9 +249,10 @@ class _Saver:
         accelerator: Accelerator,
         options: TrainOptions,
         state: Mapping[str, Any],
+        tensors: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         self._place, self._policy, self._learner, self._accelerator = place, policy, learner, accelerator
-        self._options, self._state = options, state
+        self._options, self._state, self._tensors = options, state, tensors
         self._last, self._took = time.monotonic(), 0.0
 
     def due(self, done: int) -> bool:
@@ -254,7 +274,9 @@ class _Saver:
         policy, tuned, keep = self._policy, self._learner.plain_optimizer, self._options.keep
         _everywhere(
             self._accelerator,
-            lambda: checkpoint.save(place, done, policy=policy, optimizer=tuned, state=state, keep=keep),
+            lambda: checkpoint.save(
+                place, done, policy=policy, optimizer=tuned, state=state, keep=keep, tensors=self._tensors
+            ),
         )
         self._last = time.monotonic()
         self._took = self._last - begun
@@ -308,8 +330,14 @@ def _check(method: Hooks, policy: Trainable, reference: Scorable | None) -> None
     if method.needs.reference and reference is None and not adapters:
         raise ValueError(
             f"{method.name} needs a reference, got None; pass policy.copy(), or a policy whose model is a "
-            "peft model, whose base is then the reference"
+            "peft model, which as it is at the start is then the reference"
         )
+
+
+def _snapshot(policy: Trainable) -> Snapshot:
+    """The policy as it is, apart from networks that are trained beside it."""
+    acting: Any = getattr(policy, "policy", policy)
+    return Snapshot(acting.model, acting.scorer)
 
 
 def _warn_of_half_precision(policy: Trainable, *, stacklevel: int) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,17 +67,15 @@ class Reference:
 
     Args:
         scoring: From rows and a mask to a dictionary with "logps".
-        context: What must hold while it scores: adapters switched off, for one.
         cache: Where to keep what was computed, or None.
     """
 
     def __init__(
         self,
         scoring: nn.Module,
-        context: Callable[[], AbstractContextManager[Any]],
         cache: ReferenceCache | None = None,
     ) -> None:
-        self._scoring, self._context, self._cache = scoring, context, cache
+        self._scoring, self._cache = scoring, cache
 
     @torch.no_grad()
     def logps(self, batch: Batch, rows: Rows, token_mask: Tensor) -> Tensor:
@@ -113,13 +108,11 @@ class Reference:
     @torch.no_grad()
     def predict(self, rows: Rows) -> Prediction:
         """The whole prediction after every packed token."""
-        with self._context():
-            prediction: Prediction = self._scoring(rows, predict=True)
+        prediction: Prediction = self._scoring(rows, predict=True)
         return prediction
 
     def _score(self, rows: Rows, token_mask: Tensor) -> Tensor:
-        with self._context():
-            scored: Tensor = self._scoring(rows, token_mask)["logps"]
+        scored: Tensor = self._scoring(rows, token_mask)["logps"]
         return scored
 
 

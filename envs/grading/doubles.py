@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from polyturn.envs.grading.functions import OutsideDomain, Trace, Undefined
-from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.reading.tree import Node
 from polyturn.envs.grading.values import BITS
 from polyturn.envs.grading.work import Work
 

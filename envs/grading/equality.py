@@ -10,8 +10,8 @@ from polyturn.envs.grading.intervals import same_set, solution_set, subject
 from polyturn.envs.grading.matrices import as_array
 from polyturn.envs.grading.names import label
 from polyturn.envs.grading.numbers import same_number
-from polyturn.envs.grading.tree import REAL_LINE, Node, contains, difference, variables
-from polyturn.envs.grading.units import units_agree
+from polyturn.envs.grading.reading.tree import REAL_LINE, Node, contains, difference, variables
+from polyturn.envs.grading.reading.units import units_agree
 from polyturn.envs.grading.values import Evaluator
 from polyturn.envs.grading.work import OutOfWork, TooHard
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.reading.tree import Node
 from polyturn.envs.grading.work import Work
 
 _MAX_BITS = 1 << 15

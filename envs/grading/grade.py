@@ -22,7 +22,7 @@ from fractions import Fraction
 from polyturn.envs.grading.boxed import extract_answer
 from polyturn.envs.grading.equality import equal
 from polyturn.envs.grading.numbers import numbers_agree
-from polyturn.envs.grading.reader import readings, why_unreadable
+from polyturn.envs.grading.reading.reader import readings, why_unreadable
 from polyturn.envs.grading.values import Evaluator
 
 __all__ = ["extract_answer", "grade", "unreadable"]

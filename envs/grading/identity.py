@@ -20,7 +20,7 @@ from typing import Any
 
 from polyturn.envs.grading.functions import context
 from polyturn.envs.grading.points import Domain, border_points, first_points, general_points
-from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.reading.tree import Node
 from polyturn.envs.grading.values import BITS, Evaluator, Point, Value, close
 
 AGREE = 50

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from polyturn.envs.grading.functions import context
 from polyturn.envs.grading.identity import AGREE
-from polyturn.envs.grading.tree import INFINITY, MINUS_INFINITY, Node, contains, difference, variables
+from polyturn.envs.grading.reading.tree import INFINITY, MINUS_INFINITY, Node, contains, difference, variables
 from polyturn.envs.grading.values import BITS, Evaluator, close
 from polyturn.envs.grading.work import OutOfWork, TooHard
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 
-from polyturn.envs.grading.tree import Node, contains, joined
+from polyturn.envs.grading.reading.tree import Node, contains, joined
 from polyturn.envs.grading.work import TooHard
 
 _MOST_CELLS = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.reading.tree import Node
 
 _ARGUMENTS = frozenset({"div", "add", "variable", "mul", "pow", "func"})
 _UNKNOWNS = frozenset("xytnmk")

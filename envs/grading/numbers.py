@@ -10,7 +10,7 @@ from typing import Any
 from polyturn.envs.grading.doubles import DIGITS, SLACK, double_error
 from polyturn.envs.grading.functions import context
 from polyturn.envs.grading.identity import AGREE, identical
-from polyturn.envs.grading.tree import INFINITY, Node, variables
+from polyturn.envs.grading.reading.tree import INFINITY, Node, variables
 from polyturn.envs.grading.values import Evaluator, as_fraction, close
 
 _NOISE = Fraction(1, 10**12)

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from polyturn.envs.grading.functions import context
-from polyturn.envs.grading.tree import Node, difference, variables
+from polyturn.envs.grading.reading.tree import Node, difference, variables
 from polyturn.envs.grading.values import BITS, Coordinate, Evaluator, Point, as_fraction
 from polyturn.envs.grading.work import OutOfWork, TooHard
 

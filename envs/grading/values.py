@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from polyturn.envs.grading.exact import exact_value
 from polyturn.envs.grading.functions import OutsideDomain, Trace, Undefined, context
-from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.reading.tree import Node
 from polyturn.envs.grading.work import WORK, TooHard, Work
 
 BITS = 269

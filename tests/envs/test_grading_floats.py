@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from polyturn.envs.grading import grade
 from polyturn.envs.grading.doubles import double_error
 from polyturn.envs.grading.numbers import numbers_agree, places, rounds_to
-from polyturn.envs.grading.reader import readings
+from polyturn.envs.grading.reading.reader import readings
 from polyturn.envs.grading.work import Work
 
 

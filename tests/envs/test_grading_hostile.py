@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from polyturn.envs.grading.equality import equal
 from polyturn.envs.grading.grade import extract_answer, grade
-from polyturn.envs.grading.reader import readings
+from polyturn.envs.grading.reading.reader import readings
 from polyturn.envs.grading.values import Evaluator
 from polyturn.envs.grading.work import OutOfWork, Work
 

@@ -11,8 +11,8 @@ import pytest
 from polyturn.envs.grading import grade
 from polyturn.envs.grading.identity import identical
 from polyturn.envs.grading.points import Domain, first_points, general_points
-from polyturn.envs.grading.reader import readings
-from polyturn.envs.grading.tree import Node
+from polyturn.envs.grading.reading.reader import readings
+from polyturn.envs.grading.reading.tree import Node
 from polyturn.envs.grading.values import Evaluator
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from polyturn.envs.grading import grade
 from polyturn.envs.grading.matrices import as_array
-from polyturn.envs.grading.reader import readings
+from polyturn.envs.grading.reading.reader import readings
 from polyturn.envs.grading.work import TooHard
 
 A = r"\begin{pmatrix}1 & 2 \\ 3 & 4\end{pmatrix}"

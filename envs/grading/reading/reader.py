@@ -13,10 +13,10 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 
-from polyturn.envs.grading.arithmetic import PYTHON_CALLS, RELATIONS, Arithmetic
-from polyturn.envs.grading.tokens import NotAnAnswer, tokenize
-from polyturn.envs.grading.tree import Node
-from polyturn.envs.grading.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
+from polyturn.envs.grading.reading.arithmetic import PYTHON_CALLS, RELATIONS, Arithmetic
+from polyturn.envs.grading.reading.tokens import NotAnAnswer, tokenize
+from polyturn.envs.grading.reading.tree import Node
+from polyturn.envs.grading.reading.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
 
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",), "{": ("}",), "lbrace": ("rbrace",)}
 _MATRICES = frozenset({"pmatrix", "bmatrix", "matrix", "vmatrix", "Bmatrix", "smallmatrix", "array"})

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from polyturn.envs.grading.units import LETTER_UNITS
+from polyturn.envs.grading.reading.units import LETTER_UNITS
 
 _UNICODE = str.maketrans(
     {

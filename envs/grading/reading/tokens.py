@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from polyturn.envs.grading.cleaning import clean
-from polyturn.envs.grading.units import KNOWN_WORDS, SHORT_UNITS
+from polyturn.envs.grading.reading.cleaning import clean
+from polyturn.envs.grading.reading.units import KNOWN_WORDS, SHORT_UNITS
 
 MAX_CHARACTERS = 4000
 MAX_TOKENS = 1200

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from polyturn.envs.grading.numerals import FRACTIONS, Numerals, plain_number
-from polyturn.envs.grading.tokens import CALLS, FUNCTIONS, NotAnAnswer, Token
-from polyturn.envs.grading.tree import REAL_LINE, Node, joined
-from polyturn.envs.grading.units import MEANINGFUL
+from polyturn.envs.grading.reading.numerals import FRACTIONS, Numerals, plain_number
+from polyturn.envs.grading.reading.tokens import CALLS, FUNCTIONS, NotAnAnswer, Token
+from polyturn.envs.grading.reading.tree import REAL_LINE, Node, joined
+from polyturn.envs.grading.reading.units import MEANINGFUL
 
 RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=", "geq": ">=",

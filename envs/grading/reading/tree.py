@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from polyturn.envs.grading.tokens import NotAnAnswer, Token
+from polyturn.envs.grading.reading.tokens import NotAnAnswer, Token
 
 MAX_DEPTH = 24
 MAX_CHAIN = 12

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from polyturn.envs.grading.tokens import NotAnAnswer, Token
-from polyturn.envs.grading.tree import Cursor, Node
-from polyturn.envs.grading.units import NUMBER_WORDS
+from polyturn.envs.grading.reading.tokens import NotAnAnswer, Token
+from polyturn.envs.grading.reading.tree import Cursor, Node
+from polyturn.envs.grading.reading.units import NUMBER_WORDS
 
 FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac"})
 _LARGEST_EXPONENT = 400
