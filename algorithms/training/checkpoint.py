@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyturn.agents.transformer.adapters import has_adapters, load_adapters_into
+from polyturn.algorithms.training.optimizers import flatten_state, unflatten_state
 from polyturn.envs.files import digest, flush
 
 _FORMAT = 1
@@ -262,19 +263,19 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     Raises:
         CheckpointError: The files are damaged or of another optimizer.
     """
+    groups = optimizer.param_groups
     try:
         tensors = load_file(folder / "optimizer.safetensors")
         description = json.loads((folder / "optimizer.json").read_text("utf-8"))
-        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in description["state"].items()}
-        for key, tensor in tensors.items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
+        state = {int(index): values for index, values in unflatten_state(tensors, description["state"]).items()}
         if description["class"] != type(optimizer).__name__:
             raise ValueError(f"expected {type(optimizer).__name__}, got the state of {description['class']}")
-        decays = [group.get("weight_decay") for group in optimizer.param_groups]
+        # The decay is a setting of this call; the rate is set at every step, in the kind of number that is there.
+        names = ("weight_decay", "lr")
+        mine: list[dict[str, Any]] = [{name: group[name] for name in names if name in group} for group in groups]
         optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})
-        for group, decay in zip(optimizer.param_groups, decays, strict=True):
-            group |= {} if decay is None else {"weight_decay": decay}
+        for group, kept in zip(optimizer.param_groups, mine, strict=True):
+            group.update(kept)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{str(folder)!r}: the optimizer's state cannot be loaded: {error}") from error
 
@@ -303,20 +304,25 @@ def _fill(
     policy.save_pretrained(place / "model")
     for name, kept in more.items():
         save_file({key: value.contiguous() for key, value in kept.items()}, place / f"{name}.safetensors")
-    tensors: dict[str, Tensor] = {}
-    plain: dict[int, dict[str, Any]] = {}
     saved = optimizer.state_dict()
-    for index, values in saved["state"].items():
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-            else:
-                plain.setdefault(index, {})[name] = value
-    save_file(tensors, place / "optimizer.safetensors")
-    description = {"class": type(optimizer).__name__, "param_groups": saved["param_groups"], "state": plain}
+    tensors, described = flatten_state(saved["state"])
+    save_file(_apart(tensors), place / "optimizer.safetensors")
+    groups = [{name: float(v) if isinstance(v, Tensor) else v for name, v in g.items()} for g in saved["param_groups"]]
+    description = {"class": type(optimizer).__name__, "param_groups": groups, "state": described}
     (place / "optimizer.json").write_text(json.dumps(description, indent=1), "utf-8")
     whole = {"format": _FORMAT, "step": step, "parameters": parameters(policy.model), **state}
     (place / "state.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies where two share memory, which safetensors refuses: quantized states have one table for all."""
+    seen: set[int] = set()
+    made = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        made[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return made
 
 
 def _write_whole(folder: Path, fill: Callable[[Path], None]) -> None:

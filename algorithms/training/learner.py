@@ -24,6 +24,7 @@ from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, Loss
 from polyturn.algorithms.training.metrics import Sums, add, merge
 from polyturn.algorithms.training.microbatch import Cost, MicroBatch, shard, split
+from polyturn.algorithms.training.optimizers import make_optimizer, set_rate
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.reference import Reference, ReferenceCache
 
@@ -111,11 +112,11 @@ class Learner:
         device = next(policy.model.parameters()).device
         with torch.no_grad():
             scoring(Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), _ones(device)))
-        make = options.optimizer if callable(options.optimizer) else torch.optim.AdamW
-        made = make(_parameter_groups(policy, options.lr, options.weight_decay))
+        groups, choice = _parameter_groups(policy, options.lr, options.weight_decay), options.optimizer
+        made = choice(groups) if callable(choice) else make_optimizer(choice, groups)
         self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
         self._plain = accelerator.unwrap_model(self._wrapped)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._cost: Cost = distinct if _packs(policy.scorer) else _leaf_tokens
         self._reference: Reference | None = None
         self._cache: ReferenceCache | None = None
@@ -204,7 +205,7 @@ class Learner:
             raise NonFiniteError(self._report(learned, step, value / count, norm))
         # The update.
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * lr_factor
+            set_rate(group, rate * lr_factor)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from polyturn.algorithms.training.optimizers import OPTIMIZERS
 from polyturn.algorithms.training.schedule import Schedule
 from polyturn.envs.settings import check_choice, check_count, check_range, record
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Any]
 """Makes a torch optimizer of parameter groups, each with "params", "lr" and "weight_decay"."""
-OPTIMIZERS = ("adamw",)
 Precision = Literal["no", "bf16"]
 
 # These change how a run is carried out or watched, not what it computes.
@@ -28,7 +28,8 @@ class TrainOptions:
         warmup: Steps over which the learning rate rises.
         schedule: What the learning rate does after the warmup: "constant", "linear" or "cosine".
         clip: Largest gradient norm; None for no limit.
-        optimizer: "adamw"; or a function from parameter groups to an optimizer, for example
+        optimizer: "adamw"; "adamw_8bit", "adamw_4bit", "paged_adamw" or "paged_adamw_8bit", which take less memory and
+            need the extra "quantized"; or a function from parameter groups to an optimizer, for example
             `functools.partial(torch.optim.AdamW, betas=...)`.
         accumulate: Micro-batches a step, of whole groups.
         tokens_per_micro_batch: Largest padded size of a micro-batch; more are made where needed. None for no limit.
