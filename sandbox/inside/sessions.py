@@ -35,11 +35,17 @@ class SessionRecord:
         self.child: Interpreter | None = None
         self.call: Call | None = None
         self.runs = 0
+        self.held: tuple[Call, dict[str, Any]] | None = None  # a run's answer, until its files have been measured
         self.lost = ""  # why its state went, until the host has been told
         self.opening: tuple[Peer, int] | None = None
         self.branch: SessionRecord | None = None  # is being forked off this one
         self.origin: SessionRecord | None = None  # this one is being forked off that one
         self.forked_off: Interpreter | None = None  # whose folder gets another name before this session is used
+
+    @property
+    def busy(self) -> bool:
+        """Whether a run or a fork of it is not answered yet."""
+        return self.call is not None or self.held is not None or self.branch is not None
 
     def blame(self, why: str) -> None:
         """Notes why its interpreter is about to be killed."""

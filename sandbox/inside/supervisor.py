@@ -143,9 +143,10 @@ class Supervisor(Watch):
         self.running.pop(session.number, None)
         session.opening = None
         self.drop_branch(session, "the session was closed while it was forked")
-        if session.call is not None:
-            session.call.peer.reply(session.call.id, fail="closed")
-            session.call = None
+        for call in (session.call, session.held and session.held[0]):
+            if call is not None:
+                call.peer.reply(call.id, fail="closed")
+        session.call = session.held = None
         if session.child is not None:
             child, session.child = session.child, None
             child.session = None
@@ -210,6 +211,12 @@ class Supervisor(Watch):
             self.sessions.pop(session.number, None)
         elif session.call is not None:
             self.finish(session, session.call, status, error=session.call.why or why, lost=True)
+        elif session.held is not None:  # it ended well, but for the files that it left
+            fields, why, session.lost = session.held[1], session.lost or why, ""
+            if fields["status"] in ("ok", "error"):
+                fields.update(status="crash", value="")
+            fields.update(error=why, lost=True)
+            self.measured_up(session)
         else:
             session.lost = session.lost or why
 
@@ -229,7 +236,7 @@ class Supervisor(Watch):
         """Branches a session's interpreter."""
         child = session.child
         problem = ""
-        if session.call is not None or session.branch is not None:
+        if session.busy:
             problem = "busy"
         elif not self.config["forks"]:
             problem = "this sandbox cannot fork sessions"
@@ -246,6 +253,7 @@ class Supervisor(Watch):
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
         twin.lowered, twin.grown = child.lowered, child.grown  # as forks inherit it, and the files that it holds open
+        twin.unseen.add(child.shown, child.files)
         session.branch, branch.origin, branch.forked_off = branch, session, child
         child.twins.append(twin)
 
@@ -275,7 +283,7 @@ class Supervisor(Watch):
         """Hands a program to the interpreter and starts the clock."""
         code = request["code"].encode("utf-8", "surrogatepass")
         wall, cpu = finite(request["wall"]), finite(request["cpu"])
-        if session.call is not None or session.branch is not None:
+        if session.busy:
             peer.reply(request["id"], fail="busy")
             return
         if session.lost:
@@ -295,8 +303,10 @@ class Supervisor(Watch):
         self.start_capture(child)
         self.raise_again(child)
         call = session.call = Call(peer, request["id"], token, wall, cpu)
-        self.running[session.number] = session
         call.cpu = self.processes.cpu(child.pid)
+        if self.config["watch_disk"]:  # what was removed since the last look
+            self.charge(self.disk_use(), [other.child for other in self.running.values()])
+        self.running[session.number] = session
         self.tell(child, b"R", token, code)
         self.keep_ticking()
 
@@ -372,21 +382,29 @@ class Supervisor(Watch):
         if status == "timeout" and call.crowded:
             status = "process-limit"
         out = err = ""
-        cpu = 0.0
+        cpu, lasted, hold = 0.0, time.monotonic() - call.start, False
         child = last or session.child
         if child is not None:
             child.idle_cpu = self.processes.cpu(child.pid)
             cpu = max(0.0, child.idle_cpu - call.cpu)
-            self.after_run(session, child, time.monotonic() - call.start)
+            hold = self.after_run(session, child, lasted)
             captures = (child.captures[child.out], child.captures[child.err])
             out, err = (capture.text().decode("utf-8", "replace") if capture.total else "" for capture in captures)
             cut = cut or captures[0].cut or captures[1].cut
             for capture in captures:  # an idle session holds nothing
                 capture.clear()
-        call.peer.reply(
-            call.id, status=status, out=out, err=err, value=value.decode("utf-8", "replace"), error=error, cut=cut,
-            lost=lost, run=time.monotonic() - call.start, cpu=cpu,
-        )  # fmt: skip
+        session.held = call, {
+            "status": status, "out": out, "err": err, "value": value.decode("utf-8", "replace"), "error": error,
+            "cut": cut, "lost": lost, "run": lasted, "cpu": cpu,
+        }  # fmt: skip
+        if not hold:
+            self.measured_up(session)
+
+    def measured_up(self, session: SessionRecord) -> None:
+        """Answers the host, if an answer waits for that."""
+        if session.held is not None:
+            (call, fields), session.held = session.held, None
+            call.peer.reply(call.id, **fields)
 
     def died(self, child: Interpreter, code: int | None, why: str) -> None:
         """An interpreter is gone: says how its call ended."""

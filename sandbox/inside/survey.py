@@ -94,6 +94,9 @@ def measure(path: str, most: int) -> Iterator[tuple[int, int]]:
                                 size += entry.stat(follow_symlinks=False).st_blocks * 512
                         if entries >= most:
                             break
+                        if turn >= ENTRIES_A_TURN:
+                            turn = 0
+                            yield CONTINUES
             fresh = False
             if not names:
                 os.close(stack.pop()[0])

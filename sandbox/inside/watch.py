@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Any
 
-from polyturn.sandbox.inside.interpreter import Interpreter
+from polyturn.sandbox.inside.interpreter import Growth, Interpreter
 from polyturn.sandbox.inside.interpreters import Interpreters
 from polyturn.sandbox.inside.sessions import Call, SessionRecord
 
@@ -20,7 +20,8 @@ WORKED_CPU_S = 0.002  # what tells threads that work from none
 LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
 LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 MOST_FILES = 2048
-SHORT_S = 0.005  # a run in which few files are made, where a look at them costs a third of it
+UNSEEN_BYTES, UNSEEN_FILES = 1 << 16, 16  # that runs may write before their folder is measured
+SHORT_S = 0.005  # of runs in which few files are made, and where a look at them costs a third of it
 GROUPS_AT_ONCE_S = 0.005  # how long one tick looks at groups of processes; the rest has its turn at the next
 NEARLY_FULL = 0.75  # of the disk: the room that no folder shows is then looked for
 
@@ -35,8 +36,10 @@ class Watch(Interpreters):
         # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
         self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
         self.disk = self.disk_use()
+        self.removed_at = time.monotonic()  # when a run, which may have removed files, or a cleaner ended last
         self.uncounted = config["watch_disk"] and not self.disk[1]  # gVisor does not say how many files there are
         self.surveys: dict[int, Interpreter] = {}
+        self.waiting: dict[Interpreter, None] = {}  # for the measuring process, whose queue was full
         self.last_survey = 0
         self.suspects: set[Interpreter] = set()  # whose folders are measured to find hidden files
         self.surveyor.setblocking(False)
@@ -47,9 +50,18 @@ class Watch(Interpreters):
         """Ends a call, softly first, with this status."""
         raise NotImplementedError
 
+    def measured_up(self, session: SessionRecord) -> None:
+        """The files of a session's last run are within its share."""
+        raise NotImplementedError
+
     def shut_down(self) -> None:
         """Ends everything, and this process."""
         raise NotImplementedError
+
+    def sweep(self, child: Interpreter) -> None:
+        """Removes an interpreter's folder."""
+        self.removed_at = time.monotonic()
+        super().sweep(child)
 
     # the clock
 
@@ -164,12 +176,15 @@ class Watch(Interpreters):
         """Has an interpreter's folder measured, unless that is under way already."""
         if child.surveyed or child.dead or not child.pid:
             return
+        self.waiting.pop(child, None)
         request = {"folder": child.folder, "uid": child.family.uid, "most": 2 * MOST_FILES}
         self.last_survey += 1
         try:
             self.surveyor.send(json.dumps({**request, "number": self.last_survey}).encode())
-        except BlockingIOError:  # many are waiting: at the next tick
+        except BlockingIOError:  # many are waiting: when the next one is done
+            self.waiting[child] = None
             return
+        child.due, child.unseen = False, Growth()
         child.surveyed = self.last_survey
         self.surveys[child.surveyed] = child
 
@@ -177,12 +192,21 @@ class Watch(Interpreters):
         """Ends an interpreter whose files together exceed its share; the kernel limits single files only."""
         number, size, files = json.loads(self.surveyor.recv(256))
         child = self.surveys.pop(number)
-        child.surveyed, child.shown = 0, size
-        if not child.dead:
+        child.surveyed, child.shown, child.files = 0, size, files
+        if not child.dead and not child.killed:
             if size > child.limits["disk_mb"] << 20:
                 self.kill(child, f"its files exceed {child.limits['disk_mb']} MiB")
             elif files > MOST_FILES:
                 self.kill(child, f"it made more than {MOST_FILES} files")
+            elif child.due:  # it was under way when the run ended
+                self.survey(child)
+            elif child.session is not None:
+                self.measured_up(child.session)
+        for other in list(self.waiting):
+            self.waiting.pop(other)
+            self.survey(other)
+            if other in self.waiting:
+                break
         if child in self.suspects:
             self.suspects.discard(child)
             if not self.suspects:
@@ -190,11 +214,12 @@ class Watch(Interpreters):
 
     def charge(self, used: tuple[int, int], at_work: list[Interpreter | None]) -> None:
         """Notes by how much the disk grew, or shrank, while these interpreters worked."""
-        grown = used[0] - self.disk[0]
+        grown, files = used[0] - self.disk[0], used[1] - self.disk[1]
         self.disk = used
         for child in at_work:
             if child is not None:
                 child.grown = max(0, child.grown + grown)
+                child.unseen.add(grown, files)
 
     def nearly_full(self) -> bool:
         """Whether little room is left on the disk and no folder of an ended interpreter is still to be emptied."""
@@ -255,22 +280,43 @@ class Watch(Interpreters):
 
     # after a run
 
-    def after_run(self, session: SessionRecord, child: Interpreter, lasted: float = 0.0) -> None:
-        """Ends what the program started and left, and checks the room its files take."""
+    def after_run(self, session: SessionRecord, child: Interpreter, lasted: float = 0.0) -> bool:
+        """Ends what the program started and left, and has its files measured where it may have made some.
+
+        Returns:
+            Whether the run's answer must wait for `measured_up`: else it would depend on who is quicker whether a run
+            beyond its share is told so, and the next one could begin before that.
+        """
         if child.dead or session.child is not child:
-            return
+            return False
         self.processes.refresh(self.leaders)
         self.end_strays(child)
         if self.processes.unsure:
             child.shared = True
             self.keep_ticking()
         if self.config["watch_disk"]:
-            used = self.disk_use()
-            unknown = self.uncounted and lasted > SHORT_S
-            much = child.grown > session.limits["disk_mb"] << 19  # in small steps, perhaps
-            if unknown or much or used[0] > self.disk[0] + (1 << 16) or used[1] > self.disk[1] + 16:
+            self.charge(self.disk_use(), [child, *(session.child for session in self.running.values())])
+            now = time.monotonic()
+            # What others remove while it runs hides what it writes; then only its time tells that it may have written.
+            if self.uncounted or self.running or self.cleaners or self.to_sweep or self.removed_at > now - lasted:
+                child.unseen.seconds += lasted
+            self.removed_at = now
+            if child.surveyed or self.may_exceed(child):
+                child.due = True
                 self.survey(child)
-            self.charge(used, [child, *(session.child for session in self.running.values())])
+                return True
+        return False
+
+    def may_exceed(self, child: Interpreter) -> bool:
+        """Whether the files of an interpreter must be measured: enough was written since they last were."""
+        unseen = child.unseen
+        much = (
+            unseen.seconds > SHORT_S
+            or unseen.size > UNSEEN_BYTES
+            or child.shown + unseen.size > child.limits["disk_mb"] << 20
+        )
+        many = unseen.files > UNSEEN_FILES or child.files + unseen.files > MOST_FILES
+        return much or many
 
     def end_strays(self, *idle: Interpreter) -> None:
         """Kills what idle interpreters' programs started and left; their threads live on from run to run."""

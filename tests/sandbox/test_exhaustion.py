@@ -41,9 +41,15 @@ def sandbox() -> Iterator[DockerSandbox]:
 
 @pytest.fixture
 def session(sandbox: DockerSandbox) -> Iterator[Session]:
+    """A session in a container without others: what a test leaves behind is its own fault, and ends with it."""
+    server = sandbox.servers[0]
     opened = sandbox.open(LIMITS)
     yield opened
     opened.close()
+    left = list(server.sessions)
+    for one in left:
+        one.close()
+    assert wait_until(lambda: not (seen := server.ping())["sessions"] and not seen["interpreters"]), server.ping()
 
 
 def in_use(session: Session) -> int:
@@ -150,14 +156,44 @@ def test_a_share_of_the_disk_is_kept_and_given_back(
     sandbox: DockerSandbox, session: Session, program: str, status: Status
 ) -> None:
     before = in_use(session)
-    attacker = sandbox.open(LIMITS)
-    result = attacker.run(program)
-    if result.status is Status.OK and status is Status.CRASH:  # it was quicker than the watch, which looks once more
-        assert attacker.run("1").state_lost
-    else:
-        assert result.status is status, result
-    attacker.close()
+    with sandbox.open(LIMITS) as attacker:
+        result = attacker.run(program)
+        assert (result.status, result.state_lost) == (status, status is Status.CRASH), result
     assert wait_until(lambda: in_use(session) <= before), (before, in_use(session))
+
+
+# What each run writes alone is too little to look at, or exactly the share, or one more than that.
+WRITES = {
+    "files in small steps": ["for _ in range(15): n = n + 1; open(str(n), 'w').close()"] * 137,
+    "bytes in small steps": ["n = n + 1; open(str(n), 'wb').write(bytes(60 << 10))"] * 274,
+    "one file too many": ["for n in range(2048): open(str(n), 'w').close()", "open('one', 'w').close()"],
+    "one block too many": ["for n in range(16): open(str(n), 'wb').write(bytes(1 << 20))", "open('a', 'w').write('a')"],
+    "one file too many in the same run": ["for n in range(2049): open(str(n), 'w').close()"],
+}
+
+
+@pytest.mark.parametrize("programs", list(WRITES.values()), ids=list(WRITES))
+def test_the_run_that_goes_beyond_the_share_of_the_disk_says_so(
+    sandbox: DockerSandbox, session: Session, programs: list[str]
+) -> None:
+    """Not the one after it, and however little each wrote."""
+    with sandbox.open(LIMITS) as attacker:
+        assert attacker.run("n = 0").ok
+        *within, beyond = programs
+        for program in within:
+            assert attacker.run(program).status is Status.OK
+        result = attacker.run(beyond)
+        assert (result.status, result.state_lost) == (Status.CRASH, True), result
+        assert "16 MiB" in str(result.error) or "2048 files" in str(result.error)
+        assert attacker.run("1").ok
+
+
+def test_what_others_remove_hides_nobodys_files(sandbox: DockerSandbox, session: Session) -> None:
+    """Sessions one after another, each of which fills the disk by as much as the emptied folder of the last one gives."""
+    for _ in range(8):
+        with sandbox.open(LIMITS) as attacker:
+            result = attacker.run("for n in range(2100): open(str(n), 'w').close()")
+            assert (result.status, result.state_lost) == (Status.CRASH, True), result
 
 
 def test_the_longest_texts_of_the_worst_bytes_are_a_result(sandbox: DockerSandbox, session: Session) -> None:
@@ -258,7 +294,7 @@ def test_a_session_whose_opener_has_gone_is_closed(sandbox: DockerSandbox, sessi
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(path)
             hasty.sendall(encode({"op": "open", "limits": asdict(LIMITS), "seed": 0, "id": 0}))
-    assert wait_until(lambda: server.ping() == {**server.ping(), "sessions": before, "interpreters": before})
+    assert wait_until(lambda: (seen := server.ping())["sessions"] == seen["interpreters"] == before), server.ping()
 
 
 def test_an_origin_that_dies_while_it_is_forked_leaves_no_copy_behind(sandbox: DockerSandbox, session: Session) -> None:
