@@ -132,7 +132,9 @@ class Batch:
         return cls(**loaded, statistics=statistics)
 
 
-def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: int = 0) -> Batch:
+def collate(
+    examples: Sequence[Example], *, mismatched: bool = False, pad_id: int = 0, partners: Sequence[Example] = ()
+) -> Batch:
     """Pads examples into one batch; rows in order, then the mismatched rows.
 
     Args:
@@ -140,6 +142,8 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
         mismatched: Add one row for each row, joining its prompt (the context of its first turn) with the continuation
             of a row with another prompt; of another start, where all prompts read the same.
         pad_id: Token to pad with. No result depends on it.
+        partners: Examples that are in no row, but whose continuations may stand in mismatched rows: for a step that has
+            a single start of its own.
 
     Raises:
         ValueError: No examples; or `mismatched` with fewer than two different starts.
@@ -153,10 +157,11 @@ def collate(examples: Sequence[Example], *, mismatched: bool = False, pad_id: in
     rows = [_row(trajectory) for trajectory in trajectories]
     if mismatched:
         # Starts with other seeds may ask the same question, and its answer would be no mismatch at all.
-        prompts = [trajectory.turns[0].context_ids.tobytes() for trajectory in trajectories]
-        starts = [trajectory.start for trajectory in trajectories]
-        partners = mismatched_partners(prompts if len(set(prompts)) > 1 else starts)
-        rows += [_joined(trajectories[i], trajectories[j]) for i, j in enumerate(partners)]
+        every = [*trajectories, *(row for example in partners for row in example.trajectories)]
+        prompts = [trajectory.turns[0].context_ids.tobytes() for trajectory in every]
+        starts = [trajectory.start for trajectory in every]
+        other = mismatched_partners(prompts if len(set(prompts)) > 1 else starts)[: len(trajectories)]
+        rows += [_joined(trajectories[i], every[j]) for i, j in enumerate(other)]
     width = max(len(ids) for ids, _, _ in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)

@@ -229,8 +229,10 @@ def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
         group: `[N]` int, which group each row belongs to; any numbers.
 
     Returns:
-        `[N]`; 0 for the only member of a group, which nothing can be compared with.
+        `[N]`; 0 for the only member of a group, which nothing can be compared with, and where all scores of a group
+        are equal up to rounding.
     """
+    scores = _settled(scores, group)
     mean, size = _group_mean(scores, group)
     # score - mean of others = (score - mean) n / (n - 1)
     return (scores - mean) * size / (size - 1.0).clamp(min=1.0)
@@ -245,13 +247,29 @@ def group_normalised(scores: Tensor, group: Tensor, *, scale: bool = True) -> Te
         scale: False leaves out the division, which favours groups that are almost always won or lost.
 
     Returns:
-        `[N]`; 0 where all scores of a group are equal.
+        `[N]`; 0 where all scores of a group are equal up to rounding.
     """
+    scores = _settled(scores, group)
     centred = scores - _group_mean(scores, group)[0]
     if not scale:
         return centred
     deviation = _group_mean(centred.square(), group)[0].sqrt()
     return torch.where(centred == 0, centred, centred / (deviation + 1e-6))
+
+
+def _settled(values: Tensor, group: Tensor) -> Tensor:
+    """`[N]`: where a group's values differ by rounding alone, all are its lowest."""
+    _, index = torch.unique(group, return_inverse=True)
+    count = int(index.max()) + 1 if index.numel() else 0
+    empty = values.new_zeros(count)
+    low = empty.scatter_reduce(0, index, values, "amin", include_self=False)
+    high = empty.scatter_reduce(0, index, values, "amax", include_self=False)
+    return torch.where((high - low <= _rounding(torch.maximum(low.abs(), high.abs())))[index], low[index], values)
+
+
+def _rounding(size: Tensor) -> Tensor:
+    """A few units in the last place of numbers of this size: differences up to this are rounding."""
+    return 8.0 * torch.finfo(size.dtype).eps * size
 
 
 def _group_mean(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
@@ -283,6 +301,8 @@ def class_balance(accepted: Tensor) -> Tensor:
 def whiten(values: Tensor, mask: Tensor | None = None, *, shift_mean: bool = True) -> Tensor:
     """Values over their standard deviation, mean removed, over the mask; 0 outside it, and where all are equal.
 
+    Values are equal where they differ by rounding alone.
+
     Args:
         values: Any shape.
         mask: Same shape, bool, or None for all.
@@ -293,6 +313,8 @@ def whiten(values: Tensor, mask: Tensor | None = None, *, shift_mean: bool = Tru
     if kept.numel() == 0:
         return torch.zeros_like(values)
     lowest = kept.min()
+    if bool(kept.max() - lowest <= _rounding(kept.abs().max())):
+        kept = lowest.expand_as(kept)
     # As in the group mean: equal values must come out as exactly 0, not as amplified rounding.
     mean = lowest + (kept - lowest).mean()
     centred = kept - mean

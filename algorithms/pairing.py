@@ -81,6 +81,11 @@ class Example:
             if value.shape != (size,):
                 raise ExampleError(f"Example.{name}: expected [{size}], got shape {value.shape}")
             object.__setattr__(self, name, value)
+        if wrong := [float(label) for label in self.desirable if label not in (0, 1) and not np.isnan(label)]:
+            raise ExampleError(
+                f"Example.desirable: expected 1 (desirable), 0 (undesirable) or nan (unknown), got {wrong[0]:g}; put "
+                "graded feedback into scores"
+            )
         if bool(np.any(~((self.probability >= 0) & (self.probability <= 1)))):
             raise ExampleError("Example.probability: expected numbers in [0, 1]; leave out pairs that nobody judged")
 
@@ -130,10 +135,11 @@ def pairs_by_outcome(
         ValueError: The preference is not over this group.
     """
     _check_size(group, preference)
+    usable = usable_members(group)
     allowed = [
         (int(winner), int(loser))
         for winner, loser in preference.pairs()
-        if group[winner].valid and group[loser].valid and not (drop_error_winners and ends_in_error(group[winner]))
+        if usable[winner] and usable[loser] and not (drop_error_winners and ends_in_error(group[winner]))
     ]
     pairs = np.array(allowed, np.int64).reshape(-1, 2)
     if pairs_per_group is None or len(pairs) <= pairs_per_group:
@@ -160,12 +166,12 @@ def judged_pairs(
         ValueError: The preference is not over this group.
     """
     _check_size(group, preference)
-    known = ~np.isnan(preference.matrix)
+    known, usable = ~np.isnan(preference.matrix), usable_members(group)
     rows, columns = np.triu_indices(len(group), 1)
     allowed = [
         (int(i), int(j))
         for i, j in zip(rows, columns, strict=True)
-        if (known[i, j] or known[j, i]) and group[int(i)].valid and group[int(j)].valid
+        if (known[i, j] or known[j, i]) and usable[i] and usable[j]
     ]
     pairs = np.array(allowed, np.int64).reshape(-1, 2)
     if pairs_per_group is None or len(pairs) <= pairs_per_group:
@@ -174,15 +180,16 @@ def judged_pairs(
 
 
 def unary(group: Group, preference: Preference, *, scores: bool) -> NDArray[np.float64]:
-    """`[K]` each member's score, or its win rate; nan for invalid members and where nothing is known.
+    """`[K]` each member's score, or its win rate over usable ones; nan for unusable members and where nothing is known.
 
     Raises:
         ValueError: The preference is not over this group.
     """
     _check_size(group, preference)
-    values = preference.scores if scores else preference.win_rate()
+    usable = usable_members(group)
+    values = preference.scores if scores else _among(preference, usable).win_rate()
     assert values is not None
-    return np.where([member.valid for member in group], values, np.nan)
+    return np.where(usable, values, np.nan)
 
 
 def winners(
@@ -207,12 +214,11 @@ def winners(
     _check_size(group, preference)
     if above is not None and preference.scores is None:
         raise ValueError("winners: expected a preference with scores to compare with `above`, got one without")
-    rate = preference.win_rate() if above is None else preference.scores
-    assert rate is not None
-    rate = np.where([member.valid for member in group], rate, np.nan)
+    rate = unary(group, preference, scores=above is not None)
     if bool(np.all(np.isnan(rate))):
         return np.zeros(0, np.int64)
-    best = rate > above if above is not None else (rate == np.nanmax(rate)) & (rate > 0.5)
+    # Win rates are means, which come out differently by the order of their parts.
+    best = exceeds(rate, above) if above is not None else (rate >= np.nanmax(rate) - 1e-9) & exceeds(rate, 0.5)
     members = np.flatnonzero(best).astype(np.int64)
     if count is not None and len(members) > count:
         members = np.sort(rng.choice(members, size=count, replace=False))
@@ -232,17 +238,39 @@ def against_opponents(group: Group, preference: Preference) -> Example | None:
         ValueError: The preference is not over this group.
     """
     _check_size(group, preference)
-    mine = own_members(group)
-    matrix = np.where(np.isnan(preference.matrix), 1.0 - preference.matrix.T, preference.matrix)
+    mine, usable = own_members(group), usable_members(group)
+    known = _among(preference, usable).matrix
+    matrix = np.where(np.isnan(known), 1.0 - known.T, known)
     np.fill_diagonal(matrix, np.nan)
     if not mine.all():
         matrix[:, mine] = np.nan
     asked = (~np.isnan(matrix)).sum(1)
-    rows = np.flatnonzero(mine & (asked > 0) & np.array([member.valid for member in group]))
+    rows = np.flatnonzero(mine & (asked > 0) & usable)
     if not len(rows):
         return None
     rate = np.nansum(matrix[rows], 1) / asked[rows]
     return Example(tuple(group[int(row)] for row in rows), scores=rate.astype(np.float32))
+
+
+def usable_members(group: Group) -> NDArray[np.bool_]:
+    """`[K]` members that can be learned from: valid, and with at least one action.
+
+    An episode whose first prompt leaves no room for an answer is valid and has none: the agent was cut off, rightly,
+    and there is no token of its own to learn from.
+    """
+    return np.array([member.valid and len(member.turns) > 0 for member in group])
+
+
+def exceeds(values: NDArray[np.float64], bound: float) -> NDArray[np.bool_]:
+    """`[K]` whether each value is above `bound` by more than the rounding of a sum; False for nan."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(values - bound > 1e-12 * np.maximum(np.abs(values), abs(bound)))
+
+
+def _among(preference: Preference, members: NDArray[np.bool_]) -> Preference:
+    """The preference with only comparisons between these members known."""
+    both = members[:, None] & members[None]
+    return Preference(np.where(both, preference.matrix, np.nan), preference.source, preference.scores)
 
 
 def own_members(group: Group) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from polyturn.envs.extras import how_to_install
 from polyturn.envs.preference import Annotator, by_return
+from polyturn.envs.returns import at_least
 from polyturn.envs.store import Corrupt, read, read_groups
 from polyturn.envs.trajectory import Trajectory
 
@@ -117,7 +118,7 @@ def export_sft(
     count = 0
     with _new_file(out) as file:
         for trajectory in read(store, corrupt=corrupt):
-            if trajectory.valid and (min_return is None or trajectory.total_reward >= min_return):
+            if trajectory.valid and (min_return is None or at_least(trajectory.total_reward, min_return)):
                 row = {
                     "messages": _messages(trajectory),
                     **_provenance(trajectory),

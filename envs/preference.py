@@ -15,10 +15,12 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from polyturn.envs.returns import rounding, settled
 from polyturn.envs.trajectory import Group, Trajectory
 
 Matrix = NDArray[np.float64]
 _TOLERANCE = 1e-9
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 Source = Literal["oracle", "reward", "judge", "model", "human"]
 
 
@@ -95,6 +97,8 @@ Annotator = Callable[[Group], Preference]
 def by_score(scores: NDArray[np.float64], *, source: Source = "reward", margin: float = 0.0) -> Preference:
     """Prefers the higher score; a difference of at most `margin` is a tie (1/2); nan scores are never compared.
 
+    Differences within rounding (0.1 + 0.2 against 0.3) are ties too, and the preference's scores are then equal.
+
     Args:
         scores: `[K]`, higher is better; infinite ones are allowed.
         source: Where the scores come from.
@@ -108,17 +112,25 @@ def by_score(scores: NDArray[np.float64], *, source: Source = "reward", margin: 
         raise ValueError(f"by_score: expected scores [K], got shape {scores.shape}")
     if not margin >= 0:
         raise ValueError(f"by_score: expected margin >= 0, got {margin}")
+    scores = settled(scores)
     row, column = scores[:, None], scores[None, :]
     with np.errstate(invalid="ignore"):  # inf - inf; equal scores are ties before they are subtracted
-        tie = (row == column) | (np.abs(row - column) <= margin)
+        gap = np.abs(row - column)
+        tie = (row == column) | (gap <= margin + (_ROUNDING * np.maximum(np.abs(row), np.abs(column)) if margin else 0))
     matrix = np.where(tie, 0.5, (row > column).astype(np.float64))
     matrix[np.isnan(row) | np.isnan(column)] = np.nan
     return Preference(matrix, source, scores)
 
 
 def by_return(group: Group) -> Preference:
-    """Prefers the trajectory with the higher total reward; invalid members are never compared."""
-    return by_score(np.array([m.total_reward if m.valid else np.nan for m in group], np.float64))
+    """Prefers the trajectory with the higher total reward; invalid members are never compared.
+
+    Totals that differ by no more than the rounding in their rewards are equal: a tie.
+    """
+    totals = np.array([member.total_reward if member.valid else np.nan for member in group], np.float64)
+    slack = np.array([rounding(turn.reward for turn in member.turns) for member in group], np.float64)
+    totals[np.abs(totals) <= slack] = 0.0  # what cancels is neither above nor below 0
+    return by_score(settled(totals, slack))
 
 
 Pair = tuple[Trajectory, Trajectory]

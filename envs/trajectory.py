@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from polyturn.envs.returns import total
+
 TokenIds = NDArray[np.int32]
 Logps = NDArray[np.float32]
 
@@ -216,8 +218,11 @@ class Trajectory:
 
     @property
     def total_reward(self) -> float:
-        """Undiscounted sum of the rewards; meaningless unless `valid`."""
-        return float(sum(turn.reward for turn in self.turns))
+        """Undiscounted sum of the rewards, rounded once; meaningless unless `valid`.
+
+        Compare two of them with `polyturn.envs.by_return`, which knows which differences are rounding.
+        """
+        return total(turn.reward for turn in self.turns)
 
     @property
     def start(self) -> tuple[str, int, str, str]:

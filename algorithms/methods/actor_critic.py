@@ -18,7 +18,7 @@ from polyturn.algorithms.estimators import gae, policy_mask, turn_sums
 from polyturn.algorithms.losses import ppo_clip
 from polyturn.algorithms.methods.base import Loss, Needs, behaviour, clipped, masked, output, scored
 from polyturn.algorithms.networks.value import token_slots, turn_slots
-from polyturn.algorithms.pairing import Example, against_opponents, own_members
+from polyturn.algorithms.pairing import Example, against_opponents, own_members, usable_members
 from polyturn.envs.preference import Preference
 from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
@@ -104,14 +104,16 @@ class PPO:
         """The policy's members with a score; all its valid ones where turns are paid."""
         if self.reward == "score":
             return scored(group, preference, own=True)
-        valid = tuple(m for m, own in zip(group, own_members(group), strict=True) if own and m.valid)
+        valid = tuple(group[int(row)] for row in np.flatnonzero(own_members(group) & usable_members(group)))
         totals = np.array([member.total_reward for member in valid], np.float32)
         return Example(valid, scores=totals) if valid else None
 
     def step_statistics(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Mapping[str, Tensor]:
         """First and second moments of the advantages of all agent tokens and of the targets of all steps."""
         found = self._estimate(reference, batch)
-        advantage, target = found.advantage[policy_mask(batch.turn_ids)], found.target[found.steps]
+        # In double precision, as the difference of the moments is a small one of large numbers.
+        advantage = found.advantage[policy_mask(batch.turn_ids)].double()
+        target = found.target[found.steps].double()
         return {
             "advantage": advantage,
             "advantage_squared": advantage.square(),
@@ -128,7 +130,10 @@ class PPO:
         advantage = found.advantage
         if self.whiten:
             variance = moments["advantage_squared"] - moments["advantage"].square()
-            advantage = (advantage - moments["advantage"]) / (variance.clamp(min=0.0).sqrt() + 1e-8)
+            # Equal advantages are all 0; the deviation of their rounding would make it look like a preference.
+            rounding = (8 * torch.finfo(advantage.dtype).eps) ** 2 * moments["advantage_squared"]
+            scale = torch.where(variance > rounding, 1.0 / (variance.clamp(min=0.0).sqrt() + 1e-8), 0.0)
+            advantage = (advantage - moments["advantage"].to(advantage.dtype)) * scale.to(advantage.dtype)
         own, before = masked(mask, logps, behaviour(batch, self.name))
         zero = torch.zeros_like(own)
         surrogate = torch.where(mask, ppo_clip(own, before, advantage.to(own.dtype), clip=self.clip), zero).sum(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
 from polyturn.algorithms.methods.base import FullKL, Loss, Needs
-from polyturn.algorithms.pairing import Example
+from polyturn.algorithms.pairing import Example, usable_members
 from polyturn.envs.preference import Preference
 from polyturn.envs.settings import check_choice
 from polyturn.envs.trajectory import Group
@@ -62,8 +62,8 @@ class Distillation:
         return Needs(teacher=True, preference=False, full_kl=direction)
 
     def examples(self, group: Group, preference: Preference | None, rng: np.random.Generator) -> Example | None:
-        """Every valid member; nobody is compared with anybody."""
-        rows = np.flatnonzero([member.valid for member in group])
+        """Every usable member; none is compared with another."""
+        rows = np.flatnonzero(usable_members(group))
         return Example(tuple(group[int(row)] for row in rows)) if len(rows) else None
 
     def token_mask(self, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.estimators import Turns, policy_mask, sequence_sum
 from polyturn.algorithms.losses import rwr
 from polyturn.algorithms.methods.base import Loss, Needs, scored
-from polyturn.algorithms.pairing import Example, winners
+from polyturn.algorithms.pairing import Example, usable_members, winners
 from polyturn.envs.preference import Preference
 from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
@@ -44,7 +44,7 @@ class SFT:
     def examples(self, group: Group, preference: Preference | None, rng: np.random.Generator) -> Example | None:
         """Winners of the group, or every valid member where there is no preference."""
         if preference is None:
-            rows = np.flatnonzero([member.valid for member in group])
+            rows = np.flatnonzero(usable_members(group))
         else:
             rows = winners(group, preference, rng, count=self.best, above=self.above)
         return Example(tuple(group[int(row)] for row in rows)) if len(rows) else None
@@ -54,14 +54,26 @@ class SFT:
         return policy_mask(batch.turn_ids, turns=self.turns)
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
-        """NLL per row, counted by tokens. Rows that lost a pair or are marked undesirable are left out."""
-        keep = ~batch.mismatched & (batch.desirable != 0)
-        if len(batch.pairs):
-            keep &= torch.isin(torch.arange(len(batch), device=batch.pairs.device), batch.pairs[:, 0])
+        """NLL per row, counted by tokens.
+
+        Rows marked undesirable are left out, and of a group with pairs all rows that are preferred in none.
+        """
+        keep = ~batch.mismatched & (batch.desirable != 0) & _preferred(batch)
         rows = keep.nonzero()[:, 0]
         values = -sequence_sum(logps, batch.turn_ids, turns=self.turns)[rows]
         count = policy_mask(batch.turn_ids, turns=self.turns).sum(1)[rows].to(values.dtype)
         return Loss(values, count, {"tokens_per_row": count})
+
+
+def _preferred(batch: Batch) -> Tensor:
+    """`[N]` bool: rows that are the better one of some pair, and all rows of groups without any pair.
+
+    It is decided group by group, as the other groups of a step may be read in other micro-batches.
+    """
+    better = torch.where(batch.probability < 0.5, batch.pairs[:, 1], batch.pairs[:, 0])
+    won = torch.zeros(len(batch), dtype=torch.bool, device=batch.group.device)
+    won[better[batch.probability != 0.5]] = True
+    return won | ~torch.isin(batch.group, batch.group[batch.pairs[:, 0]])
 
 
 @dataclass(frozen=True)

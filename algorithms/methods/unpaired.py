@@ -21,7 +21,7 @@ from polyturn.algorithms.estimators import (
 )
 from polyturn.algorithms.losses import dro, kto, pmpo
 from polyturn.algorithms.methods.base import Loss, Needs, check_pairs, output, scored
-from polyturn.algorithms.pairing import Example, pairs_by_outcome, unary
+from polyturn.algorithms.pairing import Example, exceeds, pairs_by_outcome, unary
 from polyturn.envs.preference import Preference
 from polyturn.envs.settings import check_choice, check_range
 from polyturn.envs.trajectory import Group
@@ -147,7 +147,7 @@ class PMPO:
         rate = unary(group, preference, scores=self.above is not None)
         middle = 0.5 if self.above is None else self.above
         rows = np.flatnonzero(~np.isnan(rate))
-        label = (rate[rows] > middle).astype(np.float32)
+        label = exceeds(rate[rows], middle).astype(np.float32)
         if self.above is None:
             label[np.abs(rate[rows] - middle) < 1e-9] = np.nan
         if not len(rows) or bool(np.isnan(label).all()):
@@ -238,7 +238,9 @@ def standardised(examples: list[Example]) -> list[Example]:
     """
     every = np.concatenate([example.scores for example in examples]) if examples else np.zeros(0)
     known = every[~np.isnan(every)].astype(np.float64)
-    if not len(known) or float(known.std()) == 0.0:
+    # Scores are float32: a spread of a few units in the last place is rounding, which a division would blow up to 1.
+    rounding = 8 * float(np.finfo(np.float32).eps) * float(np.abs(known).max(initial=0.0))
+    if not len(known) or float(np.ptp(known)) <= rounding:
         raise ValueError("standardised: expected scores that differ, got none or the same everywhere")
     mean, deviation = float(known.mean()), float(known.std())
     return [replace(example, scores=(example.scores - mean) / deviation) for example in examples]

@@ -12,6 +12,7 @@ import numpy as np
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.preference import Preference
+from polyturn.envs.settings import check_count
 from polyturn.envs.trajectory import Group
 
 
@@ -30,6 +31,9 @@ class AnnotatedGroup:
     seed: tuple[int, ...]
 
 
+# Steps of a function that are looked at for a row with another prompt.
+_LOOK_AHEAD = 16
+
 Step = Batch | Sequence[Example] | Sequence[AnnotatedGroup]
 Source = Callable[[int], Step] | Iterable[Step]
 """What `train` takes: a function of a number counted from 0, or an iterable.
@@ -47,7 +51,7 @@ def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Callabl
     """Batches of at most `size` examples; every epoch in a new order that only `seed` and the epoch decide.
 
     No example is skipped or repeated in an epoch; where the numbers do not divide, batches differ by one in size
-    rather than leaving a last one too small to compare anything in.
+    rather than leaving a small last one.
 
     Args:
         examples: One for each group that can be learned from.
@@ -57,8 +61,12 @@ def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Callabl
     Raises:
         ValueError: There are no examples.
     """
-    if not examples or size < 1:
-        raise ValueError(f"minibatches: expected examples and a size of at least 1, got {len(examples)} and {size}")
+    check_count("minibatches: size", size)
+    if not examples:
+        raise ValueError(
+            "minibatches: expected at least one example, got none; groups teach nothing where no member is better than "
+            "another, where all failed, or where their first prompt is longer than the agent's max_tokens"
+        )
     steps = -(-len(examples) // size)
 
     def at(step: int) -> list[Example]:
@@ -123,6 +131,14 @@ class DataSource:
             item = self._following()
         self._asked += 1
         return item
+
+    def ahead(self) -> Iterator[Step]:
+        """The next steps, at most one pass of a sequence, without moving on; none where only `next` can tell."""
+        source: Any = self._source
+        if self._items is None:
+            yield from (source(self._asked + more) for more in range(_LOOK_AHEAD))
+        elif isinstance(source, Sequence) and not hasattr(source, "load_state_dict"):
+            yield from (source[(self._asked + more) % len(source)] for more in range(len(source)))
 
     def _following(self) -> Step | None:
         source = cast("Iterable[Step]", self._source)

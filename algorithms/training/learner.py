@@ -439,7 +439,7 @@ def _parameter_groups(policy: Scorable, lr: float, weight_decay: float) -> list[
 
 
 def _means(parts: list[Sums]) -> dict[str, Tensor]:
-    return {name: torch.tensor(mean, dtype=torch.float32) for name, mean in merge(parts).items()}
+    return {name: torch.tensor(mean, dtype=torch.float64) for name, mean in merge(parts).items()}
 
 
 def _checkpoint_activations(model: Any) -> None:

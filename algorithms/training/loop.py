@@ -456,13 +456,30 @@ def _next_batch(data: DataSource, method: Hooks, max_length: int | None) -> Batc
         # Of fresh groups a single one may be left, which has no other prompt to be mismatched with.
         single = fresh and mismatched and len({example.trajectories[0].start for example in kept}) < 2
         if kept and not single:
-            return collate(kept, mismatched=mismatched)
+            return collate(
+                kept, mismatched=mismatched, partners=_partners(data, kept, max_length) if mismatched else ()
+            )
         if (found and not kept) or not fresh:
             raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
     raise ValueError(
         f"{method.name}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "
         "use larger groups, a higher temperature or other tasks"
     )
+
+
+def _partners(data: DataSource, examples: Sequence[Example], max_length: int | None) -> list[Example]:
+    """Examples of later steps whose continuations make mismatched rows, where a step's rows have a single start."""
+    starts = {example.trajectories[0].start for example in examples}
+    if len(starts) > 1:
+        return []
+    for step in data.ahead():
+        items = [] if isinstance(step, Batch) else [one for one in step if isinstance(one, Example)]
+        fitting = [
+            each.keep(each.lengths <= (each.lengths.max() if max_length is None else max_length)) for each in items
+        ]
+        if others := [one for one in fitting if one is not None and one.trajectories[0].start not in starts]:
+            return others
+    return []
 
 
 def _taken(method: Hooks, annotated: AnnotatedGroup) -> Example | None:
@@ -480,6 +497,9 @@ def _checked(batch: Batch, method: Hooks, max_length: int | None) -> Batch:
         raise ValueError("max_length: expected examples to choose from, got a ready batch; use drop_long before")
     if method.needs.mismatched and not bool(batch.mismatched.any()):
         raise ValueError(f"{method.name} needs collate(examples, mismatched=True), got a batch without")
+    labels = batch.desirable[~batch.desirable.isnan()]
+    if bool(((labels != 0) & (labels != 1)).any()):
+        raise ValueError("Batch.desirable: expected 1 (desirable), 0 (undesirable) or nan (unknown), got other numbers")
     return batch
 
 
