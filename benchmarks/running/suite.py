@@ -95,6 +95,7 @@ BUILT_IN: dict[str, str] = {
     "nash": "polyturn.benchmarks.nash:SUITE",
     "online_vs_offline": "polyturn.benchmarks.online_vs_offline:SUITE",
     "sandbox": "polyturn.benchmarks.sandbox.suite:SUITE",
+    "training_engine": "polyturn.benchmarks.training_engine.suite:SUITE",
     "stochastic_bias": "polyturn.benchmarks.stochastic_bias.suite:SUITE",
     "tool_math": "polyturn.benchmarks.tool_math:SUITE",
     "unpaired": "polyturn.benchmarks.unpaired:SUITE",
