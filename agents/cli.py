@@ -55,7 +55,13 @@ def add_commands(subparsers: Any) -> None:
     rollout.add_argument("--out", type=Path, help="store to append to; what is in it already is not run again")
     rollout.add_argument("--partner-out", type=Path, help="store for the other side of each conversation (with --out)")
     rollout.add_argument("--show", type=int, default=0, metavar="N", help="print the first N episodes")
-    rollout.add_argument("--misses", type=int, default=0, metavar="N", help="print the first N episodes without reward")
+    rollout.add_argument(
+        "--misses",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print the first N episodes that failed, where the environment says what success is",
+    )
     rollout.add_argument("--quiet", action="store_true", help="no progress bar")
     rollout.set_defaults(run=_rollout)
 
@@ -254,12 +260,14 @@ def _rollout(args: argparse.Namespace) -> int:
 
 def _summarise(args: argparse.Namespace, groups: Any) -> int:
     from polyturn.envs.cli import print_trajectory, printable
+    from polyturn.envs.outcomes import clustered, mean_of_problems, success_of
 
     episodes = [member for group in groups for member in group]
     for number, member in enumerate(episodes[: args.show], 1):
         print_trajectory(member, number)
     valid = [member for member in episodes if member.valid]
-    missed = [member for member in valid if member.total_reward <= 0]
+    outcomes = {id(member): success_of(member) for member in valid}
+    missed = [member for member in valid if outcomes[id(member)] is False]
     for member in missed[: args.misses]:
         print(f"--- {member.task_id or member.seed}: {printable(str(dict(member.info)))}")
         for message in member.messages():
@@ -271,6 +279,11 @@ def _summarise(args: argparse.Namespace, groups: Any) -> int:
     if not valid:
         return 1
     turns = sum(len(member.turns) for member in valid) / len(valid)
-    mean = sum(member.total_reward for member in valid) / len(valid)
-    print(f"mean return  {mean:.4f}  ({len(missed)} of {len(valid)} without reward)\nturns        {turns:.2f}")
+    kept = [found for found in ([m for m in group if m.valid] for group in groups) if found]
+    print(f"mean return  {mean_of_problems([[m.total_reward for m in members] for members in kept])}")
+    if not any(outcome is None for outcome in outcomes.values()):
+        print(f"success      {clustered([[bool(outcomes[id(m)]) for m in members] for members in kept])}")
+    elif args.misses:
+        print("misses       none printed: the environment does not declare what success is; --show N prints episodes")
+    print(f"turns        {turns:.2f}")
     return 0

@@ -24,6 +24,7 @@ from .games.tabular_env import TabularGameEnv as TabularGameEnv
 from .games.token_tasks import TokenBandit as TokenBandit, TokenLength as TokenLength
 from .grading.boxed import extract_answer as extract_answer
 from .grading.grade import grade as grade
+from .outcomes import Estimate as Estimate, Proportion as Proportion, success_of as success_of
 from .preference import (
     Annotator as Annotator,
     Judged as Judged,

@@ -13,6 +13,8 @@
 - `terminated` means that the task itself ended, a limit that the agent was told of included; `truncated` that a limit
   outside the task cut it off. Never both. A step after the end, or before the first reset, raises.
 - `reward_bounds` are the smallest and the largest total reward that an episode can have.
+- An environment in which an episode succeeds or fails says which: `success_return` is the total reward from which one
+  is a success, or the last info holds `"success": bool`. Without either, reports give the mean return and no success.
 - Infos hold JSON values only (no numpy, no tuples, no nan), freshly made at every call.
 - `snapshot()` gives the state between two turns as a JSON value, and `restore(snapshot)`, in any instance made with the
   same options, reset or not, goes on from there exactly as the original would have. Taking one changes nothing.

@@ -30,7 +30,7 @@ from polyturn import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "quickstart": ("benchmarks", "the main job in five minutes: SFT, then three preference iterations, then a table"),
     "train": ("algorithms", "train a policy with a preference method"),
-    "eval": ("algorithms", "measure a policy: pass@k, turns, tool errors, intervals"),
+    "eval": ("algorithms", "measure a policy: mean return, success, turns, tool errors, with intervals"),
     "fit": ("algorithms", "fit a reward or preference model to comparisons"),
     "rollout": ("agents", "collect trajectories of an agent in an environment"),
     "bench": ("benchmarks", "run a benchmark suite over seeds and report it"),

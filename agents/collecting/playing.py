@@ -18,6 +18,8 @@ import numpy as np
 from polyturn.agents.agent import Action, Agent, ContextFull, Episode, Reply
 from polyturn.agents.collecting.blocking import LoopInterrupted
 from polyturn.agents.collecting.branching import SharedPrefix
+from polyturn.envs.outcomes import SUCCESS_KEYS
+from polyturn.envs.returns import at_least, total
 from polyturn.envs.trajectory import Trajectory, Turn
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
@@ -138,6 +140,8 @@ class EpisodePlayer:
                 await self._turn(env, agent, episode, state, pool, keep=shared)
             if shared:
                 await self._leave(env, state, pool)
+            else:
+                _note_success(env, state)
         except KeyboardInterrupt as stop:
             raise LoopInterrupted(*stop.args) from None
         except (SandboxUnavailable, ImageMissing):
@@ -250,6 +254,16 @@ class EpisodePlayer:
             env_options=self._options,
             info=info,
         )
+
+
+def _note_success(env: TextEnvironment, state: EpisodeState) -> None:
+    """Records how the episode came out, where the environment declares from which total reward one is a success."""
+    ends = [state.first, *(turn.info for turn in state.turns[-1:])]
+    if any(isinstance(end.get(key), bool) for end in ends for key in SUCCESS_KEYS):
+        return  # it says so itself
+    bound = env.get_wrapper_attr("success_return") if env.has_wrapper_attr("success_return") else None
+    if bound is not None:
+        state.extra["success"] = at_least(total(turn.reward for turn in state.turns), float(bound))
 
 
 async def _reply(reply: Reply | Awaitable[Reply], timeout: float | None) -> Action:

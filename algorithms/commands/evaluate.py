@@ -13,6 +13,10 @@ EXAMPLES = """\
 examples:
   polyturn eval --model runs/mdpo/iteration-3/policy --problems gsm8k_test.jsonl
   polyturn eval --model my/model --problems generated:2:200 -o split=test --samples 8 --json scores.json
+
+Mean return is the mean over problems of the total reward, with a 95% interval over problems. Success is the share of
+episodes that the environment counts as one (tool_math: a right answer), pass@k the share of problems that at least one
+of k samples solves; an environment that does not say what success is has neither.
 """
 
 
@@ -20,7 +24,7 @@ def add_command(subparsers: Any) -> None:
     """Adds the command to the parser of `polyturn`."""
     parser = subparsers.add_parser(
         "eval",
-        help="measure a policy: pass@k, turns, tool errors, intervals",
+        help="measure a policy: mean return, success, turns, tool errors, with intervals",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -28,6 +32,11 @@ def add_command(subparsers: Any) -> None:
     add_env_arguments(parser, positional=False)
     add_sampling_arguments(parser)
     parser.add_argument("--limit", type=int, help="only the first problems (default: all; without problems 100)")
+    parser.add_argument(
+        "--success-return",
+        type=float,
+        help="total reward from which an episode is a success (default: the environment's)",
+    )
     parser.add_argument("--samples", type=int, default=1, help="episodes per problem (default 1)")
     parser.add_argument("--out", type=Path, help="store to append the trajectories to; also resumes")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -64,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 samples=args.samples,
                 seed=args.seed,
                 env_options=options,
+                success_return=args.success_return,
                 concurrency=args.slots,
                 store=store,
                 progress=not args.quiet,

@@ -1,4 +1,4 @@
-"""How good an agent is in an environment: success rates with intervals, turns, tool errors."""
+"""How good an agent is in an environment: mean return and success with intervals, turns, tool errors."""
 
 from __future__ import annotations
 
@@ -11,48 +11,16 @@ import numpy as np
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.collect import EnvironmentSource, collect
+from polyturn.envs.outcomes import (
+    Estimate,
+    Proportion as Proportion,
+    clustered as clustered,
+    mean_of_problems,
+    success_of,
+    wilson as wilson,
+)
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group
-
-_Z95 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Proportion:
-    """A share with its 95% interval.
-
-    Attributes:
-        value: Successes / trials.
-        low: Lower end.
-        high: Upper end.
-        trials: Number of trials.
-    """
-
-    value: float
-    low: float
-    high: float
-    trials: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-
-def wilson(successes: float, trials: float, *, z: float = _Z95) -> Proportion:
-    """Wilson's score interval of a share (JASA 22, 1927, page 209); [0, 1] where nothing was tried.
-
-    Args:
-        successes: Between 0 and `trials`.
-        trials: Number of independent trials; need not be whole where it is an effective number.
-        z: Normal quantile; 1.96 gives 95%.
-    """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"wilson: expected 0 <= successes <= trials, got {successes} of {trials}")
-    if trials == 0:
-        return Proportion(math.nan, 0.0, 1.0, 0)
-    share = successes / trials
-    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Proportion(share, max(0.0, middle - half), min(1.0, middle + half), int(trials))
 
 
 def pass_at(correct: int, samples: int, k: int) -> float:
@@ -71,12 +39,13 @@ class Report:
     """What an evaluation found.
 
     Attributes:
-        success: Share of episodes whose total reward reached `success_reward`, every problem with equal weight. The
-            interval counts problems, not episodes, as independent; see `clustered`.
+        mean_return: Mean total reward, every problem with equal weight, with an interval over problems.
+        success: Share of episodes that succeeded, every problem with equal weight (also called pass@1); None where the
+            environment does not say what success is (see `success_of`). The interval counts problems, not episodes,
+            as independent; see `clustered`.
         pass_at_n: Share of problems solved by at least one of n samples, among those with n valid ones (all problems
-            where there are none such).
+            where there are none such); None without `success`.
         samples: Samples a problem (n).
-        mean_return: Mean total reward.
         turns: Mean number of turns.
         tokens: Mean number of tokens the agent wrote.
         tool_errors: Share of episodes in which a program failed.
@@ -84,10 +53,10 @@ class Report:
         invalid: Episodes left out because something outside the agent failed.
     """
 
-    success: Proportion
-    pass_at_n: Proportion
+    mean_return: Estimate
+    success: Proportion | None
+    pass_at_n: Proportion | None
     samples: int
-    mean_return: float
     turns: float
     tokens: float
     tool_errors: float
@@ -95,12 +64,18 @@ class Report:
     invalid: int
 
     def to_json(self) -> dict[str, Any]:
-        """All numbers, nested."""
-        return asdict(self)
+        """All numbers, nested; None where there is no number."""
+        made = asdict(self)
+        made["mean_return"] = {k: None if math.isnan(v) else v for k, v in made["mean_return"].items()}
+        return made
 
     def __str__(self) -> str:
-        lines = [f"pass@1       {self.success}  ({self.success.trials} problems x {self.samples})"]
-        if self.samples > 1:
+        lines = [f"mean return  {self.mean_return}  ({self.mean_return.trials} problems x {self.samples})"]
+        if self.success is None:
+            lines.append('success      not declared by the environment (success_return, or an info\'s "success")')
+        else:
+            lines.append(f"success      {self.success}")
+        if self.samples > 1 and self.pass_at_n is not None:
             lines.append(f"pass@{self.samples:<8}{self.pass_at_n}")
         lines += [
             f"turns        {self.turns:.2f}",
@@ -112,12 +87,12 @@ class Report:
         return "\n".join(lines)
 
 
-def report(groups: Sequence[Group], *, success_reward: float = 1.0) -> Report:
+def report(groups: Sequence[Group], *, success_return: float | None = None) -> Report:
     """Summarises groups; invalid episodes are left out and counted.
 
     Args:
         groups: One a problem.
-        success_reward: Total reward from which an episode counts as a success.
+        success_return: Total reward from which an episode counts as a success; None: what the environment declares.
 
     Raises:
         ValueError: Not one episode is valid.
@@ -128,14 +103,17 @@ def report(groups: Sequence[Group], *, success_reward: float = 1.0) -> Report:
         errors = {m.error for group in groups for m in group if m.error}
         raise ValueError(f"report: expected valid episodes, got none; errors were {sorted(errors)[:3]}")
     episodes = [m for members in kept for m in members]
-    right = [[m.total_reward >= success_reward for m in members] for members in kept]
     samples = max(len(group) for group in groups)
+    outcomes = [[success_of(m, success_return=success_return) for m in members] for members in kept]
+    # One episode without a rule leaves the share of all unknown.
+    known = not any(outcome is None for marks in outcomes for outcome in marks)
+    right = [[bool(outcome) for outcome in marks] for marks in outcomes]
     whole = [marks for marks in right if len(marks) == samples] or right
     return Report(
-        success=clustered(right),
-        pass_at_n=wilson(sum(any(marks) for marks in whole), len(whole)),
+        mean_return=mean_of_problems([[m.total_reward for m in members] for members in kept]),
+        success=clustered(right) if known else None,
+        pass_at_n=wilson(sum(any(marks) for marks in whole), len(whole)) if known else None,
         samples=samples,
-        mean_return=float(np.mean([m.total_reward for m in episodes])),
         turns=float(np.mean([len(m.turns) for m in episodes])),
         tokens=float(np.mean([sum(len(turn.action_ids) for turn in m.turns) for m in episodes])),
         tool_errors=float(np.mean([any(turn.info.get("tool_error") for turn in m.turns) for m in episodes])),
@@ -153,7 +131,7 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     env_options: Mapping[str, Any] | None = None,
-    success_reward: float = 1.0,
+    success_return: float | None = None,
     concurrency: int = 64,
     store: Store | None = None,
     progress: bool = True,
@@ -173,34 +151,4 @@ def evaluate(
         progress=progress,
         label=label,
     )
-    return report(groups, success_reward=success_reward)
-
-
-def clustered(right: Sequence[Sequence[bool]]) -> Proportion:
-    """Share of successes with an interval over problems: samples of one problem are not independent of each other.
-
-    Wilson's interval at the effective number of trials, p (1 - p) / var, where var is the variance of the mean of the
-    problem means: the trials divided by the design effect, as for clustered survey samples (Franco, Little, Louis and
-    Slud, J. Survey Statistics and Methodology 7, 2019). The number is kept between that of problems and that of
-    episodes; where all or none succeeded the variance says nothing, and it is that of problems.
-
-    Args:
-        right: For every problem, whether each of its samples succeeded.
-
-    Raises:
-        ValueError: No problem, or one without samples.
-    """
-    if not right or not all(right):
-        raise ValueError("clustered: expected problems with at least one sample each")
-    means = np.array([np.mean(marks) for marks in right])
-    value = float(means.mean())
-    problems, episodes = len(means), sum(len(marks) for marks in right)
-    variance = float(means.var(ddof=1)) / problems if problems > 1 else 0.0
-    if problems == 1 or value in (0.0, 1.0):
-        effective = float(problems)
-    elif variance == 0.0:
-        effective = float(episodes)
-    else:
-        effective = min(max(value * (1.0 - value) / variance, problems), episodes)
-    interval = wilson(value * effective, effective)
-    return Proportion(value, interval.low, interval.high, problems)
+    return report(groups, success_return=success_return)

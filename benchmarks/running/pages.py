@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from polyturn.envs.cli import printable
+from polyturn.envs.outcomes import success_of
 from polyturn.envs.trajectory import Trajectory
 
 _STYLE = """
@@ -25,6 +26,8 @@ pre.agent { background: #1e2a3d } pre.environment { background: #23262a }
 
 def comparison_page(path: Path, title: str, note: str, columns: Sequence[tuple[str, Sequence[Trajectory]]]) -> None:
     """Writes a page with one row a problem and one column a policy.
+
+    Over each episode stands "right" or "wrong" where its environment says what success is, else its return.
 
     Args:
         path: The HTML file.
@@ -52,15 +55,15 @@ def comparison_page(path: Path, title: str, note: str, columns: Sequence[tuple[s
 
 
 def _episode(name: str, trajectory: Trajectory) -> str:
-    right = trajectory.valid and trajectory.total_reward > 0
-    verdict = "right" if right else ("wrong" if trajectory.valid else f"failed: {trajectory.error}")
+    outcome = success_of(trajectory) if trajectory.valid else None
+    kind = "" if outcome is None else "right" if outcome else "wrong"
+    verdict = kind or (f"return {trajectory.total_reward:g}" if trajectory.valid else f"invalid: {trajectory.error}")
     said = []
     for number, turn in enumerate(trajectory.turns):
         if number:
             said.append(f"<pre class=environment>{_safe(turn.observation)}</pre>")
         said.append(f"<pre class=agent>{_safe(turn.action)}</pre>")
-    kind = "right" if right else "wrong"
-    return f"<div class='episode {kind}'><h3>{_safe(name)}: {_safe(verdict)}</h3>{''.join(said)}</div>"
+    return f"<div class='{f'episode {kind}'.strip()}'><h3>{_safe(name)}: {_safe(verdict)}</h3>{''.join(said)}</div>"
 
 
 def _safe(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.scripted.gold import GoldAgent
 from polyturn.benchmarks.sandbox.peers import WAYS, Call
+from polyturn.envs.outcomes import success_of
 from polyturn.envs.tool_math.env import ToolMath
 from polyturn.envs.tool_math.problems import Problems, load_problems
 from polyturn.sandbox import Capabilities, Limits, Result, Sandbox, Session, Status, open_sandbox
@@ -128,4 +129,4 @@ def play(problems: Problems, sandbox: Sandbox, tasks: list[int], at_once: int) -
         concurrency=at_once,
         progress=False,
     )
-    return sum(member.valid and member.total_reward == 1.0 for group in groups for member in group)
+    return sum(member.valid and bool(success_of(member)) for group in groups for member in group)

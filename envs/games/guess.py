@@ -27,6 +27,7 @@ class Guess(gymnasium.Env[str, str]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
+    success_return = 1.0
 
     def __init__(self, high: int = 100, turns: int = 7) -> None:
         if high < 2 or turns < 1:

@@ -93,6 +93,7 @@ class ToolMath(gymnasium.Env[str, str]):
 
     metadata = {"render_modes": list(RENDER_MODES)}  # noqa: RUF012  # Gymnasium's own signature
     reward_bounds = (0.0, 1.0)
+    success_return = 1.0
     blocking = True
 
     def __init__(

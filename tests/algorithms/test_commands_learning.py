@@ -45,7 +45,7 @@ def test_gold_rollouts_solve_generated_problems_and_resume(tmp_path: Path, capsy
     code, shown, _ = said(capsys, *command, "--out", str(out))
     assert code == 0
     assert f"episodes     6 in {out}" in shown
-    assert "mean return  1.0000  (0 of 6 without reward)" in shown
+    assert "mean return  1.0000 [1.0000, 1.0000]\nsuccess      100.0% [61.0, 100.0]" in shown
     assert said(capsys, *command, "--out", str(out))[1] == shown
     assert len(list(read(out))) == 6
     assert said(capsys, *command, "--groups", "8", "--group-size", "2")[1].startswith("episodes     16\n")
@@ -75,7 +75,8 @@ def test_sft_then_preferences_then_evaluation(model: str, tmp_path: Path, capsys
     evaluate = ("eval", "--model", str(sft / "policy"), "--problems", "generated:1:4", *LOCAL, *SMALL, "--samples", "2")
     code, shown, _ = said(capsys, *evaluate, "--json", str(scores), "--out", str(tmp_path / "eval.jsonl"))
     assert code == 0
-    assert shown.startswith("pass@1       ")
+    assert shown.startswith("mean return  ")
+    assert "\nsuccess      " in shown
     assert "(4 problems x 2)" in shown
     assert "pass@2" in shown
     assert json.loads(scores.read_text())["samples"] == 2

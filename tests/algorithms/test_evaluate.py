@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from dataclasses import replace
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode, ScriptedAgent
+from polyturn.agents.collecting.collect import collect
 from polyturn.algorithms.protocols.evaluate import Proportion, clustered, evaluate, pass_at, report, wilson
+from polyturn.envs.outcomes import mean_of_problems, success_of
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
@@ -89,12 +95,13 @@ def test_a_report_leaves_invalid_episodes_out_and_counts_them() -> None:
         Group((trajectory(1.0, seed=2), Trajectory("E", 2, (), error="x"))),
         Group((Trajectory("E", 0, (), error="x"), lost)),
     ]
-    result = report(groups)
+    result = report(groups, success_return=1.0)
+    assert result.success is not None
     assert result.success.value == pytest.approx((0.5 + 0 + 1) / 3)
     assert result.success.trials == 3
     assert result.pass_at_n == wilson(1, 2)  # of the two problems with both samples
     assert (result.samples, result.invalid) == (2, 3)
-    assert result.mean_return == pytest.approx(2 / 5)
+    assert result.mean_return.value == pytest.approx((0.5 + 0 + 1) / 3)
     assert (result.turns, result.tokens) == (2.0, 2.0)
     assert result.tool_errors == pytest.approx(1 / 5)
     assert result.truncated == 0.0
@@ -107,8 +114,71 @@ def test_a_report_leaves_invalid_episodes_out_and_counts_them() -> None:
 
 def test_success_may_be_more_than_one_point() -> None:
     groups = [Group((trajectory(3.0),)), Group((trajectory(1.0, seed=1),))]
-    assert report(groups, success_reward=2.0).success == wilson(1, 2)
-    assert report(groups).success == wilson(2, 2)
+    assert report(groups, success_return=2.0).success == wilson(1, 2)
+    assert report(groups, success_return=1.0).success == wilson(2, 2)
+
+
+def test_a_success_that_no_environment_declares_is_not_reported() -> None:
+    """An agent that always earns .9 of .9 has not failed: its mean return says how good it was."""
+    found = report([Group((trajectory(0.9, seed=n),)) for n in range(50)])
+    assert (found.success, found.pass_at_n) == (None, None)
+    first, second, *_ = str(found).splitlines()
+    assert first == "mean return  0.9000 [0.9000, 0.9000]  (50 problems x 1)"
+    assert second.startswith("success      not declared by the environment")
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["success"] is None
+
+
+def test_the_interval_of_the_mean_return_by_hand() -> None:
+    """Problem means 1, 2, 3, 4: mean 2.5, deviation sqrt(5/3), Student's t with 3 degrees of freedom 3.1824."""
+    found = mean_of_problems([[0.5, 1.5], [2.0], [3.0, 3.0, 3.0], [4.0]])
+    half = 3.182446 * math.sqrt(5 / 3) / 2
+    assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-6)
+    single = report([Group((trajectory(0.25), trajectory(0.75)))])
+    assert (single.mean_return.value, single.mean_return.trials) == (0.5, 1)
+    assert math.isnan(single.mean_return.low)
+    assert "no interval from one problem" in str(single)
+    assert single.to_json()["mean_return"] == {"value": 0.5, "low": None, "high": None, "trials": 1}
+    json.dumps(single.to_json(), allow_nan=False)
+
+
+class Haggle(gymnasium.Env[str, str]):
+    """One turn; pays what is written. Says what success is in a way that the options choose."""
+
+    def __init__(self, rule: str = "none") -> None:
+        self.rule = rule
+        if rule == "return":
+            self.success_return = 0.3
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        return "Your price?", {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        key = {"info": "success", "robotics": "is_success"}.get(self.rule)
+        return "", float(action), True, False, {} if key is None else {key: action.startswith("0.1")}
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("none", None), ("return", [True, False]), ("info", [False, True]), ("robotics", [False, True])],
+)
+def test_environments_declare_success_by_a_total_or_in_their_info(rule: str, expected: list[bool] | None) -> None:
+    agents = [ScriptedAgent(["0.30000000000000004"]), ScriptedAgent(["0.1"])]
+    groups = collect(agents, lambda: Haggle(rule), groups=2, group_size=2, progress=False)
+    assert [success_of(member) for member in groups[0]] == (expected or [None, None])
+    found = report(groups)
+    assert (found.success is None) == (expected is None)
+    stored = [Trajectory.from_json(json.loads(json.dumps(member.to_json()))) for member in groups[0]]
+    assert [success_of(member) for member in stored] == (expected or [None, None])
+
+
+def test_stored_episodes_without_an_outcome_are_judged_by_their_registered_environment() -> None:
+    right = Trajectory("polyturn/ToolMath-v0", 0, (Turn("q", "a", 1.0),), terminated=True)
+    assert success_of(right) is True
+    assert success_of(replace(right, turns=(Turn("q", "a", 0.0),))) is False
+    assert success_of(replace(right, env_id="polyturn/CarDealer-v0")) is None
+    assert success_of(replace(right, env_id="nowhere/Unknown-v0")) is None
+    assert success_of(replace(right, info={"success": False})) is False
+    assert success_of(replace(right, info={"success": "yes"})) is True  # no truth value, so the class is asked
 
 
 def test_evaluate_runs_samples_on_every_task() -> None:
@@ -123,6 +193,7 @@ def test_evaluate_runs_samples_on_every_task() -> None:
         env_options={"problems": "generated:1:5", "sandbox": "local"},
         progress=False,
     )
+    assert result.success is not None
     assert result.success.trials == 5
     assert result.samples == 2
     assert result.turns == 1.0
