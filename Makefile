@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTEST_WORKERS ?= 2
 ARGS ?=
+FILES ?=
 BIN := $(VENV)/bin
 
 export VENV
@@ -10,7 +11,7 @@ export VENV
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox quickstart test lint types format dist clean
+.PHONY: help setup sandbox quickstart test lint types format mutate dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +40,10 @@ types: setup ## check types, strictly, over every floor
 format: setup ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutate: setup ## count the small changes of FILES="algorithms/losses.py" that the tests notice
+	@$(BIN)/python -c 'import mutmut' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[mutation]'
+	$(TEST_ENV) $(BIN)/python scripts/mutate.py $(FILES)
 
 dist: setup ## build the source distribution and the wheel into dist/
 	rm -rf build dist

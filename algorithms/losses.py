@@ -193,7 +193,7 @@ def pmpo(
         alpha: Weight of accepted rows, in [0, 1].
         beta: Weight of the KL, >= 0.
     """
-    sign = torch.where(accepted.to(torch.bool), -alpha, 1.0 - alpha).to(logps.dtype)
+    sign = torch.where(accepted.to(torch.bool), torch.full_like(logps, -alpha), torch.full_like(logps, 1.0 - alpha))
     return sign * logps + beta * reference_kl
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -193,6 +194,64 @@ def test_select_keeps_pairs_whose_rows_stay_and_drops_empty_columns() -> None:
     short = batch.select(torch.tensor([False, True, True]))
     assert short.pairs.tolist() == []
     assert short.ids.shape == (2, 4)
+    assert batch.select(torch.tensor([0, 1])).pairs.tolist() == [[0, 1]]  # row 0 keeps its place
+
+
+def test_select_takes_with_a_row_all_that_belongs_to_it() -> None:
+    """Row 1 of the first example and the row of the second, in the other order."""
+    two = Example((trajectory(0, [1, 2, 3]), trajectory(0, [4], [5])), scores=[0.0, 1.0], desirable=[0.0, 1.0])  # type: ignore[arg-type]
+    batch = collate([two, replace(example(1, 2), scores=np.array([2.0], np.float32))])
+    outputs = {"values": torch.arange(batch.ids.numel()).reshape(batch.ids.shape)}
+    batch = replace(batch, outputs=outputs, statistics={"kl": torch.tensor(0.5)})
+    some = batch.select(torch.tensor([2, 1]))
+    assert some.scores.tolist() == [2.0, 1.0]
+    assert some.desirable[1] == 1.0
+    assert some.group.tolist() == [1, 0]
+    assert some.mismatched.tolist() == [False, False]
+    assert some.rewards.shape == (2, 2)
+    assert some.turn_ids.tolist() == batch.turn_ids[[2, 1]].tolist()
+    assert some.behaviour_logps.tolist() == batch.behaviour_logps[[2, 1]].tolist()
+    assert some.outputs["values"].tolist() == outputs["values"][[2, 1]].tolist()
+    assert some.statistics == {"kl": 0.5}
+    nothing = batch.select(torch.zeros(3, dtype=torch.bool))
+    assert (nothing.ids.shape, nothing.outputs["values"].shape, nothing.pairs.shape) == ((0, 0), (0, 0), (0, 2))
+
+
+def test_every_tensor_of_a_batch_has_its_documented_type_and_moves_to_a_device() -> None:
+    whole = {"ids": torch.int64, "turn_ids": torch.int16, "pairs": torch.int64, "group": torch.int64}
+    real = dict.fromkeys(("behaviour_logps", "probability", "weight", "scores", "rewards", "desirable"), torch.float32)
+    expected = {**whole, **real, "mask": torch.bool, "mismatched": torch.bool}
+    for mismatched in (False, True):
+        batch = collate([example(0, 1, 3), example(1, 2)], mismatched=mismatched)
+        assert {name: getattr(batch, name).dtype for name in expected} == expected
+    values = {"values": torch.zeros(batch.ids.shape)}
+    moved = replace(batch, outputs=values, statistics={"kl": torch.tensor(0.5)}).to("meta")
+    assert {getattr(moved, name).device.type for name in expected} == {"meta"}
+    assert {name: getattr(moved, name).shape for name in expected} == {
+        name: getattr(batch, name).shape for name in expected
+    }
+    assert [each["values" if "values" in each else "kl"].is_meta for each in (moved.outputs, moved.statistics)] == [
+        True,
+        True,
+    ]
+
+
+def test_what_is_unknown_in_a_batch_is_nan_and_padding_is_zero() -> None:
+    """An action without recorded log-probabilities; scores and labels of mismatched rows, which have none."""
+    silent = trajectory(0, [1, 2], [3], reward=5.0)
+    silent = replace(silent, turns=(replace(silent.turns[0], logps=[]), silent.turns[1]))  # type: ignore[arg-type]
+    scored = replace(example(1, 1), scores=np.array([7.0], np.float32), desirable=np.array([1.0], np.float32))
+    batch = collate([Example((silent,)), scored], mismatched=True)
+    logps = batch.behaviour_logps[0]
+    assert logps[[0, 1, 4, 5]].tolist() == [0.0] * 4
+    assert logps[[2, 3]].isnan().all()
+    assert logps[6] == -1.5
+    assert batch.scores.isnan().tolist() == batch.desirable.isnan().tolist() == [True, False, True, True]
+    assert batch.rewards.tolist() == [[0.0, 5.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert batch.ids[1, 3:].tolist() == [0] * 4
+    joined = batch.behaviour_logps[2]  # start 0's prompt with start 1's action: nothing sampled it
+    assert joined[:2].tolist() == [0.0, 0.0]
+    assert joined[2].isnan()
 
 
 @settings(max_examples=60, deadline=None)
@@ -239,3 +298,10 @@ def test_a_batch_is_saved_and_read_back_without_loss(tmp_path: Path) -> None:
     for name in ("ids", "mask", "turn_ids", "pairs", "group", "mismatched"):
         assert torch.equal(getattr(again, name), getattr(batch, name))
     torch.testing.assert_close(again.behaviour_logps, batch.behaviour_logps, equal_nan=True)
+    text = json.loads((tmp_path / "step.json").read_text("utf-8"))
+    assert text["lengths"] == [3, 5, 4, 4, 4, 3]
+    assert text["group"] == [0, 0, 1, 0, 0, 1]
+    assert text["pairs"] == []
+    assert text["statistics.kl"] == 0.25
+    assert "ids" not in text
+    assert len((tmp_path / "step.json").read_text("utf-8").splitlines()) > len(text)  # to be read: a line a number

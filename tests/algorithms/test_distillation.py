@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from polyturn.agents import Sampling, ScriptedAgent, collect
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy, tiny_tokenizer
-from polyturn.algorithms import SFT, Distillation, minibatches, online, train
+from polyturn.algorithms import SFT, Distillation, Example, minibatches, online, train
 from polyturn.algorithms.batch import Batch, collate
 from polyturn.algorithms.protocols.warmup import demonstrations
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.cli import main
 from polyturn.envs.store import Store
-from polyturn.envs.trajectory import Trajectory
+from polyturn.envs.trajectory import Trajectory, Turn
 
 TEXTS = ["guess a number from 1 to 9", "higher lower yes", "the number is 3"]
 
@@ -84,6 +85,25 @@ def test_the_loss_is_the_sum_over_the_vocabulary_at_the_agents_tokens_alone(
     assert result.history[0]["loss"] == pytest.approx(value, rel=1e-4)
     for (name, parameter), slope in zip(student.model.named_parameters(), gradient, strict=True):
         assert torch.allclose(parameter - before[name], -slope.float(), atol=2e-5), name
+
+
+def test_metrics_are_means_over_a_rows_tokens() -> None:
+    """A row of three tokens and one of one: divergence 0.5 a token, log-probability -2 a token."""
+
+    def row(tokens: list[int]) -> Trajectory:
+        turn = Turn("o", "a", 0.0, np.array([9], np.int32), np.array(tokens, np.int32))
+        return Trajectory("Toy-v0", 0, (turn,), terminated=True)
+
+    batch = collate([Example((row([1, 2, 3]), row([1])))])
+    batch = replace(batch, outputs={"kl": torch.full(batch.ids.shape, 0.5)})
+    loss = Distillation(likelihood=0.25).loss(torch.full(batch.ids.shape, -2.0), None, batch)
+    assert loss.metrics["divergence"].tolist() == [0.5, 0.5]
+    assert loss.metrics["nll"].tolist() == [2.0, 2.0]
+    assert loss.values.tolist() == [3 * 0.5 + 0.25 * 6, 0.5 + 0.25 * 2]
+    assert loss.count is not None
+    assert loss.count.tolist() == [3.0, 1.0]
+    with pytest.raises(ValueError, match=r'batch.outputs\["kl"\]'):
+        Distillation().loss(torch.zeros(batch.ids.shape), None, replace(batch, outputs={}))
 
 
 def test_teacher_first_has_the_gradient_of_gemmas_cross_entropy(shown: list[Trajectory]) -> None:

@@ -114,6 +114,14 @@ def test_k3_is_never_negative_nor_infinite() -> None:
     assert bool(torch.isfinite(grad).all())
 
 
+@pytest.mark.parametrize("log_r", [1e-4, 1e-3, 9.9e-3, 1.01e-2, 0.1, 2.0])
+def test_k3_is_the_exact_form_on_both_sides_of_its_series(log_r: float) -> None:
+    """exp(x) - 1 - x at x and -x, through expm1, which does not cancel."""
+    for x in (log_r, -log_r):
+        value = estimators.k3(torch.zeros(1, dtype=torch.float64), torch.tensor([x], dtype=torch.float64))
+        assert value.item() == pytest.approx(math.expm1(x) - x, rel=1e-7)
+
+
 # ---- KTO's reference point
 
 
@@ -173,8 +181,21 @@ def test_gae_lambda_one_is_monte_carlo() -> None:
     torch.testing.assert_close(targets, torch.where(mask, to_go, 0.0))
 
 
+def test_gae_defaults_to_no_discount_and_lambda_095() -> None:
+    """r = (0, 1), V = 0: A_1 = 1 and A_0 = 0.95. A mask of 0 and 1, and a bootstrap of another type, will do."""
+    rewards, mask = torch.tensor([[0.0, 1.0, 5.0]]), torch.tensor([[1, 1, 0]])
+    bootstrap = torch.zeros(1, dtype=torch.float64)
+    advantages, targets = estimators.gae(rewards, torch.zeros(1, 3), mask, bootstrap=bootstrap)
+    assert advantages[0].tolist() == targets[0].tolist() == pytest.approx([0.95, 1.0, 0.0])
+    assert advantages.dtype == torch.float32
+
+
 def test_leave_one_out_by_hand() -> None:
-    """Group 5: 1 - (2 + 6)/2 = -3, 2 - 3.5 = -1.5, 6 - 1.5 = 4.5. The only member of group 2 learns nothing."""
+    """Group 5: 1 - (2 + 6)/2 = -3, 2 - 3.5 = -1.5, 6 - 1.5 = 4.5. The only member of group 2 learns nothing.
+
+    Of two members each is compared with the other: 1 - 3 = -2 and 3 - 1 = 2.
+    """
+    assert estimators.leave_one_out(torch.tensor([1.0, 3.0]), torch.tensor([7, 7])).tolist() == [-2.0, 2.0]
     scores, group = torch.tensor([1.0, 9.0, 2.0, 6.0]), torch.tensor([5, 2, 5, 5])
     assert estimators.leave_one_out(scores, group).tolist() == pytest.approx([-3.0, 0.0, -1.5, 4.5])
 
@@ -186,6 +207,28 @@ def test_group_normalised_by_hand() -> None:
     assert estimators.group_normalised(scores, group).tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0, 0.0], abs=1e-5)
     assert estimators.group_normalised(scores, group)[1].item() == 0.0
     assert estimators.group_normalised(scores, group, scale=False).tolist() == [-1.0, 0.0, 1.0, 0.0, 0.0]
+    wide = estimators.group_normalised(torch.tensor([0.0, 4.0]), torch.tensor([0, 0]))  # deviation 2
+    assert wide.tolist() == pytest.approx([-1.0, 1.0], abs=1e-5)
+    # Differences as small as the deviation's guard of 1e-6 are damped: deviation 1e-6, so 1e-6 / 2e-6.
+    tiny = estimators.group_normalised(torch.tensor([0.0, 2e-6], dtype=torch.float64), torch.tensor([0, 0]))
+    assert tiny.tolist() == pytest.approx([-0.5, 0.5])
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 7, 11, 13])
+def test_equal_scores_in_a_group_of_any_size_have_no_advantage(size: int) -> None:
+    """A plain mean of equal float32 numbers may differ from them by rounding; another group is present as well."""
+    for score in (0.1, 0.7, 1 / 3, 1e-3, 12345.678):
+        scores = torch.cat([torch.full((size,), score), torch.tensor([0.0, 1.0])])
+        group = torch.tensor([4] * size + [2, 2])
+        for advantage in (estimators.leave_one_out, estimators.group_normalised):
+            assert advantage(scores, group)[:size].tolist() == [0.0] * size
+
+
+def test_no_rows_give_no_numbers() -> None:
+    nothing, group = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    assert estimators.leave_one_out(nothing, group).shape == (0,)
+    assert estimators.group_normalised(nothing, group).shape == (0,)
+    assert estimators.turn_sums(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)).shape == (0, 0)
 
 
 @PROPERTY
@@ -211,4 +254,7 @@ def test_whiten_by_hand() -> None:
     assert estimators.whiten(values, mask).tolist() == pytest.approx([-1.0, 0.0, 1.0])
     assert estimators.whiten(values, mask, shift_mean=False).tolist() == pytest.approx([1.0, 0.0, 3.0])
     assert estimators.whiten(torch.full((3,), 0.1)).tolist() == [0.0] * 3
+    assert estimators.whiten(torch.tensor([0.0, 7.0, 4.0]), torch.tensor([1, 0, 1])).tolist() == [-1.0, 0.0, 1.0]
+    tiny = torch.tensor([0.0, 2e-8], dtype=torch.float64)  # deviation 1e-8, as large as the guard of 1e-8
+    assert estimators.whiten(tiny).tolist() == pytest.approx([-0.5, 0.5])
     assert estimators.whiten(values, torch.zeros(3, dtype=torch.bool)).tolist() == [0.0] * 3

@@ -204,6 +204,31 @@ def test_pmpo_one_sided() -> None:
         assert grad.tolist() == expected
 
 
+def test_losses_keep_the_precision_of_their_log_probabilities() -> None:
+    """Settings given as plain numbers are not rounded to float32, and labels may be 0 and 1.
+
+    KTO at g = 1, beta = 0.1: desirable 1 - sigmoid(0.1 (1 - 0.3)), undesirable sigmoid of the same. PMPO with
+    alpha = 0.3 and log pi = -1: accepted 0.3, rejected -0.7.
+    """
+    g, label = torch.ones(2, dtype=torch.float64), torch.tensor([1.0, 0.0])
+    good, bad = losses.kto(g, label, beta=0.1, z0=0.3).tolist()
+    assert good == pytest.approx(1.0 / (1.0 + math.exp(0.07)), rel=1e-12)
+    assert good + bad == pytest.approx(1.0, rel=1e-12)
+    values = losses.pmpo(-g, label, torch.zeros(2, dtype=torch.float64), alpha=0.3, beta=1.0)
+    assert values.tolist() == pytest.approx([0.3, -0.7], rel=1e-12)
+    assert losses.gpo(g, beta=0.1, probability=0.3)[0].item() == pytest.approx(
+        0.3 * math.log1p(math.exp(-0.1)) + 0.7 * math.log1p(math.exp(0.1)), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("tau", [0.25, 1.0, 2.0])
+def test_dro_divides_the_policys_loss_by_the_temperature(tau: float) -> None:
+    """r = 3, V = 1, g = 0.5: residual 2 - tau / 2, squared over 2 tau for the policy and over 2 for the value."""
+    policy, value = losses.dro(torch.tensor(3.0), torch.tensor(1.0), torch.tensor(0.5), tau=tau)
+    assert policy.item() == pytest.approx((2 - tau / 2) ** 2 / (2 * tau))
+    assert value.item() == pytest.approx((2 - tau / 2) ** 2 / 2)
+
+
 def test_dro_values_and_gradients() -> None:
     """r = 1, V = .2, tau g = .5 * .4 = .2: residual .6; policy .36 / (2 * .5) = .36, value .18.
 

@@ -184,6 +184,21 @@ def test_the_policy_rests_while_the_value_warms_up() -> None:
         assert bool(grad.abs().max() > 0) is moves
 
 
+def test_the_values_loss_of_a_row_is_the_mean_over_its_steps_times_its_tokens() -> None:
+    """Score 1, values 0, lambda 1: every target is 1 and every error 1/2.
+
+    Counted by tokens: a row of one turn of two tokens has 1/2 x 2 = 1; a row of two turns, four tokens, 1/2 x 4 = 2.
+    """
+    rows = [Example((conversation(*tokens),), scores=np.array([1.0], np.float32)) for tokens in ((0,), (0, 1))]
+    batch = replace(collate(rows), outputs={"values": torch.zeros(2, 6)})
+    for over in ("turn", "token"):
+        method = PPO(over=over, lam=1.0, policy_weight=0.0, value_weight=1.0)  # type: ignore[arg-type]
+        loss = method.loss(torch.zeros(2, 6), None, batch)
+        assert loss.values.tolist() == pytest.approx([1.0, 2.0])
+        assert loss.count is not None
+        assert loss.count.tolist() == [2.0, 4.0]
+
+
 def test_explained_variance_by_hand() -> None:
     """Targets 1 and 0 (variance 1/4) of two rows of one turn; values .5 explain nothing, the targets all."""
     rows = [Example((conversation(0),), scores=np.array([score], np.float32)) for score in (1.0, 0.0)]

@@ -212,6 +212,17 @@ def self_play(policy: Tensor, reference: Tensor, tau: float) -> Tensor:
     return (loss.values * mu).sum()
 
 
+def test_nash_pg_without_regularisation_is_the_gradient_of_the_win_rate() -> None:
+    """tau = 0 is allowed and leaves -(P - 1/2) log pi; a negative tau is refused."""
+    policy, reference = table(0).requires_grad_(), table(1)
+    rate = WINS @ logps(table(2)).sum(1).exp()
+    loss = NashPG(tau=0.0).loss(logps(policy), logps(reference), every(rate))
+    mine = gradient((loss.values * logps(policy).sum(1).exp().detach()).sum(), policy)
+    close(mine, -gradient(objective(policy, reference, rate, 0.0), policy))
+    with pytest.raises(ValueError, match=r"NashPG\.tau: expected 0 or more, got -0.1"):
+        NashPG(tau=-0.1)
+
+
 def test_ipo_md_and_nash_md_pg_are_the_same_direction_without_mixing() -> None:
     """At beta = 0 both have the gradient E[grad log pi (tau g - P)], IPO on both orders 4 / tau times as long."""
     policy, reference, tau = table(0).requires_grad_(), table(1), 0.3

@@ -80,6 +80,31 @@ def test_other_matrices_and_what_has_no_meaning_are_wrong(answer: str, gold: str
     assert not grade(gold, answer)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "array", "same"),
+    [
+        ("1 2", "[1,2]", True),
+        ("1 2", "(1,2)", False),
+        ("1 2", "1,2", False),
+        ("1 2", "[2,1]", False),
+        ("1 2 3", "[1,2,3]", True),
+        ("1 2 3", "[1,2]", False),
+        ("1, 2", "(1,2)", True),
+        ("1, 2", "[1,2]", True),
+        ("1, 2", "(2,1)", False),
+        ("1, 2", "1,2", False),
+        ("1 2, 3 4", "[1,2]", False),
+        ("1 2, 3 4", "[1,2,3,4]", False),
+        ("1 2, 3 4", "[[1,2],[3,4]]", True),
+        ("1 2, 3 4", "[[1,3],[2,4]]", False),
+        ("1 2", "[[1,2]]", True),
+    ],
+)
+def test_a_row_is_a_list_in_brackets_and_a_column_a_point(matrix: str, array: str, same: bool) -> None:
+    assert grade(rows(matrix), array) is same
+    assert grade(array, rows(matrix)) is same
+
+
 def test_large_results_are_refused_before_they_are_made() -> None:
     """An eight by eight matrix to the twelfth would have 8^12 products in every cell."""
     big = rows(", ".join(" ".join(f"x_{{{row}{column}}}" for column in range(8)) for row in range(8)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from polyturn.envs.preference import Preference, by_return, by_score
+from polyturn.envs.preference import Judged, Preference, by_return, by_score
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 NAN = float("nan")
@@ -50,6 +51,8 @@ def test_win_rate_leaves_out_the_diagonal_and_the_unknown() -> None:
         ([[0.5, 0.5]], r"got shape \(1, 2\)"),
         ([[0.5, 1.1], [-0.1, 0.5]], r"\[0, 1\] or nan"),
         ([[0.5, float("inf")], [NAN, 0.5]], r"\[0, 1\] or nan"),
+        ([[NAN, 1.5], [NAN, NAN]], r"\[0, 1\] or nan"),
+        ([[NAN, -0.5], [NAN, NAN]], r"\[0, 1\] or nan"),
         ([[0.5, 0.7], [0.7, 0.5]], r"P\(0 beats 1\) = 0.7 and P\(1 beats 0\) = 0.7 must add to 1"),
         ([[1.0]], r"P\(0 beats 0\)"),
     ],
@@ -73,8 +76,26 @@ def test_arrays_are_copied_and_frozen() -> None:
     assert made.matrix[0, 0] == 0.5
     assert made.scores is not None
     assert made.scores[0] == 1.0
-    with pytest.raises(ValueError, match="read-only"):
-        made.matrix[0, 0] = 0.1
+    for array in (made.matrix, made.scores):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0.1
+
+
+def test_whole_numbers_become_float64() -> None:
+    made = Preference(np.array([[None, 1], [0, None]], float).round(), "human", [3, 4])  # type: ignore[arg-type]
+    assert made.scores is not None
+    assert (made.matrix.dtype, made.scores.dtype) == (np.float64, np.float64)
+    scored = by_score(np.array([1, 2]))
+    assert scored.scores is not None
+    assert (scored.matrix.dtype, scored.scores.dtype) == (np.float64, np.float64)
+
+
+def test_both_orders_must_add_to_one_within_1e_9_and_the_pair_that_does_not_is_named() -> None:
+    close, far = 5e-10, 2e-9
+    assert len(preference([[0.5, 0.7], [0.3 + close, 0.5]])) == 2
+    matrix = [[0.5, 0.7, 0.6], [0.3 + close, 0.5, 0.2], [0.4, 0.8 + far, 0.5]]
+    with pytest.raises(ValueError, match=r"P\(1 beats 2\) = 0.2 and P\(2 beats 1\) = 0.8"):
+        preference(matrix)
 
 
 def test_rounding_cannot_make_two_members_beat_each_other() -> None:
@@ -130,3 +151,73 @@ def test_swapping_two_members_swaps_their_preference(values: list[int]) -> None:
     forward, backward = by_score(scores).matrix, by_score(scores[::-1]).matrix
     assert np.array_equal(forward[::-1, ::-1], backward)
     assert np.array_equal(forward, 1.0 - forward.T)
+
+
+# Judged
+
+
+def group_of(*rewards: float, invalid: tuple[int, ...] = ()) -> Group:
+    """Members with these rewards; those at `invalid` have failed."""
+    members = [Trajectory("e", 0, (Turn("o", "a", reward),), terminated=True) for reward in rewards]
+    for index in invalid:
+        members[index] = replace(members[index], error="lost")
+    return Group(tuple(members))
+
+
+def test_a_judge_is_asked_in_both_orders_and_its_bias_for_a_place_cancels() -> None:
+    """P = 1/2 + (r_first - r_second) / 10 + 0.1 for the first place: the mean of both orders is without the 0.1."""
+    asked: list[tuple[float, float]] = []
+
+    def judge(pairs: Any) -> list[float]:
+        rewards = [(first.total_reward, second.total_reward) for first, second in pairs]
+        asked.extend(rewards)
+        return [0.6 + (first - second) / 10 for first, second in rewards]
+
+    made = Judged(judge)(group_of(0.0, 9.0, 3.0, 1.0, invalid=(1,)))
+    assert asked == [(0, 3), (0, 1), (3, 1), (3, 0), (1, 0), (1, 3)]
+    nan = pytest.approx(NAN, nan_ok=True)
+    assert made.matrix[0].tolist() == [nan, nan, pytest.approx(0.2), pytest.approx(0.4)]
+    assert made.matrix[2].tolist() == [pytest.approx(0.8), nan, nan, pytest.approx(0.7)]
+    assert np.isnan(made.matrix[1]).all()
+    assert made.source == "judge"
+    assert Judged(judge, source="human")(group_of(0.0, 1.0)).source == "human"
+
+
+def test_an_antisymmetric_judge_is_asked_once_a_pair() -> None:
+    asked: list[int] = []
+
+    def judge(pairs: Any) -> np.ndarray:
+        asked.append(len(pairs))
+        return np.array([0, 1, 1])  # whole numbers are probabilities as well
+
+    made = Judged(judge, both_orders=False)(group_of(1.0, 2.0, 3.0))
+    assert asked == [3]
+    assert made.matrix.dtype == np.float64
+    assert made.pairs().tolist() == [[0, 2], [1, 0], [1, 2]]
+
+
+def test_half_an_answer_is_none() -> None:
+    made = Judged(lambda pairs: [0.9, NAN])(group_of(1.0, 2.0))
+    assert np.isnan(made.matrix).all()
+
+
+@pytest.mark.parametrize("answers", [[0.5], [0.5, 0.5, 0.5], [[0.5, 0.5]]])
+def test_a_judge_must_answer_each_question_once(answers: Any) -> None:
+    with pytest.raises(ValueError, match="expected 2 answers, one a pair, got shape"):
+        Judged(lambda pairs: answers)(group_of(1.0, 2.0))
+
+
+@pytest.mark.parametrize("answer", [-0.1, 1.1, 2.0])
+def test_a_judge_must_answer_with_probabilities(answer: float) -> None:
+    for answers in ([answer, 0.5], [0.5, answer]):
+        with pytest.raises(ValueError, match=r"Judged: expected probabilities in \[0, 1\] or nan"):
+            Judged(lambda pairs, answers=answers: answers)(group_of(1.0, 2.0))
+    assert Judged(lambda pairs: [1.0, 0.0])(group_of(1.0, 2.0)).matrix[0, 1] == 1.0
+
+
+def test_a_judge_is_not_asked_about_a_single_member() -> None:
+    def judge(pairs: Any) -> list[float]:
+        raise AssertionError("nothing to compare")
+
+    assert np.isnan(Judged(judge)(group_of(1.0)).matrix).all()
+    assert np.isnan(Judged(judge)(group_of(1.0, 2.0, invalid=(1,))).matrix).all()

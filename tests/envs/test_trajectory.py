@@ -39,6 +39,18 @@ def test_a_turn_keeps_no_memory_that_its_maker_can_write_to() -> None:
         made.action_ids[0] = 5
 
 
+def test_every_int32_is_a_token_whatever_its_type() -> None:
+    edges = [-(2**31), -1, 0, 2**31 - 1]
+    for kind in (np.int32, np.int64, object):
+        ids = np.array(edges, kind) if kind is not object else edges
+        made = turn(context_ids=ids, action_ids=ids)
+        assert made.context_ids.tolist() == made.action_ids.tolist() == edges
+        assert made.context_ids.dtype == np.int32
+    assert turn(action_ids=np.array([7, 2**31 - 1], np.uint32)).action_ids.tolist() == [7, 2**31 - 1]
+    with pytest.raises(ValueError, match="fit int32, got 0 to 4294967295"):
+        turn(action_ids=np.array([0, 2**32 - 1], np.uint32))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -248,3 +260,24 @@ def test_valid_members() -> None:
 def test_group_by_start_keeps_the_order_of_appearance() -> None:
     stream = iter([trajectory(2), trajectory(1), trajectory(2, member=1)])
     assert [[(m.seed, m.member) for m in group] for group in group_by_start(stream)] == [[(2, 0), (2, 1)], [(1, 0)]]
+
+
+def test_group_by_start_puts_trajectories_with_a_shared_prefix_into_groups_of_their_own() -> None:
+    """Same start: two played from it, two that share turn a, two that share turn b; one more shares two turns."""
+    a, b, c = turn("a"), turn("b"), turn("c")
+
+    def branch(member: int, turns: tuple[Turn, ...], shared: int) -> Trajectory:
+        return trajectory(0, turns, member=member, info={"shared_prefix": {"turns": shared}})
+
+    stream = [
+        trajectory(0, (a, c), member=0),
+        branch(1, (a, b), 1),
+        branch(2, (b, b), 1),
+        branch(3, (a, c), 1),
+        trajectory(0, (b, c), member=4),
+        branch(5, (b, c), 1),
+        branch(6, (a, b, c), 2),
+        trajectory(0, (c,), member=7, info={"shared_prefix": None}),
+    ]
+    found = [([m.member for m in group], group.branched_at) for group in group_by_start(stream)]
+    assert found == [([0, 4, 7], None), ([1, 3], 1), ([2, 5], 1), ([6], 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -103,3 +104,22 @@ def test_only_linux_without_a_gpu_takes_the_small_torch(checkout: Path, system: 
     program(checkout / "bin" / "nvidia-smi", f"exit {0 if gpu else 1}\n")
     assert setup(checkout, PYTHON="fakepython").returncode == 0
     assert ("--extra-index-url https://download.pytorch.org/whl/cpu" in installs(checkout)[0]) is small
+
+
+def test_mutation_testing_finds_the_tests_of_a_module() -> None:
+    """Through the module's own name and through its floor's public names; other test files are left out."""
+    path = ROOT / "scripts" / "mutate.py"
+    spec = importlib.util.spec_from_file_location("mutate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    mutate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutate)
+    assert mutate.module_of("algorithms/methods/pairwise.py") == "polyturn.algorithms.methods.pairwise"
+    assert "tests/algorithms/test_losses.py" in mutate.importers("algorithms/losses.py")
+    assert "tests/algorithms/test_examples.py" in mutate.importers(
+        "algorithms/methods/pairwise.py"
+    )  # MDPO, by its floor
+    assert mutate.importers("envs/grading/units.py") == []
+    done = subprocess.run([sys.executable, path, "envs/none.py"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected a source file of the repository, got 'envs/none.py'" in done.stderr
