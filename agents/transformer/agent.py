@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,27 @@ from polyturn.agents.agent import Action, ContextFull, Episode
 from polyturn.agents.transformer.generation import Engine, Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.envs.trajectory import TokenIds
+
+
+@dataclass(frozen=True)
+class SampledAs:
+    """The distribution that an agent's tokens were drawn from, beside its weights.
+
+    Attributes:
+        temperature: As in `Sampling`.
+        top_p: As in `Sampling`.
+        mixed: Whether another policy was mixed in.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    mixed: bool = False
+
+    @classmethod
+    def of(cls, name: str) -> SampledAs | None:
+        """What the name of a `TransformerAgent` or `MixtureAgent` says, as trajectories record it; None for others."""
+        found = re.match(r"\w+\(temperature=([\d.e+-]+), top_p=([\d.e+-]+), [^)]*\)( mixed )?", name)
+        return None if found is None else cls(float(found[1]), float(found[2]), found[3] is not None)
 
 
 class TransformerAgent:
@@ -58,7 +81,7 @@ class TransformerAgent:
         model = getattr(self.policy.model, "get_base_model", lambda: self.policy.model)()
         how = self.sampling
         return (
-            f"{type(model).__name__}(temperature={how.temperature:g}, top_p={how.top_p:g}, "
+            f"{type(model).__name__}(temperature={_number(how.temperature)}, top_p={_number(how.top_p)}, "
             f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity})"
         )
 
@@ -107,3 +130,9 @@ class TransformerAgent:
         slot = self._slots.pop(id(episode), None)
         if slot is not None:
             self._engine.release(slot)
+
+
+def _number(value: float) -> str:
+    """A number in few letters, and never another number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -28,12 +28,14 @@ class Prediction(NamedTuple):
     bias: Tensor | None = None
     softcap: float | None = None
 
-    def logps(self, before: Tensor, tokens: Tensor) -> Tensor:
-        """`[M]` log-probability in nats of each token after the packed token `before`."""
+    def logps(self, before: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """`[M]` log-probability in nats of each token after the packed token `before`, at a temperature."""
         states = self.states.index_select(0, before)
         if self.weight is None:
-            return chosen_logps(states, tokens)
-        return projected_logps(states, self.weight, tokens, bias=self.bias, softcap=self.softcap)
+            return chosen_logps(states, tokens, temperature=temperature)
+        return projected_logps(
+            states, self.weight, tokens, bias=self.bias, softcap=self.softcap, temperature=temperature
+        )
 
     def logits(self, before: Tensor) -> Tensor:
         """`[M, V]` logits after the given packed tokens."""

@@ -48,6 +48,7 @@ class TokenScorer(nn.Module):
         *,
         against: Prediction | None = None,
         reference_first: bool = True,
+        temperature: float = 1.0,
     ) -> dict[str, Tensor]:
         """Log-probability of every wanted token given the tokens before it.
 
@@ -56,6 +57,8 @@ class TokenScorer(nn.Module):
             token_mask: `[N, T]` bool, tokens whose log-probability is wanted; default all real ones.
             against: Another model's prediction of the same rows, to be compared with over the whole vocabulary.
             reference_first: Direction of that comparison: KL(other || this), or KL(this || other).
+            temperature: Divides the logits before log-probabilities are taken, as a sampler does; the comparison over
+                the whole vocabulary is at temperature 1.
 
         Returns:
             `[N, T]` by name, float32 (or wider, as the model). "logps": entry (n, t) is log p(ids[n, t] | ids[n, :t])
@@ -70,7 +73,7 @@ class TokenScorer(nn.Module):
             packed = values.new_zeros(len(rows.ids)).index_put((edges,), values)
             return rows.to_rows(packed, token_mask)
 
-        result = {"logps": read_back(prediction.logps(before, rows.ids[edges]))}
+        result = {"logps": read_back(prediction.logps(before, rows.ids[edges], temperature=temperature))}
         result |= {name: rows.to_rows(packed) for name, packed in self.outputs(rows, prediction).items()}
         if against is not None:
             kl = divergence(prediction, against, before, reference_first=reference_first)

@@ -178,6 +178,11 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
         )
     if needs.values and args.online is None:
         raise ValueError(f"train {name}: expected --online STEPS for a method with a value network, got none")
+    if needs.sampled:
+        from polyturn.agents.transformer.agent import SampledAs
+        from polyturn.algorithms.training.own_samples import check_sampling
+
+        check_sampling(f"train {name}", SampledAs(args.temperature, args.top_p, mixed=args.actor is not None))
     way = _STORED if not needs.preference and args.data is not None else _ONLINE if args.online else _PROTOCOL
     every = {option: default for each in _WAYS for option, default in each.options.items()}
     for option in every:

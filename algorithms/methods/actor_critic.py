@@ -48,8 +48,8 @@ class PPO:
     """Proximal policy optimisation (arXiv 1707.06347) with a value network and GAE over tokens or turns.
 
     The KL to the reference is charged as it arises; rows end with value 0, truncated ones too. Advantages come from the
-    value network as it is at each step, also where a draw is used again. Sample at temperature 1, or the ratio to what
-    sampled is not 1 at the start.
+    value network as it is at each step, also where a draw is used again. Policy and reference are scored at the
+    temperature of the samples, so the ratio to what sampled is 1 at the start.
 
     What it optimises is decided by who scores: a reward model on whole conversations makes it multi-turn RLHF, the
     environment's own reward reward-based RL; with `reward="turns"`, `over="turn"` and `discount=0` every turn answers
@@ -98,7 +98,7 @@ class PPO:
     @property
     def needs(self) -> Needs:
         """A reference only for the KL; a look ahead for the mean and deviation of advantages."""
-        return Needs(reference=self.kl > 0, values=True, behaviour=True, look_ahead=self.whiten)
+        return Needs(reference=self.kl > 0, values=True, behaviour=True, sampled=True, look_ahead=self.whiten)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """The policy's members with a score; all its valid ones where turns are paid."""

@@ -59,6 +59,8 @@ class Needs:
         preference: A preference over the group; without one, `examples(group, None, rng)` takes every valid member.
         values: `batch.outputs["values"]`: the policy is an `ActorCritic`.
         behaviour: The log-probabilities as sampled. Without them, as for text of other sources, a run is refused.
+        sampled: Rows are the policy's own samples: log-probabilities are taken at the temperature that they were drawn
+            at, and rows that were drawn in another way (greedily, with top_p, from a mixture) are refused.
         mismatched: Rows that join one example's prompt with another's continuation; `step_statistics` is asked on them.
         look_ahead: `step_statistics` is asked on all rows before the step, at the cost of one more forward pass.
         full_kl: Which KL over the whole vocabulary, token by token, the loss reads from `batch.outputs["kl"]`.
@@ -72,6 +74,7 @@ class Needs:
     preference: bool = True
     values: bool = False
     behaviour: bool = False
+    sampled: bool = False
     mismatched: bool = False
     look_ahead: bool = False
     full_kl: FullKL | None = None

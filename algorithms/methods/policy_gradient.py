@@ -3,6 +3,9 @@
 Give them groups from `polyturn.algorithms.online`. Scores are what the annotator gave; where it gave preferences alone,
 a member's score is its win rate over the others. In a group, members of the same agent and version as the first are the
 policy's; others, an opponent's or an earlier policy's, are compared with and never learned from.
+
+At another temperature than 1 what is optimised is the policy as it samples at that temperature: policy and reference
+are scored at it. Samples of no policy that can be scored (top_p below 1, greedy, from a mixture) are refused.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class REINFORCE:
     @property
     def needs(self) -> Needs:
         """A reference only for the KL."""
-        return Needs(reference=self.kl > 0)
+        return Needs(reference=self.kl > 0, sampled=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """The policy's members with a score; None where a baseline over the group has nobody to compare with."""
@@ -132,7 +135,7 @@ class GRPO:
     @property
     def needs(self) -> Needs:
         """A reference only for the KL."""
-        return Needs(reference=self.kl > 0, behaviour=True)
+        return Needs(reference=self.kl > 0, behaviour=True, sampled=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
         """The policy's members with a score; None where there are not two, or all have the same."""
@@ -172,7 +175,7 @@ class NashPG:
 
     tau: float = 0.01
     name: ClassVar[str] = "nash_pg"
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(sampled=True)
 
     def __post_init__(self) -> None:
         if not self.tau >= 0:

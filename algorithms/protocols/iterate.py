@@ -18,7 +18,7 @@ from accelerate.tracking import GeneralTracker
 
 from polyturn.agents.collecting.collect import collect as collect_groups
 from polyturn.agents.collecting.options import CollectOptions
-from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.agent import SampledAs, TransformerAgent
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.methods.base import GroupMethod, hooks_of
 from polyturn.algorithms.training import checkpoint
@@ -27,6 +27,7 @@ from polyturn.algorithms.training.data_source import minibatches, steps_of
 from polyturn.algorithms.training.learner import Scorable
 from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
+from polyturn.algorithms.training.own_samples import check_sampling
 from polyturn.envs.files import write_whole
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.settings import changes, check_count, check_range, record
@@ -118,6 +119,9 @@ def iterate(
     hooks = hooks_of(method)
     if hooks.examples is None:
         raise ValueError(f"iterate: expected a method with examples(group, preference, rng), got {hooks.name}")
+    if hooks.needs.sampled:
+        sampling = collect.sampling
+        check_sampling(hooks.name, SampledAs(sampling.temperature, sampling.top_p))
     if not 0 <= from_previous < collect.group_size:
         raise ValueError(
             f"iterate: expected 0 <= from_previous < group_size ({collect.group_size}), got {from_previous}"

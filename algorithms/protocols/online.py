@@ -62,8 +62,8 @@ def online(
         turn_reward: From a group of valid members to a reward for each turn of each, which replaces what the
             environment paid before anything else looks at the group: for `PPO(reward="turns")`.
         collect: What each draw collects, and how the policy samples; default 8 groups of 2. Policy gradients and the
-            Nash methods need temperature 1 and top_p 1: drawn otherwise, samples are not the policy's own, and their
-            gradient is another's.
+            Nash methods score at the temperature of the samples, so what they optimise is the policy at that
+            temperature; they refuse top_p below 1 and temperature 0.
         opponent: Who draws the others that they are compared with; None: they are compared with each other. Methods
             know it from the policy by its name and version, so one of them must be another than the policy's. A group
             in which the episodes of either side all failed is left out.
@@ -125,7 +125,15 @@ def online(
             label=f"draw {number}",
         )
 
-    return Online(draw, annotate, turn_reward=turn_reward, reuse=reuse, moving_baseline=moving_baseline, seed=seed)
+    return Online(
+        draw,
+        annotate,
+        turn_reward=turn_reward,
+        reuse=reuse,
+        moving_baseline=moving_baseline,
+        seed=seed,
+        samplers=(agent_id(members[0])[0],),
+    )
 
 
 class Online:
@@ -138,8 +146,10 @@ class Online:
         reuse: Steps on each draw.
         moving_baseline: As in `online`.
         seed: Of what methods draw at random from the groups.
+        samplers: Names of the agents whose turns are learned from.
 
     Attributes:
+        samplers: As given.
         metrics: Of the last draw: "sample/return" (mean total reward of valid episodes), "sample/score" (mean score as
             annotated), "sample/tokens" (mean tokens written), "sample/invalid" (episodes left out), "sample/draw".
     """
@@ -153,7 +163,9 @@ class Online:
         reuse: int = 1,
         moving_baseline: float | None = None,
         seed: int = 0,
+        samplers: Sequence[str] = (),
     ) -> None:
+        self.samplers = tuple(samplers)
         self._draw, self._annotate, self._turn_reward, self._seed = draw, annotate, turn_reward, seed
         self._reuse, self._decay = reuse, moving_baseline
         self._draws = self._used = 0

@@ -43,7 +43,8 @@ A step is a batch, or examples, or annotated groups that the method makes exampl
 A function is asked with 0, 1, 2, ...; a step's groups that teach nothing are left out, and the next number is asked. A
 sequence, or anything else that can be iterated again, starts over at its end. An iterator ends the training where it
 ends. A resumed run goes on with what would have come next: an iterable with `state_dict` and `load_state_dict` (JSON
-values) is put back where it was, any other source is moved on by as many steps as were asked for.
+values) is put back where it was, any other source is moved on by as many steps as were asked for. A source with
+`samplers`, names of the agents whose turns will be learned from, lets a run refuse them before they act.
 """
 
 

@@ -270,12 +270,13 @@ class Learner:
             return made
 
         # 1. Score.
-        references, scores = [], []
+        references, scores, asked = [], [], []
         with torch.no_grad():
             for number, ((index, part), rows) in enumerate(zip(parts, packed, strict=True)):
                 mask = token_mask[index.to(token_mask.device), : rows.mask.shape[1]]
                 reference, options = self._compare(part.to(batch.ids.device), rows, mask)
                 references.append({} if reference is None else {"reference": reference})
+                asked.append({} if "against" in options else options)
                 with self._dropout_stream(*stream, number):
                     scores.append(dict(self._plain(rows, mask, rehearsal=True, **options)))
         # 2. Differentiate the loss with respect to the scores.
@@ -286,7 +287,7 @@ class Learner:
         # 3. Pass each piece back with its coefficients.
         for number, ((index, part), rows) in enumerate(zip(parts, packed, strict=True)):
             mask = token_mask[index.to(token_mask.device), : rows.mask.shape[1]]
-            _, options = self._compare(part.to(batch.ids.device), rows, mask) if "kl" in leaves else (None, {})
+            options = self._compare(part.to(batch.ids.device), rows, mask)[1] if "kl" in leaves else asked[number]
             with self._exchange(final and number == len(parts) - 1):
                 with self._dropout_stream(*stream, number):
                     found = self._wrapped(rows, mask, **options)
@@ -350,12 +351,15 @@ class Learner:
 
     @torch.no_grad()
     def _compare(self, batch: Batch, rows: Rows, token_mask: Tensor) -> tuple[Tensor | None, dict[str, Any]]:
-        """Log-probabilities under the reference, and what the policy's scorer needs to compare whole distributions."""
+        """Log-probabilities under the reference, and what the policy's scorer is asked with: to compare whole
+        distributions, or at the temperature of the samples."""
         direction = self._method.needs.full_kl
+        temperature = float(batch.statistics.get("temperature", torch.tensor(1.0)))
+        sampled: dict[str, Any] = {} if temperature == 1.0 else {"temperature": temperature}
         if self._reference is None:
-            return None, {}
+            return None, sampled
         if direction is None:
-            return self._reference.logps(batch, rows, token_mask), {}
+            return self._reference.logps(batch, rows, token_mask, temperature=temperature), sampled
         prediction = self._reference.predict(rows)
         # Such a loss has its pull to the reference from the KL; the reference's log-probs come at no further pass.
         edges = rows.edges(token_mask)

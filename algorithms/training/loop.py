@@ -7,12 +7,11 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
@@ -23,21 +22,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from polyturn.agents.transformer.snapshot import Snapshot
-from polyturn.algorithms.batch import Batch, collate, drop_long
 from polyturn.algorithms.methods.base import Hooks, Method, hooks_of
-from polyturn.algorithms.pairing import Example
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable
-from polyturn.algorithms.training.data_source import AnnotatedGroup, DataSource, Source
+from polyturn.algorithms.training.data_source import DataSource, Source
+from polyturn.algorithms.training.drawing import next_batch
 from polyturn.algorithms.training.learner import Learner, NonFiniteError, Scorable
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.options import TrainOptions
+from polyturn.algorithms.training.own_samples import check_scoring, temperature_of
 from polyturn.algorithms.training.schedule import factor
 from polyturn.algorithms.training.signals import Interrupted, Interruptions
 from polyturn.envs.settings import changes, check_count, record
 
-# A source of fresh groups is asked this often for something to learn from before training gives up.
-_EMPTY_DRAWS = 16
 # Name of the file, in checkpoints, of a reference that is the policy as it was at the start.
 _REFERENCE = "reference"
 # Without `save_every`, checkpoints take at most this share of the time, and none is written more often than this.
@@ -127,6 +124,10 @@ def train(
     check_count("steps", steps)
     hooks = hooks_of(method)
     _check(hooks, policy, reference)
+    check_scoring(hooks, options.dropout, policy.model)
+    if hooks.needs.sampled:
+        # Said before any draw where the source knows; rows are looked at again as they come.
+        temperature_of(hooks, getattr(batches, "samplers", ()))
     _warn_of_half_precision(policy, stacklevel=3)
     settings = {"steps": steps, **options.recorded()}
     identity = {**(record(method) if hasattr(method, "__dataclass_fields__") else {}), "name": hooks.name}
@@ -200,7 +201,7 @@ def train(
                 while done < steps:
                     # One step: draw, learn, evaluate, record.
                     begun = time.perf_counter()
-                    batch = _next_batch(data, hooks, options.max_length)
+                    batch = next_batch(data, hooks, options.max_length)
                     if batch is None:
                         warnings.warn(f"batches ended after {done} of {steps} steps", stacklevel=2)
                         break
@@ -425,82 +426,6 @@ def _everywhere(accelerator: Accelerator, action: Callable[[], object]) -> None:
 def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if changed := changes(then, now):
         warnings.warn(f"resuming with other settings: {'; '.join(changed)}", ResumeWarning, stacklevel=3)
-
-
-def _next_batch(data: DataSource, method: Hooks, max_length: int | None) -> Batch | None:
-    """The next step's batch; None where the source has ended.
-
-    Fresh groups may hold nothing to compare (all right, all wrong); then the source is asked again.
-    """
-    for _ in range(_EMPTY_DRAWS):
-        item: Any = data.next()
-        if item is None:
-            return None
-        if isinstance(item, Batch):
-            return _checked(item, method, max_length)
-        items = list(item) if isinstance(item, Iterable) else []
-        strange = [one for one in items if not isinstance(one, (Example, AnnotatedGroup))]
-        if not isinstance(item, Iterable):
-            strange = [item]
-        if strange:
-            raise ValueError(
-                "batches: expected step after step, each a Batch or a list of Examples or AnnotatedGroups, got a step "
-                f"that is or holds one {type(strange[0]).__name__}; minibatches(examples, size, seed=0) makes steps of "
-                "examples, method.examples(group, preference, rng) an example of a group"
-            )
-        examples = [one if isinstance(one, Example) else _taken(method, one) for one in items]
-        found = [example for example in examples if example is not None]
-        kept = found if max_length is None else drop_long(found, max_length)
-        mismatched = method.needs.mismatched
-        fresh = not items or any(isinstance(one, AnnotatedGroup) for one in items)
-        # Of fresh groups a single one may be left, which has no other prompt to be mismatched with.
-        single = fresh and mismatched and len({example.trajectories[0].start for example in kept}) < 2
-        if kept and not single:
-            return collate(
-                kept, mismatched=mismatched, partners=_partners(data, kept, max_length) if mismatched else ()
-            )
-        if (found and not kept) or not fresh:
-            raise ValueError(f"expected examples to learn from, got none of at most {max_length} tokens")
-    raise ValueError(
-        f"{method.name}: expected groups with something to learn from, got none in {_EMPTY_DRAWS} draws; "
-        "use larger groups, a higher temperature or other tasks"
-    )
-
-
-def _partners(data: DataSource, examples: Sequence[Example], max_length: int | None) -> list[Example]:
-    """Examples of later steps whose continuations make mismatched rows, where a step's rows have a single start."""
-    starts = {example.trajectories[0].start for example in examples}
-    if len(starts) > 1:
-        return []
-    for step in data.ahead():
-        items = [] if isinstance(step, Batch) else [one for one in step if isinstance(one, Example)]
-        fitting = [
-            each.keep(each.lengths <= (each.lengths.max() if max_length is None else max_length)) for each in items
-        ]
-        if others := [one for one in fitting if one is not None and one.trajectories[0].start not in starts]:
-            return others
-    return []
-
-
-def _taken(method: Hooks, annotated: AnnotatedGroup) -> Example | None:
-    """What the method takes of a group."""
-    if method.examples is None:
-        raise ValueError(
-            f"{method.name}: expected a method with examples(group, preference, rng) to learn from "
-            "annotated groups, got one without; give it batches or examples"
-        )
-    return method.examples(annotated.group, annotated.preference, np.random.default_rng(annotated.seed))
-
-
-def _checked(batch: Batch, method: Hooks, max_length: int | None) -> Batch:
-    if max_length is not None:
-        raise ValueError("max_length: expected examples to choose from, got a ready batch; use drop_long before")
-    if method.needs.mismatched and not bool(batch.mismatched.any()):
-        raise ValueError(f"{method.name} needs collate(examples, mismatched=True), got a batch without")
-    labels = batch.desirable[~batch.desirable.isnan()]
-    if bool(((labels != 0) & (labels != 1)).any()):
-        raise ValueError("Batch.desirable: expected 1 (desirable), 0 (undesirable) or nan (unknown), got other numbers")
-    return batch
 
 
 def _shown(numbers: Mapping[str, float]) -> list[str]:

@@ -78,8 +78,8 @@ class Reference:
         self._scoring, self._cache = scoring, cache
 
     @torch.no_grad()
-    def logps(self, batch: Batch, rows: Rows, token_mask: Tensor) -> Tensor:
-        """`[N, T]` in nats of the tokens asked for.
+    def logps(self, batch: Batch, rows: Rows, token_mask: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """`[N, T]` in nats of the tokens asked for, at a temperature.
 
         Args:
             batch: The rows, on the device.
@@ -87,15 +87,15 @@ class Reference:
             token_mask: `[N, T]` bool.
         """
         if self._cache is None:
-            return self._score(rows, token_mask)
+            return self._score(rows, token_mask, temperature)
         lengths = batch.mask.sum(1).tolist()
-        keys = [_key(batch.ids[n, :length], token_mask[n, :length]) for n, length in enumerate(lengths)]
+        keys = [_key(batch.ids[n, :length], token_mask[n, :length], temperature) for n, length in enumerate(lengths)]
         if missing := [n for n, key in enumerate(keys) if self._cache.get(key) is None]:
             if len(missing) == len(keys):
-                fresh = self._score(rows, token_mask)
+                fresh = self._score(rows, token_mask, temperature)
             else:
                 part = torch.tensor(missing, device=batch.ids.device)
-                fresh = self._score(Rows.of(batch.ids[part], batch.mask[part]), token_mask[part])
+                fresh = self._score(Rows.of(batch.ids[part], batch.mask[part]), token_mask[part], temperature)
             values = fresh.float().cpu()
             self._cache.put([(keys[n], values[i, : lengths[n]].clone()) for i, n in enumerate(missing)])
         result = torch.zeros(batch.ids.shape, dtype=torch.float32)
@@ -111,11 +111,13 @@ class Reference:
         prediction: Prediction = self._scoring(rows, predict=True)
         return prediction
 
-    def _score(self, rows: Rows, token_mask: Tensor) -> Tensor:
-        scored: Tensor = self._scoring(rows, token_mask)["logps"]
+    def _score(self, rows: Rows, token_mask: Tensor, temperature: float) -> Tensor:
+        options = {} if temperature == 1.0 else {"temperature": temperature}
+        scored: Tensor = self._scoring(rows, token_mask, **options)["logps"]
         return scored
 
 
-def _key(ids: Tensor, token_mask: Tensor) -> bytes:
-    """What a row's numbers depend on: its tokens, and which are asked for."""
-    return blake2b(ids.cpu().numpy().tobytes() + token_mask.cpu().numpy().tobytes(), digest_size=16).digest()
+def _key(ids: Tensor, token_mask: Tensor, temperature: float) -> bytes:
+    """What a row's numbers depend on: its tokens, which are asked for, and the temperature."""
+    asked = ids.cpu().numpy().tobytes() + token_mask.cpu().numpy().tobytes()
+    return blake2b(asked + (b"" if temperature == 1.0 else repr(temperature).encode()), digest_size=16).digest()
