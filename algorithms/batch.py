@@ -51,6 +51,8 @@ class Batch:
             the policy is from the reference; nothing is learned from them.
         statistics: Means over a whole training step that couple its rows, and "step", how many steps were done before
             this one (both set by `train`); scalars by name.
+        segments: `[N, T]` int16, which segment of its trajectory (`Trajectory.segments`) a token is in; a model reads
+            every segment from its own beginning. None where each row is one segment.
         outputs: What the policy's network says of each token besides its log-probability, `[N, T]` by name, with
             gradient (set by `train`): "values" of a value network, "kl" over the whole vocabulary.
     """
@@ -69,6 +71,7 @@ class Batch:
     mismatched: Tensor
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    segments: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -83,7 +86,8 @@ class Batch:
         moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in moved.items():
             mapping = name in _MAPPINGS
-            moved[name] = {key: x.to(device) for key, x in value.items()} if mapping else value.to(device)
+            if value is not None:
+                moved[name] = {key: x.to(device) for key, x in value.items()} if mapping else value.to(device)
         return Batch(**moved)
 
     def select(self, rows: Tensor) -> Batch:
@@ -103,11 +107,14 @@ class Batch:
         per_row = {n: getattr(self, n)[rows] for n in ("scores", "rewards", "desirable", "group", "mismatched")}
         per_pair = {"pairs": pairs[kept], "probability": self.probability[kept], "weight": self.weight[kept]}
         outputs = {name: value[rows][:, :width] for name, value in self.outputs.items()}
-        return Batch(**per_token, **per_row, **per_pair, statistics=self.statistics, outputs=outputs)
+        segments = None if self.segments is None else self.segments[rows][:, :width]
+        if segments is not None and not bool(segments.any()):
+            segments = None
+        return Batch(**per_token, **per_row, **per_pair, statistics=self.statistics, outputs=outputs, segments=segments)
 
     def rows(self) -> Rows:
         """The tokens, packed into the forest of distinct ones, as a scorer reads them."""
-        return Rows.of(self.ids, self.mask)
+        return Rows.of(self.ids, self.mask, self.segments)
 
     def with_statistics(self, values: Mapping[str, Tensor]) -> Batch:
         """The same batch with these `statistics` added."""
@@ -116,7 +123,9 @@ class Batch:
     def save(self, stem: str | Path) -> None:
         """Writes `stem.safetensors` and a readable `stem.json`; all but `outputs`, which come from the weights."""
         names = [f.name for f in fields(self) if f.name not in _MAPPINGS]
-        tensors: dict[str, Tensor] = {name: getattr(self, name).cpu().contiguous() for name in names}
+        tensors: dict[str, Tensor] = {
+            name: value.cpu().contiguous() for name in names if (value := getattr(self, name)) is not None
+        }
         tensors |= {f"statistics.{name}": value.cpu().contiguous() for name, value in self.statistics.items()}
         save_file(tensors, f"{stem}.safetensors")
         text = {name: value.tolist() for name, value in tensors.items() if value.ndim < 2 or name == "pairs"}
@@ -140,7 +149,8 @@ def collate(
     Args:
         examples: At least one. Every trajectory enters whole.
         mismatched: Add one row for each row, joining its prompt (the context of its first turn) with the continuation
-            of a row with another prompt; of another start, where all prompts read the same.
+            of a row with another prompt; of another start, where all prompts read the same. Of a continuation with
+            several segments the first has the other prompt; later segments keep their contexts.
         pad_id: Token to pad with. No result depends on it.
         partners: Examples that are in no row, but whose continuations may stand in mismatched rows: for a step that has
             a single start of its own.
@@ -155,6 +165,7 @@ def collate(
     trajectories = [row for example in examples for row in example.trajectories]
     group = np.repeat(np.arange(len(examples)), sizes)
     rows = [_row(trajectory) for trajectory in trajectories]
+    parts = [trajectory.segment_lengths for trajectory in trajectories]
     if mismatched:
         # Starts with other seeds may ask the same question, and its answer would be no mismatch at all.
         every = [*trajectories, *(row for example in partners for row in example.trajectories)]
@@ -162,6 +173,10 @@ def collate(
         starts = [trajectory.start for trajectory in every]
         other = mismatched_partners(prompts if len(set(prompts)) > 1 else starts)[: len(trajectories)]
         rows += [_joined(trajectories[i], every[j]) for i, j in enumerate(other)]
+        for i, j in enumerate(other):
+            lengths = every[j].segment_lengths
+            moved = len(trajectories[i].turns[0].context_ids) - len(every[j].turns[0].context_ids)
+            parts.append((lengths[0] + moved, *lengths[1:]))
     width = max(len(ids) for ids, _, _ in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -173,6 +188,12 @@ def collate(
         mask[index, :size] = True
         turn_ids[index, :size] = torch.from_numpy(row_turn)
         behaviour[index, :size] = torch.from_numpy(row_logps)
+    segments = None
+    if any(len(sizes) > 1 for sizes in parts):
+        segments = torch.zeros((len(rows), width), dtype=torch.int16)
+        for index, lengths in enumerate(parts):
+            number = np.repeat(np.arange(len(lengths), dtype=np.int16), lengths)
+            segments[index, : len(number)] = torch.from_numpy(number)
     extra = len(rows) - len(trajectories)
 
     def joined(name: str, fill: int = 0) -> Tensor:
@@ -196,6 +217,7 @@ def collate(
         desirable=joined("desirable", extra),
         group=torch.from_numpy(np.concatenate([group, group[:extra]]).astype(np.int64)),
         mismatched=torch.arange(len(rows)) >= len(trajectories),
+        segments=segments,
     )
 
 

@@ -91,8 +91,8 @@ class Example:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """`[N]` tokens of each trajectory."""
-        return np.array([len(row.tokens[0]) for row in self.trajectories], np.int64)
+        """`[N]` tokens of each trajectory that are read at once: those of its longest segment."""
+        return np.array([max(row.segment_lengths) for row in self.trajectories], np.int64)
 
     def keep(self, rows: NDArray[np.bool_]) -> Example | None:
         """The example of only the rows marked `[N]`; where there were pairs, of only those still in one."""

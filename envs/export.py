@@ -73,7 +73,7 @@ def export_parquet(
         [(name, pa.large_string()) for name in text]
         + [("seed", pa.int64()), ("member", pa.int64()), ("total_reward", pa.float64())]
         + [(name, pa.bool_()) for name in ("terminated", "truncated", "valid")]
-        + [("turns", pa.list_(turn))]
+        + [("turns", pa.list_(turn)), ("segment_starts", pa.list_(pa.int64()))]
     )
     rows = (_row(trajectory) for trajectory in read(store, corrupt=corrupt) if invalid or trajectory.valid)
     count = 0
@@ -98,7 +98,7 @@ def export_sft(
     min_return: float | None = None,
     corrupt: Corrupt = "raise",
 ) -> int:
-    """Writes JSON lines `{"messages": [{"role", "content"}, ...], ...}`, one valid trajectory each.
+    """Writes JSON lines `{"messages": [{"role", "content"}, ...], ...}`, one segment of a valid trajectory each.
 
     Beside the messages stand `env_id`, `seed`, `task_id`, `policy_version` and `return`.
 
@@ -119,12 +119,15 @@ def export_sft(
     with _new_file(out) as file:
         for trajectory in read(store, corrupt=corrupt):
             if trajectory.valid and (min_return is None or at_least(trajectory.total_reward, min_return)):
-                row = {
-                    "messages": _messages(trajectory),
-                    **_provenance(trajectory),
-                    "return": _finite(trajectory.total_reward),
-                }
-                count += _write_line(file, row)
+                messages, start = _messages(trajectory), 0
+                for part in trajectory.segments:
+                    row = {
+                        "messages": messages[2 * start : 2 * (start + len(part))],
+                        **_provenance(trajectory),
+                        "return": _finite(trajectory.total_reward),
+                    }
+                    count += _write_line(file, row)
+                    start += len(part)
     return count
 
 
@@ -155,7 +158,8 @@ def export_dpo(
 
     Raises:
         FileExistsError: `out` exists.
-        ExportError: Two trajectories of a group begin with different observations.
+        ExportError: Two trajectories of a group begin with different observations, or one has several segments, which
+            no pair of conversations can hold.
         StoreError: The store cannot be read.
     """
     count = 0
@@ -175,6 +179,11 @@ def export_dpo(
 
 def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
     chosen, rejected = _messages(winner), _messages(loser)
+    if winner.segment_starts or loser.segment_starts:
+        raise ExportError(
+            f"group of {winner.env_id}, seed {winner.seed}, task {winner.task_id!r}: expected trajectories of one "
+            "segment, got one whose history was rewritten; train on the store itself, or export it as Parquet"
+        )
     if chosen == rejected or not chosen or not rejected:
         return 0
     if chosen[0] != rejected[0]:

@@ -6,6 +6,7 @@
 - The first line is the header. Every further line is one trajectory, UTF-8, ended by a single newline byte.
 - `crc32` covers everything after its comma, so damage anywhere is reported with the record's number (from 1).
 - `head` comes first and holds what fixes the start and what says who acted, so an index never parses the turns.
+- `segment_starts` follows `info` where an episode has more than one segment (`Trajectory.segments`).
 - `context_ids`, `action_ids` (little-endian int32) and `logps` (little-endian float32) are base64: exact, and several
   times faster than decimal digits. Other floats are written with the fewest digits that read back to the same float;
   nan and infinities as `NaN`, `Infinity`, `-Infinity`, as Python's `json` reads them.
@@ -383,6 +384,8 @@ def _encode(trajectory: Trajectory) -> bytes:
         "final_observation": trajectory.final_observation,
         "info": dict(trajectory.info),
     }
+    if trajectory.segment_starts:
+        record["segment_starts"] = list(trajectory.segment_starts)
     try:
         text = _dump(record, ascii_only=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -425,5 +428,9 @@ def _decode(line: bytes, path: str | os.PathLike[str], number: int, offset: int)
                 turn[name] = np.frombuffer(binascii.a2b_base64(turn[name]), dtype)
             turns.append(Turn(**turn))
         return Trajectory(
-            turns=tuple(turns), final_observation=record["final_observation"], info=record["info"], **record["head"]
+            turns=tuple(turns),
+            final_observation=record["final_observation"],
+            info=record["info"],
+            segment_starts=tuple(record.get("segment_starts", ())),
+            **record["head"],
         )

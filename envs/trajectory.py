@@ -6,6 +6,7 @@ nothing in this project ever tokenizes an action a second time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 from collections.abc import Iterable, Iterator, Mapping
@@ -179,6 +180,11 @@ class Trajectory:
         error: Why the episode failed, or None.
         env_options: Keyword arguments the environment was made with; JSON values only.
         info: The environment's info at reset updated by its info at the end; JSON values only.
+        segment_starts: Indices of turns, above 0 and rising, at which a new segment begins; see `segments`. Empty for
+            an episode whose context only grew.
+
+    Raises:
+        ValueError: Segments that begin at no turn.
     """
 
     env_id: str
@@ -194,9 +200,17 @@ class Trajectory:
     error: str | None = None
     env_options: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    segment_starts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))
+        object.__setattr__(self, "segment_starts", tuple(operator.index(start) for start in self.segment_starts))
+        bounds = (0, *self.segment_starts, max(len(self.turns), 1))
+        if self.segment_starts and any(after <= before for before, after in itertools.pairwise(bounds)):
+            raise ValueError(
+                f"Trajectory.segment_starts: expected rising indices of turns from 1 to {len(self.turns) - 1}, got "
+                f"{list(self.segment_starts)}"
+            )
         # Environments hand out numpy scalars; plain numbers compare, print and serialise alike everywhere.
         for name in ("seed", "member"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
@@ -230,8 +244,25 @@ class Trajectory:
         return (self.env_id, self.seed, self.task_id, _canonical(dict(self.env_options)))
 
     @property
+    def segments(self) -> tuple[tuple[Turn, ...], ...]:
+        """The turns of each segment.
+
+        Within a segment tokens only grow: a turn's context follows the turn before it. A new segment begins where an
+        agent program rewrote its history (a summary, a sub-agent, a parallel call): the first context of the segment
+        holds all that the model then read, and none of it counts as the agent's. An action is in one segment only, so
+        a sum over the agent's tokens of all segments counts each sampled token once.
+        """
+        bounds = (0, *self.segment_starts, len(self.turns))
+        return tuple(self.turns[start:end] for start, end in itertools.pairwise(bounds))
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]:
+        """Tokens of each segment."""
+        return tuple(sum(len(turn.context_ids) + len(turn.action_ids) for turn in part) for part in self.segments)
+
+    @property
     def tokens(self) -> tuple[TokenIds, NDArray[np.int16]]:
-        """The whole episode as tokens.
+        """The whole episode as tokens, segment after segment (`segment_lengths` says where each ends).
 
         Returns:
             `ids [T]` int32, and `turn [T]` int16 (so at most 32,767 turns): the index of the turn whose action wrote

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from polyturn.agents.transformer.forest import Forest, pack
+from polyturn.agents.transformer.forest import Forest, pack, spread
 from polyturn.agents.transformer.forest_attention import Plan
 
 
@@ -32,12 +34,14 @@ class Rows:
     mask: Tensor
 
     @classmethod
-    def of(cls, ids: Tensor, mask: Tensor) -> Rows:
+    def of(cls, ids: Tensor, mask: Tensor, segments: Tensor | None = None) -> Rows:
         """Packs rows.
 
         Args:
             ids: `[N, T]` int64, right padded.
             mask: `[N, T]` bool, True on real tokens, which stand at the front of each row.
+            segments: `[N, T]` which segment of its row each token is in, not falling along a row; a segment is read
+                as a row of its own, from position 0. None: every row is one segment.
 
         Raises:
             ValueError: Rows that are not padded at the right only, or that hold no token.
@@ -47,8 +51,22 @@ class Rows:
             raise ValueError(f"expected ids and mask of one shape [N, T], got {tuple(ids.shape)}, {tuple(mask.shape)}")
         if not bool((mask == (torch.arange(mask.shape[1], device=mask.device)[None] < lengths[:, None])).all()):
             raise ValueError("expected rows padded at the right only, got a mask with gaps")
-        forest = pack(ids.cpu().numpy(), lengths.cpu().numpy())
-        return cls.on(forest, ids.device)
+        read, sizes, where = by_segment(ids.cpu().numpy(), lengths.cpu().numpy(), segments)
+        forest = pack(read, sizes)
+        return cls.on(forest, ids.device) if where is None else cls.joined(forest, where, ids.device)
+
+    @classmethod
+    def joined(cls, forest: Forest, where: NDArray[np.int64], device: torch.device) -> Rows:
+        """Rows whose segments are the rows of a forest.
+
+        Args:
+            forest: Of the segments.
+            where: `[N, T]` index of each token into the forest's `place`, read as one line; -1 beyond a row's length.
+            device: Where the tensors are to be.
+        """
+        rows, place = cls.on(forest, device), forest.place.reshape(-1)
+        mask = torch.from_numpy(where >= 0).to(device)
+        return cls(forest, rows.ids, rows.parent, torch.from_numpy(place[where.clip(min=0)]).to(device), mask)
 
     @classmethod
     def on(cls, forest: Forest, device: torch.device) -> Rows:
@@ -89,10 +107,42 @@ class Rows:
         return (asked & (self.parent >= 0)).nonzero()[:, 0]
 
     def to_rows(self, packed: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """`[N, T]` each row's values of `packed [P]`; 0 beyond a row's length, where not asked for, and at t = 0."""
-        wanted = (self.mask if token_mask is None else token_mask & self.mask).clone()
-        wanted[:, 0] = False
+        """`[N, T]` each row's values of `packed [P]`; 0 beyond a row's length, where not asked for, and where a row or
+        a segment begins."""
+        wanted = self.mask if token_mask is None else token_mask & self.mask
+        wanted = wanted & (self.parent[self.place] >= 0)
         return torch.where(wanted, packed[self.place], packed.new_zeros(()))
+
+
+def by_segment(
+    ids: NDArray[np.int64], lengths: NDArray[np.int64], segments: Tensor | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
+    """Rows cut into their segments, as a model reads them.
+
+    Args:
+        ids: `[N, T]` tokens, right padded.
+        lengths: `[N]` tokens of each row.
+        segments: `[N, T]` segment of each token, or None.
+
+    Returns:
+        Segments `[M, S]` right padded, their lengths `[M]`, and `[N, T]` where each token is in the segments read as
+        one line (-1 beyond a row's length), or None where segments are the rows themselves.
+    """
+    if segments is None:
+        return ids, lengths, None
+    number = segments.cpu().numpy()
+    parts: list[NDArray[np.int64]] = []
+    spans: list[tuple[int, int, int]] = []
+    for row, length in enumerate(lengths.tolist()):
+        begins = np.flatnonzero(np.diff(number[row, :length], prepend=-1))
+        for begin, end in itertools.pairwise([*begins.tolist(), length]):
+            spans.append((row, begin, end))
+            parts.append(ids[row, begin:end])
+    cut, sizes = spread(parts)
+    where = np.full(ids.shape, -1, np.int64)
+    for part, (row, begin, end) in enumerate(spans):
+        where[row, begin:end] = part * cut.shape[1] + np.arange(end - begin)
+    return cut, sizes, where
 
 
 def leaf_batches(forest: Forest, *, waste: float = 0.1) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:

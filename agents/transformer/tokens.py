@@ -153,7 +153,9 @@ class ChatFormat:
         """
         turns: list[Turn] = []
         previous: TokenIds | None = None
-        for turn in trajectory.turns:
+        for index, turn in enumerate(trajectory.turns):
+            if index in trajectory.segment_starts:
+                previous = None
             if len(turn.action_ids):
                 raise ValueError("ChatFormat.written: expected turns without tokens, got one that was sampled")
             context, previous = self.answered(turn.observation, turn.action, previous, ended=True)

@@ -131,7 +131,7 @@ class _Judge:
                 f"{type(self).__name__}: expected at most {self.limit} tokens, its model's limit, got {len(ids)}; "
                 "use a model with a longer context or leave out long conversations"
             )
-        return replace(start, turns=(Turn("", "", 0.0, ids[:-1], ids[-1:]),), terminated=True)
+        return replace(start, turns=(Turn("", "", 0.0, ids[:-1], ids[-1:]),), terminated=True, segment_starts=())
 
     def _written(self, trajectory: Trajectory) -> TokenIds:
         """The whole conversation, the environment's last words included, in this model's tokens."""
@@ -323,7 +323,8 @@ def fit(
 
 def _as_text(trajectory: Trajectory) -> Trajectory:
     """The conversation as text, without the tokens of whoever wrote it."""
-    return replace(trajectory, turns=tuple(Turn(turn.observation, turn.action) for turn in trajectory.turns))
+    turns = tuple(Turn(turn.observation, turn.action) for turn in trajectory.turns)
+    return replace(trajectory, turns=turns, segment_starts=())
 
 
 def _labels(preference: Preference, pairs: NDArray[np.int64]) -> NDArray[np.float32]:

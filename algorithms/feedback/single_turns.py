@@ -36,6 +36,7 @@ def upto(trajectory: Trajectory, turns: int) -> Trajectory:
         terminated=True,
         truncated=False,
         info={**trajectory.info, **kept[-1].info},
+        segment_starts=tuple(start for start in trajectory.segment_starts if start < turns),
     )
 
 

@@ -130,7 +130,18 @@ class MDPO(Pairwise):
     def _turn_ids(self, batch: Batch) -> Tensor:
         if self.mask == "agent":
             return batch.turn_ids
-        started = (batch.turn_ids >= 0).cumsum(1) > 0
+        agent = batch.turn_ids >= 0
+        started = agent.cumsum(1) > 0
+        if batch.segments is not None:
+            # The prompt of every segment stands before its first action, as that of an ordinary row does.
+            number = batch.segments.long()
+            first = torch.full_like(number, number.shape[1]).scatter_reduce(
+                1,
+                number,
+                torch.where(agent, torch.arange(number.shape[1], device=number.device), number.shape[1]),
+                "amin",
+            )
+            started = torch.arange(number.shape[1], device=number.device) >= first.gather(1, number)
         return torch.where(started & batch.mask, batch.turn_ids.clamp(min=0), torch.full_like(batch.turn_ids, -1))
 
 

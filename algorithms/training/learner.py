@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from polyturn.agents.transformer.adapters import weights_digest
 from polyturn.agents.transformer.forest import distinct, pack
-from polyturn.agents.transformer.rows import Rows
+from polyturn.agents.transformer.rows import Rows, by_segment
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, Loss
 from polyturn.algorithms.training.metrics import Sums, add, merge
@@ -301,8 +301,10 @@ class Learner:
 
     def _rows(self, rows: Batch) -> Rows:
         """Rows packed on the CPU, on the device."""
-        ids, mask = rows.ids, rows.mask
-        return Rows.on(pack(ids.cpu().numpy(), mask.sum(1).cpu().numpy()), self._accelerator.device)
+        lengths = rows.mask.sum(1).cpu().numpy()
+        ids, sizes, where = by_segment(rows.ids.cpu().numpy(), lengths, rows.segments)
+        device = self._accelerator.device
+        return Rows.on(pack(ids, sizes), device) if where is None else Rows.joined(pack(ids, sizes), where, device)
 
     @contextlib.contextmanager
     def _engaged(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyturn.agents.transformer.forest import cut, distinct
+from polyturn.agents.transformer.rows import by_segment
 from polyturn.algorithms.batch import Batch
 
 Cost = Callable[[NDArray[np.int64], NDArray[np.int64]], int]
@@ -82,9 +83,10 @@ def split(batch: Batch, *, pieces: int = 1, tokens: int | None = None, cost: Cos
 
 def _pieces(batch: Batch, tokens: int | None, cost: Cost) -> tuple[Tensor, ...]:
     ids, lengths = _plain(batch)
-    if tokens is None or cost(ids, lengths) <= tokens:
+    if tokens is None or _read(batch, cost) <= tokens:
         return (torch.arange(len(batch)),)
-    if cost is not distinct:  # nothing is shared, so rows are taken as they come
+    # Where nothing is shared, rows are taken as they come; so are those of several segments, which stay together.
+    if cost is not distinct or batch.segments is not None:
         return tuple(_chunks(lengths, tokens))
     return tuple(torch.from_numpy(rows) for rows in cut(ids, lengths, tokens))
 
@@ -122,8 +124,17 @@ def _group_index(batch: Batch) -> Tensor:
 
 def _costs(batch: Batch, cost: Cost) -> list[int]:
     """What each group costs."""
-    index, (ids, lengths) = _group_index(batch).cpu().numpy(), _plain(batch)
-    return [cost(ids[index == group], lengths[index == group]) for group in range(int(index.max()) + 1)]
+    index = _group_index(batch)
+    if batch.segments is not None:
+        return [_read(batch.select(index == group), cost) for group in range(int(index.max()) + 1)]
+    of, (ids, lengths) = index.cpu().numpy(), _plain(batch)
+    return [cost(ids[of == group], lengths[of == group]) for group in range(int(of.max()) + 1)]
+
+
+def _read(batch: Batch, cost: Cost) -> int:
+    """What reading the batch costs; a segment is read as a row of its own."""
+    ids, sizes, _ = by_segment(*_plain(batch), batch.segments)
+    return cost(ids, sizes)
 
 
 def _plain(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

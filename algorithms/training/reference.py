@@ -89,13 +89,19 @@ class Reference:
         if self._cache is None:
             return self._score(rows, token_mask, temperature)
         lengths = batch.mask.sum(1).tolist()
-        keys = [_key(batch.ids[n, :length], token_mask[n, :length], temperature) for n, length in enumerate(lengths)]
+        parts = batch.segments
+        keys = [
+            _key(batch.ids[n, :size], token_mask[n, :size], None if parts is None else parts[n, :size], temperature)
+            for n, size in enumerate(lengths)
+        ]
         if missing := [n for n, key in enumerate(keys) if self._cache.get(key) is None]:
             if len(missing) == len(keys):
                 fresh = self._score(rows, token_mask, temperature)
             else:
                 part = torch.tensor(missing, device=batch.ids.device)
-                fresh = self._score(Rows.of(batch.ids[part], batch.mask[part]), token_mask[part], temperature)
+                segments = None if batch.segments is None else batch.segments[part]
+                few = Rows.of(batch.ids[part], batch.mask[part], segments)
+                fresh = self._score(few, token_mask[part], temperature)
             values = fresh.float().cpu()
             self._cache.put([(keys[n], values[i, : lengths[n]].clone()) for i, n in enumerate(missing)])
         result = torch.zeros(batch.ids.shape, dtype=torch.float32)
@@ -117,7 +123,9 @@ class Reference:
         return scored
 
 
-def _key(ids: Tensor, token_mask: Tensor, temperature: float) -> bytes:
-    """What a row's numbers depend on: its tokens, which are asked for, and the temperature."""
-    asked = ids.cpu().numpy().tobytes() + token_mask.cpu().numpy().tobytes()
-    return blake2b(asked + (b"" if temperature == 1.0 else repr(temperature).encode()), digest_size=16).digest()
+def _key(ids: Tensor, token_mask: Tensor, segments: Tensor | None, temperature: float) -> bytes:
+    """What a row's numbers depend on: its tokens, which are asked for, where segments begin, and the temperature."""
+    what = ids.cpu().numpy().tobytes() + token_mask.cpu().numpy().tobytes()
+    if segments is not None and bool(segments.any()):
+        what += segments.cpu().numpy().tobytes()
+    return blake2b(what + (b"" if temperature == 1.0 else repr(temperature).encode()), digest_size=16).digest()
