@@ -25,6 +25,13 @@ class PackingWarning(UserWarning):
     """A model cannot read a forest; its rows are read one by one, which takes longer and gives the same."""
 
 
+def carry_probes(original: nn.Module, copied: nn.Module) -> None:
+    """What was found out about the parts of a module holds for those of its copy."""
+    for mine, its in zip(original.modules(), copied.modules(), strict=True):
+        if mine in _PACKS:
+            _PACKS[its] = _PACKS[mine]
+
+
 class Reader(nn.Module):
     """A transformers model, or the decoder inside one, as a function from rows to what it says after every token.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -11,8 +12,21 @@ from torch import Tensor, nn
 
 from polyturn.agents.transformer.adapters import AdapterError, base_weights, weights_digest
 from polyturn.agents.transformer.prediction import Prediction
+from polyturn.agents.transformer.reading import carry_probes
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import TokenScorer, acting
+
+
+def copy_as_acting(module: nn.Module) -> nn.Module:
+    """An independent copy of a module; scorers in it that borrow weights have those that they act with."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    for name, part in module._modules.items():
+        if isinstance(part, _Borrowed):
+            made._modules[name] = part.whole()
+    found = copy.deepcopy(made)
+    carry_probes(made, found)
+    return found
 
 
 class Snapshot:
@@ -92,6 +106,14 @@ class _Borrowed(TokenScorer):
             # Detached tensors keep the weights of now; parameters would have others after the context.
             now: dict[str, Any] = {n: part.detach() for n, part in made._asdict().items() if isinstance(part, Tensor)}
             return made._replace(**now)
+
+    def whole(self) -> nn.Module:
+        """An independent copy of the scorer as it acts in the context."""
+        scorer = self._owned[0]
+        with self._context():
+            made = copy.deepcopy(scorer)
+        carry_probes(scorer, made)
+        return made
 
     def forward(self, *args: Any, **options: Any) -> Any:
         scorer = self._owned[0]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from polyturn.agents.transformer.adapters import has_adapters, load_adapters_into
 from polyturn.algorithms.training.optimizers import flatten_state, unflatten_state
+from polyturn.algorithms.training.sharding import load_whole_state
 from polyturn.envs.files import digest, flush
 
 _FORMAT = 1
@@ -155,7 +156,8 @@ def save(
     step: int,
     *,
     policy: Saveable,
-    optimizer: torch.optim.Optimizer,
+    optimizer: str,
+    optimizer_state: Mapping[str, Any],
     state: Mapping[str, Any],
     keep: int,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
@@ -166,7 +168,8 @@ def save(
         out: The run's folder.
         step: Training steps done.
         policy: What was trained.
-        optimizer: Its optimizer.
+        optimizer: Name of its optimizer's class.
+        optimizer_state: The optimizer's whole state, as its `state_dict` gives it.
         state: JSON values that `load_state` gives back.
         keep: How many checkpoints to leave.
         tensors: More to keep, by the name of a file and of a tensor; `load_tensors` gives it back.
@@ -179,7 +182,7 @@ def save(
     """
     folder = out / "checkpoints" / name_of_step(step)
     if not (folder / "state.json").exists():
-        _write_whole(folder, lambda place: _fill(place, step, policy, optimizer, state, tensors or {}))
+        _write_whole(folder, lambda place: _fill(place, step, policy, optimizer, optimizer_state, state, tensors or {}))
     for old in checkpoints(out)[:-keep]:
         # Renamed first: a process killed here must not leave half a checkpoint under a checkpoint's name.
         gone = old.with_name(_TEMPORARY + old.name)
@@ -273,7 +276,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         # The decay is a setting of this call; the rate is set at every step, in the kind of number that is there.
         names = ("weight_decay", "lr")
         mine: list[dict[str, Any]] = [{name: group[name] for name in names if name in group} for group in groups]
-        optimizer.load_state_dict({"state": state, "param_groups": description["param_groups"]})
+        load_whole_state(optimizer, {"state": state, "param_groups": description["param_groups"]})
         for group, kept in zip(optimizer.param_groups, mine, strict=True):
             group.update(kept)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -297,18 +300,18 @@ def _fill(
     place: Path,
     step: int,
     policy: Saveable,
-    optimizer: torch.optim.Optimizer,
+    optimizer: str,
+    saved: Mapping[str, Any],
     state: Mapping[str, Any],
     more: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     policy.save_pretrained(place / "model")
     for name, kept in more.items():
         save_file({key: value.contiguous() for key, value in kept.items()}, place / f"{name}.safetensors")
-    saved = optimizer.state_dict()
     tensors, described = flatten_state(saved["state"])
     save_file(_apart(tensors), place / "optimizer.safetensors")
     groups = [{name: float(v) if isinstance(v, Tensor) else v for name, v in g.items()} for g in saved["param_groups"]]
-    description = {"class": type(optimizer).__name__, "param_groups": groups, "state": described}
+    description = {"class": optimizer, "param_groups": groups, "state": described}
     (place / "optimizer.json").write_text(json.dumps(description, indent=1), "utf-8")
     whole = {"format": _FORMAT, "step": step, "parameters": parameters(policy.model), **state}
     (place / "state.json").write_text(json.dumps(whole, indent=1) + "\n", "utf-8")

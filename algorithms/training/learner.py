@@ -27,6 +27,7 @@ from polyturn.algorithms.training.microbatch import Cost, MicroBatch, shard, spl
 from polyturn.algorithms.training.optimizers import make_optimizer, set_rate
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.reference import Reference, ReferenceCache
+from polyturn.algorithms.training.sharding import ShardedModule, clip, make_mesh, shard_reference, whole_state
 
 
 class NonFiniteError(ArithmeticError):
@@ -112,12 +113,21 @@ class Learner:
         device = next(policy.model.parameters()).device
         with torch.no_grad():
             scoring(Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), _ones(device)))
-        groups, choice = _parameter_groups(policy, options.lr, options.weight_decay), options.optimizer
-        made = choice(groups) if callable(choice) else make_optimizer(choice, groups)
-        self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
-        self._plain = accelerator.unwrap_model(self._wrapped)
-        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._cost: Cost = distinct if _packs(policy.scorer) else _leaf_tokens
+        groups, choice = _parameter_groups(policy, options.lr, options.weight_decay), options.optimizer
+        # Cut over the processes, or whole in each.
+        self._mesh = make_mesh(accelerator.device) if options.fully_sharded else None
+        self._sharded = None if self._mesh is None else ShardedModule(scoring, self._mesh)
+        if self._sharded is not None:
+            groups = [{**group, "params": self._sharded.parts_of(group["params"])} for group in groups]
+        made = choice(groups) if callable(choice) else make_optimizer(choice, groups)
+        if self._sharded is None:
+            self._wrapped, self.optimizer = accelerator.prepare(scoring, made)
+            self._plain = accelerator.unwrap_model(self._wrapped)
+        else:
+            self._wrapped = self._plain = self._sharded.module
+            self.optimizer = accelerator.prepare_optimizer(made)
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._reference: Reference | None = None
         self._cache: ReferenceCache | None = None
         if method.needs.reference and reference is not None:
@@ -129,13 +139,27 @@ class Learner:
             weights = known() if known is not None else weights_digest(dict(reference.model.named_parameters()))
             name = f"reference-{self._accelerator.process_index}.sqlite"
             self._cache = ReferenceCache(None if place is None else place / name, weights)
-        scoring = self._accelerator.prepare_model(_Scoring(reference.scorer), evaluation_mode=True)
-        return Reference(scoring, self._cache)
+        scoring: nn.Module = _Scoring(reference.scorer)
+        if self._mesh is None:
+            return Reference(self._accelerator.prepare_model(scoring, evaluation_mode=True), self._cache)
+        device = next(self._policy.model.parameters()).device
+        with torch.no_grad():
+            scoring(Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), _ones(device)))
+        return Reference(shard_reference(scoring, self._mesh), self._cache, together=self._any)
 
     @property
     def plain_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer without Accelerate's wrapper, whose state is what gets saved."""
+        """The optimizer without Accelerate's wrapper."""
         return cast("torch.optim.Optimizer", self.optimizer.optimizer)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are cut over the processes."""
+        return self._sharded is not None
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimizer's state, whole, for a checkpoint; asked for by all processes together."""
+        return whole_state(self.plain_optimizer) if self.sharded else self.plain_optimizer.state_dict()
 
     def close(self) -> None:
         """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
@@ -176,24 +200,23 @@ class Learner:
         learned = part.select(~part.mismatched)
         learned = learned.with_statistics(self._row_statistics(learned) | self._step_statistics(part, step))
         micros = self._split(learned)
-        # Processes must run backward equally often; those with less to do read one row that counts nothing.
-        own = sum(len(micro.pieces) for micro in micros)
-        idle = max(self._gather(own)) - own
-        nothing = MicroBatch(batch.select(torch.tensor([0])), (torch.tensor([0]),))
+        # Processes read equally often; those with less to do read two tokens that count nothing.
+        passes = self._passes([len(micro.pieces) for micro in micros])
         # Forward and backward, one micro-batch after another; gradients add up.
         value = count = 0.0
         sums: Sums = {}
         packed = 0
         with self._engaged():
-            for index, micro in enumerate(micros):
-                final = index == len(micros) - 1 and not idle
-                loss, read = self._learn(micro, (step, index), final=final)
+            for index, pieces in enumerate(passes):
+                final = index == len(passes) - 1
+                if index >= len(micros):
+                    self._idle(pieces, final=final)
+                    continue
+                loss, read = self._learn(micros[index], (step, index), pieces, final=final)
                 value += float(loss.values.detach().sum())
                 count += float(loss.values.numel() if loss.count is None else loss.count.sum())
                 packed += read
                 add(sums, loss.metrics)
-            for left in reversed(range(idle)):
-                self._learn(nothing, (step, len(micros)), final=not left, counts=False)
         # The sum of gradients becomes their mean over all that counts, in all processes.
         parts = self._gather((value, count, sums, learned.tokens, packed))
         value, count = sum(each[0] for each in parts), sum(each[1] for each in parts)
@@ -208,6 +231,8 @@ class Learner:
             set_rate(group, rate * lr_factor)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self._sharded is not None:
+            self._sharded.pull()
         return {
             "loss": value / count,
             "grad_norm": norm,
@@ -221,21 +246,58 @@ class Learner:
         options = self._options
         return split(rows, pieces=options.accumulate, tokens=options.tokens_per_micro_batch, cost=self._cost)
 
-    def _learn(
-        self, micro: MicroBatch, stream: tuple[int, int], *, final: bool, counts: bool = True
-    ) -> tuple[Loss, int]:
+    def _passes(self, own: list[int]) -> list[int]:
+        """How many pieces of every micro-batch are read, in each process equally many: the most that one has."""
+        everywhere = self._gather(own)
+        longest = max(len(each) for each in everywhere)
+        return [max(each[n] for each in everywhere if n < len(each)) for n in range(longest)]
+
+    def _idle(self, pieces: int, *, final: bool) -> None:
+        """Reads as often as a process that has a micro-batch, and learns nothing of it."""
+        for _ in range(pieces if pieces > 1 else 0):
+            self._nothing(learns=False)
+        for number in range(pieces):
+            self._nothing(learns=True, compared=pieces == 1, final=final and number == pieces - 1)
+
+    def _nothing(self, *, learns: bool, compared: bool = True, final: bool = False) -> None:
+        """One pass over two tokens, forward and where it `learns` backward, with what others read beside it."""
+        device = self._accelerator.device
+        mask = _ones(device)
+        rows = Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), mask)
+        options: dict[str, Any] = {}
+        if self._reference is not None and (compared or self._method.needs.full_kl is not None):
+            options = self._idle_reference(rows, mask)
+        if not learns:
+            with torch.no_grad():
+                self._plain(rows, mask, rehearsal=True, **options)
+            return
+        with self._exchange(final):
+            found = self._wrapped(rows, mask, **options)
+            self._accelerator.backward(sum((value.sum() for value in found.values()), mask.new_zeros(())) * 0.0)
+
+    @torch.no_grad()
+    def _idle_reference(self, rows: Rows, mask: Tensor) -> dict[str, Any]:
+        """The reference's pass over the same two tokens."""
+        assert self._reference is not None
+        direction = self._method.needs.full_kl
+        if direction is None:
+            self._reference.idle(rows, mask)
+            return {}
+        return {"against": self._reference.predict(rows), "reference_first": direction == "reference_first"}
+
+    def _learn(self, micro: MicroBatch, stream: tuple[int, int], pieces: int, *, final: bool) -> tuple[Loss, int]:
         """Forward and backward of one micro-batch; its loss, and how many distinct tokens were read.
 
         Args:
             micro: On the CPU.
             stream: Seeds dropout.
+            pieces: How many are read, at least as many as there are; see `_passes`.
             final: Whether gradients are exchanged between processes after it.
-            counts: False for rows that only keep processes in step.
         """
         batch = micro.batch.to(self._accelerator.device)
         token_mask = self._method.token_mask(batch)
-        if len(micro.pieces) > 1:
-            return self._learn_in_pieces(micro, batch, token_mask, stream, final=final)
+        if pieces > 1:
+            return self._learn_in_pieces(micro, batch, token_mask, stream, pieces - len(micro.pieces), final=final)
         rows = self._rows(micro.batch)
         # The reference first, while no activations of the policy are alive.
         reference, options = self._compare(batch, rows, token_mask)
@@ -243,15 +305,12 @@ class Learner:
             with self._dropout_stream(*stream, 0):
                 outputs = dict(self._wrapped(rows, token_mask, **options))
             logps = outputs.pop("logps")
-            if counts:
-                loss = self._method.loss(logps, reference, replace(batch, outputs=outputs))
-            else:
-                loss = Loss(sum((value.sum(1) for value in outputs.values()), logps.sum(1)) * 0.0)
+            loss = self._method.loss(logps, reference, replace(batch, outputs=outputs))
             self._accelerator.backward(loss.values.sum())
         return loss, len(rows.ids)
 
     def _learn_in_pieces(
-        self, micro: MicroBatch, batch: Batch, token_mask: Tensor, stream: tuple[int, int], *, final: bool
+        self, micro: MicroBatch, batch: Batch, token_mask: Tensor, stream: tuple[int, int], idle: int, *, final: bool
     ) -> tuple[Loss, int]:
         """As `_learn`, for groups that do not fit: a loss couples rows only through what is scored of them.
 
@@ -279,6 +338,8 @@ class Learner:
                 asked.append({} if "against" in options else options)
                 with self._dropout_stream(*stream, number):
                     scores.append(dict(self._plain(rows, mask, rehearsal=True, **options)))
+        for _ in range(idle):
+            self._nothing(learns=False)
         # 2. Differentiate the loss with respect to the scores.
         leaves = {name: value.requires_grad_() for name, value in whole(scores).items()}
         outputs = {name: value for name, value in leaves.items() if name != "logps"}
@@ -288,7 +349,7 @@ class Learner:
         for number, ((index, part), rows) in enumerate(zip(parts, packed, strict=True)):
             mask = token_mask[index.to(token_mask.device), : rows.mask.shape[1]]
             options = self._compare(part.to(batch.ids.device), rows, mask)[1] if "kl" in leaves else asked[number]
-            with self._exchange(final and number == len(parts) - 1):
+            with self._exchange(final and not idle and number == len(parts) - 1):
                 with self._dropout_stream(*stream, number):
                     found = self._wrapped(rows, mask, **options)
                 total = torch.zeros((), device=batch.ids.device)
@@ -297,6 +358,8 @@ class Learner:
                     if slope is not None:
                         total = total + (value * slope[index.to(slope.device), : value.shape[1]]).sum()
                 self._accelerator.backward(total)
+        for number in range(idle):
+            self._nothing(learns=True, compared=False, final=final and number == idle - 1)
         return loss, sum(len(rows.ids) for rows in packed)
 
     def _rows(self, rows: Batch) -> Rows:
@@ -309,15 +372,16 @@ class Learner:
     @contextlib.contextmanager
     def _engaged(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            engaged = getattr(self._policy.scorer, "engaged", None)
+            engaged = getattr(self._plain.scorer, "engaged", None)
             if engaged is not None:
                 stack.enter_context(engaged())
             yield
 
     def _exchange(self, final: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged once, with the last backward pass."""
+        waits = not (final or self.sharded)
         context: contextlib.AbstractContextManager[Any] = (
-            contextlib.nullcontext() if final else self._accelerator.no_sync(self._wrapped)
+            self._accelerator.no_sync(self._wrapped) if waits else contextlib.nullcontext()
         )
         return context
 
@@ -340,15 +404,17 @@ class Learner:
             return {}
         selected = part.select(part.mismatched if needs.mismatched else ~part.mismatched)
         sums: Sums = {}
-        for micro in self._split(selected):
-            for index in micro.pieces:
-                piece = micro.batch.select(index)
-                batch, rows = piece.to(self._accelerator.device), self._rows(piece)
-                token_mask = self._method.token_mask(batch)
-                reference, options = self._compare(batch, rows, token_mask)
-                outputs = dict(self._plain(rows, token_mask, **options))
-                logps = outputs.pop("logps")
-                add(sums, statistics(logps, reference, replace(batch, outputs=outputs)))
+        pieces = [micro.batch.select(index) for micro in self._split(selected) for index in micro.pieces]
+        most = max(self._gather(len(pieces)))
+        for piece in pieces:
+            batch, rows = piece.to(self._accelerator.device), self._rows(piece)
+            token_mask = self._method.token_mask(batch)
+            reference, options = self._compare(batch, rows, token_mask)
+            outputs = dict(self._plain(rows, token_mask, **options))
+            logps = outputs.pop("logps")
+            add(sums, statistics(logps, reference, replace(batch, outputs=outputs)))
+        for _ in range(most - len(pieces)):
+            self._nothing(learns=False)
         return _means(self._gather(sums))
 
     @torch.no_grad()
@@ -375,9 +441,7 @@ class Learner:
         for parameter in trained:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-        return float(
-            self._accelerator.clip_grad_norm_(trained, math.inf if self._options.clip is None else self._options.clip)
-        )
+        return clip(trained, math.inf if self._options.clip is None else self._options.clip)
 
     def _report(self, rows: Batch, step: int, loss: float, norm: float) -> str:
         self._failures.mkdir(parents=True, exist_ok=True)
@@ -388,6 +452,10 @@ class Learner:
             f"before this step, and its batch is in {stem}.safetensors and .json (Batch.load). "
             "A smaller learning rate, a smaller clip, or float32 usually helps"
         )
+
+    def _any(self, value: bool) -> bool:
+        """Whether it is so in any process."""
+        return any(self._gather(value))
 
     def _gather(self, value: Any) -> list[Any]:
         """One value from every process, in order."""

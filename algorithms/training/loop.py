@@ -132,6 +132,7 @@ def train(
     settings = {"steps": steps, **options.recorded()}
     identity = {**(record(method) if hasattr(method, "__dataclass_fields__") else {}), "name": hooks.name}
     place = None if out is None else Path(out)
+    options = _with_sharding(options)
     accelerator = _accelerator(options, trackers, place)
     with _alone_in(place, accelerator):
         # Where an earlier run stopped.
@@ -272,11 +273,19 @@ class _Saver:
             return None
         begun = time.monotonic()
         place, state = self._place, {**self._state, "sources": gather_object([position])}
-        policy, tuned, keep = self._policy, self._learner.plain_optimizer, self._options.keep
+        policy, keep = self._policy, self._options.keep
+        tuned, tuning = type(self._learner.plain_optimizer).__name__, self._learner.optimizer_state()
         _everywhere(
             self._accelerator,
             lambda: checkpoint.save(
-                place, done, policy=policy, optimizer=tuned, state=state, keep=keep, tensors=self._tensors
+                place,
+                done,
+                policy=policy,
+                optimizer=tuned,
+                optimizer_state=tuning,
+                state=state,
+                keep=keep,
+                tensors=self._tensors,
             ),
         )
         self._last = time.monotonic()
@@ -379,19 +388,43 @@ def _prepare(
     checkpoint.prepare(place, size=checkpoint.size_of(policy.model), saves=saves, keep=keep)
 
 
+def _with_sharding(options: TrainOptions) -> TrainOptions:
+    """The options, with what `accelerate launch` says about sharding where they say nothing.
+
+    Raises:
+        ValueError: Settings of the launcher, or an optimizer, that sharding does not serve here.
+    """
+    said = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    wanted = said if options.fully_sharded is None else options.fully_sharded
+    if wanted and int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        wanted = False
+    if wanted and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() in ("1", "true"):
+        raise ValueError(
+            "expected sharded weights that stay on their devices, got fsdp_offload_params from `accelerate launch`; "
+            "switch it off (`accelerate config`), or train adapters (LoRA) to fit"
+        )
+    if wanted and not callable(options.optimizer) and options.optimizer != "adamw":
+        raise ValueError(
+            f'optimizer: expected "adamw" with fully sharded weights, got {options.optimizer!r}, whose state cannot be '
+            'put together for a checkpoint; pass "adamw", whose state is cut over the processes too'
+        )
+    return options.with_changes(fully_sharded=wanted)
+
+
 def _accelerator(options: TrainOptions, trackers: Sequence[str | GeneralTracker], place: Path | None) -> Accelerator:
     # Accelerate keeps the first precision for the whole process and refuses another; runs here are independent.
     precision = options.mixed_precision
     if precision and AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=options.cpu,
-        log_with=list(trackers) or None,
-        project_dir=None if place is None else str(place),
-        # Buffers never change in training, and exchanging them at every forward pass would tie processes together.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    with _without("ACCELERATE_USE_FSDP"):  # weights are cut by FSDP2 itself; Accelerate launches, places and gathers
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=options.cpu,
+            log_with=list(trackers) or None,
+            project_dir=None if place is None else str(place),
+            # Buffers never change in training, and exchanging them at every forward pass would tie processes together.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
     promised = int(os.environ.get("WORLD_SIZE") or 1)
     if promised > accelerator.num_processes:
         raise ValueError(
@@ -402,10 +435,21 @@ def _accelerator(options: TrainOptions, trackers: Sequence[str | GeneralTracker]
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     if accelerator.distributed_type not in known:
         raise ValueError(
-            f"expected one device or data parallelism (DDP), got {accelerator.distributed_type}; "
+            f"expected one device, data parallelism (DDP) or sharding (FSDP), got {accelerator.distributed_type}; "
             "run `accelerate config` again, or train adapters (LoRA) to fit one device"
         )
     return accelerator
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """An environment variable is not there for a while."""
+    kept = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[name] = kept
 
 
 def _everywhere(accelerator: Accelerator, action: Callable[[], object]) -> None:

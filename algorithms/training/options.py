@@ -15,7 +15,10 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], Any]
 Precision = Literal["no", "bf16"]
 
 # These change how a run is carried out or watched, not what it computes.
-_NOT_RECORDED = ("keep", "save_every", "evaluate_every", "gradient_checkpointing", "cache_reference", "cpu", "sharded")
+_NOT_RECORDED = (
+    "keep", "save_every", "evaluate_every", "gradient_checkpointing", "cache_reference", "cpu", "sharded",
+    "fully_sharded",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,9 @@ class TrainOptions:
         cache_reference: Keep reference log-probabilities, for data that repeats.
         sharded: With several processes: True if all see the same batches and each takes its part of every step; False
             if each iterates over batches of its own.
+        fully_sharded: Cut weights, gradients and the optimizer's state over all processes (FSDP2), the reference's
+            weights too, instead of keeping them whole in each. None for what `accelerate launch` says; one process has
+            nothing to cut.
         save_every: Steps between checkpoints; None saves at the end only.
         keep: Checkpoints that stay.
         evaluate_every: Steps between evaluations; None evaluates before the first step and after the last only.
@@ -65,6 +71,7 @@ class TrainOptions:
     dropout: bool = False
     cache_reference: bool = False
     sharded: bool = True
+    fully_sharded: bool | None = None
     save_every: int | None = None
     keep: int = 2
     evaluate_every: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -68,14 +69,18 @@ class Reference:
     Args:
         scoring: From rows and a mask to a dictionary with "logps".
         cache: Where to keep what was computed, or None.
+        together: Says whether something is so in any process, where a pass must be made by all of them or none; None
+            where each process computes by itself.
     """
 
     def __init__(
         self,
         scoring: nn.Module,
         cache: ReferenceCache | None = None,
+        *,
+        together: Callable[[bool], bool] | None = None,
     ) -> None:
-        self._scoring, self._cache = scoring, cache
+        self._scoring, self._cache, self._together = scoring, cache, together
 
     @torch.no_grad()
     def logps(self, batch: Batch, rows: Rows, token_mask: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -94,7 +99,11 @@ class Reference:
             _key(batch.ids[n, :size], token_mask[n, :size], None if parts is None else parts[n, :size], temperature)
             for n, size in enumerate(lengths)
         ]
-        if missing := [n for n, key in enumerate(keys) if self._cache.get(key) is None]:
+        missing = [n for n, key in enumerate(keys) if self._cache.get(key) is None]
+        if not missing and self._asked_elsewhere(False):
+            self._score(rows, token_mask, temperature)
+        if missing:
+            self._asked_elsewhere(True)
             if len(missing) == len(keys):
                 fresh = self._score(rows, token_mask, temperature)
             else:
@@ -112,10 +121,19 @@ class Reference:
         return result.to(batch.ids.device)
 
     @torch.no_grad()
+    def idle(self, rows: Rows, token_mask: Tensor) -> None:
+        """A pass that only others need, if they do."""
+        if self._cache is None or self._asked_elsewhere(False):
+            self._score(rows, token_mask, 1.0)
+
+    @torch.no_grad()
     def predict(self, rows: Rows) -> Prediction:
         """The whole prediction after every packed token."""
         prediction: Prediction = self._scoring(rows, predict=True)
         return prediction
+
+    def _asked_elsewhere(self, here: bool) -> bool:
+        return self._together is not None and self._together(here)
 
     def _score(self, rows: Rows, token_mask: Tensor, temperature: float) -> Tensor:
         options = {} if temperature == 1.0 else {"temperature": temperature}
