@@ -35,7 +35,7 @@ from polyturn.sandbox.sandbox import (
     check_number,
     warn_once,
 )
-from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
+from polyturn.sandbox.server import BOOT, FORK_S, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
 
 if TYPE_CHECKING:
     import docker
@@ -362,6 +362,7 @@ class DockerEngine:
             "own_pids": True,
             "nice": 5,
             "silence_s": SILENCE_S,
+            "fork_s": FORK_S,
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,
             "work": "/work",

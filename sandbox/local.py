@@ -23,7 +23,7 @@ from polyturn.sandbox.link import Link, SocketLink, StreamLink
 from polyturn.sandbox.ownership import dead_owners, fits_a_socket, owner, remove_folders, remove_tree
 from polyturn.sandbox.pool import Pool
 from polyturn.sandbox.sandbox import Capabilities, SandboxLost, SandboxUnavailable, check_number, warn_once
-from polyturn.sandbox.server import BOOT, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
+from polyturn.sandbox.server import BOOT, FORK_S, PYTHON_FLAGS, SILENCE_S, Server, boot_frame
 
 START_TIMEOUT_S = 60.0
 _DEVICES = ["/dev/zero", "/dev/full", "/dev/urandom", "/dev/random"]
@@ -252,6 +252,7 @@ class LocalEngine:
             "nice": 0,  # lower, and a busy trainer on the same machine would make honest programs time out
             "own_pids": self.level == "rootless",
             "silence_s": SILENCE_S,
+            "fork_s": FORK_S,
             "uid_base": 1_000_000 + block * count,
             "uid_count": count,
             "work": work,

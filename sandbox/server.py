@@ -48,6 +48,7 @@ INSIDE = (
     "supervisor",
 )
 SILENCE_S = 24 * 3600.0  # after which a supervisor takes its host for dead; a pool asks every ten seconds
+FORK_S = 10.0  # what an interpreter may take to fork and its copy to copy the files, before both are ended
 LARGEST_SEED = (1 << 128) - 1
 _dropped: queue.SimpleQueue[tuple[Server, int, Callable[[], None]]] = queue.SimpleQueue()
 _closer: threading.Thread | None = None

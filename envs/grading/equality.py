@@ -10,13 +10,15 @@ from polyturn.envs.grading.intervals import same_set, solution_set, subject
 from polyturn.envs.grading.matrices import as_array
 from polyturn.envs.grading.names import label
 from polyturn.envs.grading.numbers import same_number
-from polyturn.envs.grading.reading.tree import REAL_LINE, Node, contains, difference, variables
+from polyturn.envs.grading.reading.tree import REAL_LINE, Node, contains, difference, joined, variables
 from polyturn.envs.grading.reading.units import units_agree
 from polyturn.envs.grading.values import Evaluator
 from polyturn.envs.grading.work import OutOfWork, TooHard
 
 _MAX_ELEMENTS = 64
 _APPROXIMATE = 1e-2
+_SAME_WORDS = {"dne": "does not exist"}
+_NOTHING = frozenset({"no solution", "no solutions", "empty set", "the empty set"})
 _ALL_REAL = frozenset({"all real numbers", "all reals", "all real", "real numbers", "all x", "the real numbers"})
 
 
@@ -32,7 +34,7 @@ def equal(answer: Node, gold: Node, evaluator: Evaluator) -> bool:
 
 
 def _equal(answer: Node, gold: Node, ev: Evaluator) -> bool:
-    if answer.kind == "unit" or gold.kind == "unit":
+    if "unit" in (answer.kind, gold.kind) and "rel" not in (answer.kind, gold.kind):  # whose value may have a unit
         return units_agree(*(node.name if node.kind == "unit" else "" for node in (answer, gold))) and _equal(
             _bare(answer), _bare(gold), ev
         )
@@ -45,7 +47,7 @@ def _equal(answer: Node, gold: Node, ev: Evaluator) -> bool:
         return _relations(answer, gold, ev)
     if "word" in kinds:
         return _words(answer, gold)
-    if "union" in kinds:
+    if kinds & {"union", "without"}:
         verdict = same_set(answer, gold, ev)
         return verdict if verdict is not None else len(kinds) == 1 and _unordered(answer.parts, gold.parts, ev)
     if kinds & {"list", "set"}:
@@ -89,6 +91,8 @@ def _expand(node: Node, ev: Evaluator) -> Node:
         return solution_set(_excluded(node), ev) or node
     if node.kind == "word" and node.name in _ALL_REAL:
         return REAL_LINE
+    if node.kind == "word" and node.name in _NOTHING:
+        return Node("set")
     return node
 
 
@@ -101,7 +105,13 @@ def _signed(node: Node, sign: int) -> Node:
 
 
 def _excluded(node: Node) -> Node:
-    """`x != 1, 2` as `x != 1, x != 2`."""
+    """`x != 1, 2` and `x != \\pm 1` with a relation for each; `x \\in \\mathbb{R}` says nothing of a number."""
+    if node.kind == "list":
+        parts = [p for p in node.parts if not (p.kind == "rel" and p.name == "in" and p.parts[1] == REAL_LINE)]
+        if len(parts) < len(node.parts):
+            return _excluded(joined("list", parts) if len(parts) < 2 else Node("list", tuple(parts), node.name))
+    if node.kind == "rel" and node.name == "!=" and contains(node, "pm"):
+        return Node("list", (_signed(node, 1), _signed(node, -1)), ",")
     if node.kind != "list" or node.parts[0].kind != "rel" or node.parts[0].name != "!=":
         return node
     named = node.parts[0].parts[0]
@@ -123,7 +133,7 @@ def _words(answer: Node, gold: Node) -> bool:
 
 def _word(node: Node) -> str | None:
     if node.kind == "word":
-        return node.name
+        return _SAME_WORDS.get(node.name, node.name)
     if node.kind == "mul" and all(part.kind in ("variable", "const") and len(part.name) == 1 for part in node.parts):
         return "".join(part.name for part in node.parts).lower()
     return node.name.lower() if node.kind in ("variable", "const") and len(node.name) == 1 else None
@@ -280,7 +290,8 @@ def _arrays(answer: Node, gold: Node, ev: Evaluator) -> bool:
     if answer.kind != gold.kind or answer.kind not in ("tuple", "matrix"):
         return False
     if answer.kind == "tuple":
-        return answer.name == gold.name and _ordered(answer.parts, gold.parts, ev)
+        python = answer.name == "[]" and gold.name == "()" and len(gold.parts) > 2  # no interval: a list, as printed
+        return (python or answer.name == gold.name) and _ordered(answer.parts, gold.parts, ev)
     return len(answer.parts) == len(gold.parts) and all(
         _ordered(one.parts, other.parts, ev) for one, other in zip(answer.parts, gold.parts, strict=True)
     )

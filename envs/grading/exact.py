@@ -71,6 +71,8 @@ def _function(name: str, numbers: list[Fraction]) -> Fraction | None:
             return Fraction(math.floor(numbers[0]))
         case "ceil":
             return Fraction(math.ceil(numbers[0]))
+        case "gcd" | "lcm" if all(number.denominator == 1 for number in numbers):
+            return Fraction((math.gcd if name == "gcd" else math.lcm)(*map(int, numbers)))
         case "binom":
             top, bottom = numbers
             if top.denominator == bottom.denominator == 1 and 0 <= bottom <= top <= _MAX_FACTORIAL:

@@ -78,6 +78,13 @@ def _pieces_of(node: Node, evaluator: Evaluator) -> list[_Interval]:
     match node.kind:
         case "union":
             return [piece for part in node.parts for piece in _pieces_of(part, evaluator)]
+        case "without":
+            left = _pieces_of(node.parts[0], evaluator)
+            for hole in _pieces_of(node.parts[1], evaluator):
+                below = _Interval(MINUS_INFINITY, False, hole.low, not hole.low_in)
+                above = _Interval(hole.high, not hole.high_in, INFINITY, False)
+                left = _common(left, [below, above], evaluator)
+            return left
         case "set":
             return [_Interval(part, True, part, True) for part in node.parts]
         case "tuple" if len(node.parts) == 2 and _compare(*node.parts, evaluator) < 0:

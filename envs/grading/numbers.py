@@ -21,7 +21,7 @@ _NEAR_ZERO = Fraction(1, 1000)
 """Numbers smaller than this are held to the noise of a number of this size."""
 _AGREE_DOUBLES = 13
 """Digits in which two expressions must agree where a printed double stands in one of them."""
-_PYTHON_UNITS = frozenset({"I", "j", "J"})
+_PYTHON_CONSTANTS = {"I": "i", "j": "i", "J": "i", "E": "e"}
 
 
 def same_number(answer: Node, gold: Node, evaluator: Evaluator) -> bool | None:
@@ -36,7 +36,7 @@ def same_number(answer: Node, gold: Node, evaluator: Evaluator) -> bool | None:
     infinite = _infinite(answer), _infinite(gold)
     if any(infinite):
         return infinite[0] == infinite[1]
-    answer, gold = _imaginary(answer, gold), _imaginary(gold, answer)
+    answer, gold = _with_constants(answer, gold), _with_constants(gold, answer)
     # Fractions and decimals.
     exact_answer, exact_gold = evaluator.exact(answer), evaluator.exact(gold)
     if exact_answer is not None and exact_gold is not None:
@@ -149,22 +149,23 @@ def _is_double(exact: Fraction, decimal: Node, other: Node, value: Fraction, eva
 # Complex numbers
 
 
-def _imaginary(node: Node, other: Node) -> Node:
-    """The tree with Python's `I` or `j` as the imaginary unit, if the other side has an i and no such variable."""
-    mine = variables(node) & _PYTHON_UNITS
-    if len(mine) != 1 or mine & variables(other) or not _has_i(other) or _has_i(node):
-        return node
-    return _renamed(node, mine.pop())
+def _with_constants(node: Node, other: Node) -> Node:
+    """The tree with Python's `I` or `j` as i and its `E` as e, if the other side has them and no such variable."""
+    for name in sorted(variables(node) & set(_PYTHON_CONSTANTS)):
+        constant = _PYTHON_CONSTANTS[name]
+        if name not in variables(other) and _has(other, constant) and not _has(node, constant):
+            node = _renamed(node, name, constant)
+    return node
 
 
-def _renamed(node: Node, name: str) -> Node:
+def _renamed(node: Node, name: str, constant: str) -> Node:
     if node.kind == "variable" and node.name == name:
-        return Node("const", name="i")
-    return replace(node, parts=tuple(_renamed(part, name) for part in node.parts))
+        return Node("const", name=constant)
+    return replace(node, parts=tuple(_renamed(part, name, constant) for part in node.parts))
 
 
-def _has_i(node: Node) -> bool:
-    return (node.kind == "const" and node.name == "i") or any(_has_i(part) for part in node.parts)
+def _has(node: Node, constant: str) -> bool:
+    return (node.kind == "const" and node.name == constant) or any(_has(part, constant) for part in node.parts)
 
 
 def _complex_decimal_is(written: Node, other: Node, evaluator: Evaluator) -> bool:

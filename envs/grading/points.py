@@ -28,6 +28,8 @@ _MAX_VARIABLES = 3
 _MAX_ROOTS = 5
 _ROOT_DIGITS = 55
 _SECANT_STEPS = 16
+_SCANNED_POWERS = 12
+"""Changes of sign are looked for between 4 to this power and its inverse, about 16 million and 1e-7."""
 _SAME = Fraction(1, 10**30)
 """Two zeros closer than this, in proportion, are one zero found twice."""
 
@@ -224,7 +226,7 @@ def _crossings(
             continue
         for level in levels:
             target = difference(border, Node("num", value=Fraction(level))) if level else border
-            roots = _roots(target, base, name, (start, Fraction(-3)), evaluator)
+            roots = _roots(target, base, name, (start, Fraction(-3)), evaluator, scanned=not level)
             found |= set(roots)
             if not roots:
                 not_found.append(target)
@@ -234,8 +236,14 @@ def _crossings(
     return sorted(found)
 
 
-def _roots(node: Node, base: Point, name: str, starts: Sequence[Fraction], evaluator: Evaluator) -> list[Fraction]:
-    """Values of one variable at which an expression is zero; each is divided out before the next is looked for."""
+def _roots(
+    node: Node, base: Point, name: str, starts: Sequence[Fraction], evaluator: Evaluator, *, scanned: bool = False
+) -> list[Fraction]:
+    """Values of one variable at which an expression is zero; each is divided out before the next is looked for.
+
+    The steps of `_secant` run away from the zero of 1000 - 1/x. Where an expression is no polynomial, changes of sign
+    that are left are therefore looked for from size to size, if `scanned`.
+    """
     found: list[Fraction] = []
 
     def height(value: Fraction) -> Any:
@@ -253,6 +261,45 @@ def _roots(node: Node, base: Point, name: str, starts: Sequence[Fraction], evalu
         if root is None:
             break
         found.append(root)
+    if scanned and not _polynomial(node, name):
+        found += _changes_of_sign(height)
+    return found
+
+
+def _polynomial(node: Node, name: str) -> bool:
+    """Whether an expression is plainly a polynomial in a variable."""
+    if name not in variables(node):
+        return True
+    match node.kind:
+        case "variable":
+            return True
+        case "add" | "mul" | "neg":
+            return all(_polynomial(part, name) for part in node.parts)
+        case "div":
+            return _polynomial(node.parts[0], name) and name not in variables(node.parts[1])
+        case "pow":
+            power = node.parts[1]
+            return _polynomial(node.parts[0], name) and power.kind == "num" and power.value.denominator == 1
+    return False
+
+
+def _changes_of_sign(height: Callable[[Fraction], Any]) -> list[Fraction]:
+    """Where a function changes its sign between two of the numbers 4^k and -4^k, to a part in a thousand."""
+    sizes = [Fraction(4) ** power for power in range(-_SCANNED_POWERS, _SCANNED_POWERS + 1)]
+    found = []
+    for sign in (-1, 1):
+        heights = [height(sign * size) for size in sizes]
+        for index, (one, other) in enumerate(pairwise(heights)):
+            if one is None or other is None or (one > 0) == (other > 0):
+                continue
+            low, high = sizes[index], sizes[index + 1]
+            while high - low > high / 1000:
+                middle = (low + high) / 2
+                at_middle = height(sign * middle)
+                if at_middle is None:
+                    break
+                low, high = (middle, high) if (at_middle > 0) == (one > 0) else (low, middle)
+            found.append(sign * (low + high) / 2)
     return found
 
 

@@ -26,7 +26,6 @@ from polyturn.sandbox.inside.sessions import Call, SessionRecord
 from polyturn.sandbox.inside.watch import FIRST, Watch
 
 GRACE_S = 0.5  # between the interrupt and the kill
-FORK_S = 10.0  # what an interpreter may take to fork and its copy to copy the files, before both are ended
 REFILL_S = 0.005  # after a spare was taken: its first run goes before the birth of the next one
 FORK = b"fork".ljust(8, b"\0")
 STATUSES = ("ok", "error", "memory", "process-limit")
@@ -265,7 +264,7 @@ class Supervisor(Watch):
             if session.branch is branch:  # its program holds the interpreter up, or answered in its stead
                 self.kill(child, "it did not answer when it was forked")
 
-        self.after(FORK_S, give_up)
+        self.after(self.config["fork_s"], give_up)
         self.tell(child, b"F", FORK)
         with contextlib.suppress(OSError):  # where it just died, its end is on its way
             self.hand_over(child.control, b"F", theirs)

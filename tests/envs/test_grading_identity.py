@@ -24,6 +24,11 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 
 
 DIFFERENT = _pairs(r"""
+|1000-\frac{1}{x}| <> 1000-\frac1x
+|x^{-2}-10^6| <> 10^6-x^{-2}
+\sqrt{(\frac{3}{t}-4000)^2} <> 4000-\frac3t
+\left|\frac{x-1}{x-1000}\right| <> \frac{x-1}{x-1000}
+|\ln x-9| <> 9-\ln x
 x <> |x|
 x <> \sqrt{x^2}
 n <> |n|
@@ -99,6 +104,8 @@ x^{\frac{1}{2}\cdot 2} <> |x|
 """)
 
 IDENTITIES = _pairs(r"""
+|1000-\frac{1}{x}| <> \sqrt{(\frac1x-1000)^2}
+|\sqrt{x}-1000| <> |1000-\sqrt{x}|
 \sqrt{x^3} <> x\sqrt{x}
 \sqrt{x}\sqrt{x} <> x
 |x| <> \sqrt{x^2}

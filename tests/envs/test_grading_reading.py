@@ -168,6 +168,28 @@ i\sqrt{2} <> \sqrt{2}i
 
 # Units with dots and powers, products of letters, names of quantities, inequalities, matrices, Python's way of writing.
 MORE_RIGHT = _pairs(r"""
+x \equiv 7 \pmod{12} <> 7 (mod 12)
+x = 5 dollars <> \$5
+\mathbb{R}\setminus\{3\} <> x \ne 3
+\mathbb{R}\setminus\{3,-3\} <> x \ne \pm 3
+(0,4)\setminus\{2\} <> (0,2)\cup(2,4)
+[0,4]\setminus(1,2) <> [0,1]\cup[2,4]
+x \in \mathbb{R}, x \ne 3 <> x \ne 3
+x > 1 \wedge x < 3 <> 1<x<3
+x < 1 \vee x > 3 <> (-\infty,1)\cup(3,\infty)
+\dim V = 3 <> 3
+\det A = -2 <> -2
+\mathbb{P}(X>1)=\frac12 <> 0.5
+\Pr(X>1)=\frac12 <> P(X>1)=\frac12
+3.2 x 10^5 <> 320000
+6.02 × 10²³ <> 6.02 \times 10^{23}
+10⁻³ <> 0.001
+{5 \choose 2} <> \binom52
+\max(3,5) <> 5
+\gcd(12,18) <> 6
+\operatorname{lcm}(4,6) <> 12
+does not exist <> \text{DNE}
+\text{no solutions} <> \emptyset
 5 <> 5 \text{ min.}
 12 <> 12 \text{ cu. ft.}
 12 cubic feet <> 12 \text{ cu. ft.}
@@ -288,6 +310,21 @@ Solution is: (x, y)=(1,2) <> (1,2)
 """)
 
 MORE_WRONG = _pairs(r"""
+45 units <> 45 units^2
+x \equiv 7 \pmod{13} <> 7 \pmod{12}
+7 (mod 13) <> 7 \pmod{12}
+x = 5 cents <> 5 dollars
+\mathbb{R}\setminus\{3\} <> x=3
+(0,4)\setminus\{2\} <> (0,4)
+x > 1 \wedge x < 3 <> x < 1 \vee x > 3
+\dim V = 3 <> \dim W = 3
+\Pr(X>1)=\frac12 <> P(X>2)=\frac12
+3.2 x 10^5 <> 3.2 x 10^6
+10²³ <> 10²
+{5 \choose 2} <> \frac52
+\max(3,5) <> \min(3,5)
+\gcd(12,18) <> \operatorname{lcm}(12,18)
+x \ne \pm 3 <> x \ne 3
 45 units^2 <> 45 units^3
 45 cm^2 <> 45 units^3
 5 ft <> 5\text{ sq. ft.}

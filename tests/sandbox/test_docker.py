@@ -27,7 +27,7 @@ pytestmark = pytest.mark.docker
 PROGRAM = """
 import sys, threading
 from polyturn.sandbox.docker import DockerSandbox
-sandbox = DockerSandbox(spares=0, transport=sys.argv[1])
+sandbox = DockerSandbox(spares=0, preload=(), transport=sys.argv[1])
 session = sandbox.open()
 print(sandbox.servers[0].name, flush=True)
 def work():
@@ -64,7 +64,7 @@ def gone(client: Any, name: str, seconds: float = 30.0) -> bool:
 
 
 def test_the_container_is_locked_down(client: Any) -> None:
-    with DockerSandbox(spares=0) as sandbox:
+    with DockerSandbox(spares=0, preload=()) as sandbox:
         details = client.api.inspect_container(sandbox.servers[0].name)
     host, config = details["HostConfig"], details["Config"]
     assert host["NetworkMode"] == "none"
@@ -92,7 +92,7 @@ def test_a_run_that_works_long_goes_behind_and_the_next_one_starts_even() -> Non
     """Priorities as the program itself sees them: 5 for every run, 19 once it has worked for more than 50 ms."""
     work = "import os, time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
     mine = "os.getpriority(os.PRIO_PROCESS, 0)"
-    with DockerSandbox(spares=0) as sandbox:
+    with DockerSandbox(spares=0, preload=()) as sandbox:
         session = sandbox.open(Limits(wall_s=30))
         assert session.run(f"import os\n{mine}").value == "5"
         assert session.run(work + mine).value == "19"
@@ -107,7 +107,7 @@ def test_a_run_that_works_long_goes_behind_and_the_next_one_starts_even() -> Non
 
 def test_nothing_of_the_hosts_environment_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_TEST_SECRET", "hunter2")
-    with DockerSandbox(spares=0) as sandbox:
+    with DockerSandbox(spares=0, preload=()) as sandbox:
         session = sandbox.open()
         assert "hunter2" not in (session.run("import os; dict(os.environ)").value or "")
 
@@ -115,7 +115,7 @@ def test_nothing_of_the_hosts_environment_gets_in(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("transport", ["unix", "attach"])
 def test_both_transports_serve_many_threads(transport: str) -> None:
     wrong: list[object] = []
-    with DockerSandbox(transport=transport, spares=0) as sandbox:
+    with DockerSandbox(transport=transport, spares=0, preload=()) as sandbox:
 
         def work(number: int) -> None:
             session = sandbox.open(Limits(wall_s=30))
@@ -155,7 +155,7 @@ def test_the_container_ends_with_the_program_however_that_ends(client: Any, tran
 
 
 def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(client: Any) -> None:
-    with DockerSandbox(spares=0) as sandbox:
+    with DockerSandbox(spares=0, preload=()) as sandbox:
         session = sandbox.open()
         name = sandbox.servers[0].name
         timer = threading.Timer(0.5, lambda: client.api.kill(name))
@@ -210,7 +210,7 @@ def test_a_paused_container_is_noticed_soon_after_the_time_of_a_run(
 
 
 def test_strict_gives_every_session_a_container(client: Any) -> None:
-    with DockerSandbox(level="strict", containers=2, wait_s=0.1) as sandbox:
+    with DockerSandbox(level="strict", preload=(), containers=2, wait_s=0.1) as sandbox:
         first, second = sandbox.open(), sandbox.open()
         assert first.run("6 * 7").value == second.run("42").value == "42"
         assert len(sandbox.servers) == 2
@@ -276,7 +276,7 @@ def test_a_runtime_without_sockets_falls_back_to_the_stream_once(client: Any) ->
 
 
 def test_a_runtime_is_passed_on_to_the_engine(client: Any) -> None:
-    with DockerSandbox(runtime="runc", spares=0) as sandbox:
+    with DockerSandbox(runtime="runc", spares=0, preload=()) as sandbox:
         assert client.api.inspect_container(sandbox.servers[0].name)["HostConfig"]["Runtime"] == "runc"
 
 
@@ -332,7 +332,7 @@ def test_a_remote_engine_needs_no_folder_of_this_machine(
 
 def test_several_engines_share_the_sessions(client: Any, remote_engine: str) -> None:
     engines = [remote_engine, os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")]
-    with DockerSandbox(engines=engines, sessions=1, containers=2, spares=0) as sandbox:
+    with DockerSandbox(engines=engines, sessions=1, containers=2, spares=0, preload=()) as sandbox:
         sessions = [sandbox.open(), sandbox.open()]
         assert [session.run("6 * 7").value for session in sessions] == ["42", "42"]
         mounts = [client.api.inspect_container(server.name)["HostConfig"].get("Mounts") for server in sandbox.servers]
@@ -374,7 +374,7 @@ def test_in_another_process_a_handle_is_that_process_own_sandbox() -> None:
     assert name not in [server.name for server in handle._pool.servers]  # type: ignore[attr-defined]
     handle.close()
     with (
-        DockerSandbox(spares=0) as own,
+        DockerSandbox(spares=0, preload=()) as own,
         pytest.raises(TypeError, match=r"call open_sandbox\(\.\.\.\) where it is used"),
     ):
         pickle.dumps(own)
@@ -382,7 +382,7 @@ def test_in_another_process_a_handle_is_that_process_own_sandbox() -> None:
 
 def test_the_containers_memory_limit_ends_the_biggest_and_spares_the_rest() -> None:
     """Three sessions may each have 700 MiB, the container 1 GiB: the kernel ends one, and the status says memory."""
-    with DockerSandbox(memory_mb=1024, spares=0) as sandbox:
+    with DockerSandbox(memory_mb=1024, spares=0, preload=()) as sandbox:
         honest = sandbox.open()
         honest.run("x = 1")
         results = []
@@ -408,9 +408,9 @@ def test_the_containers_memory_limit_ends_the_biggest_and_spares_the_rest() -> N
 def test_a_forked_copy_of_the_program_gets_a_sandbox_of_its_own() -> None:
     code = (
         "import os\nfrom polyturn.sandbox import open_sandbox\n"
-        "box = open_sandbox('docker'); s = box.open(); s.run('x = 1')\n"
+        "box = open_sandbox('docker', preload=()); s = box.open(); s.run('x = 1')\n"
         "pid = os.fork()\n"
-        "if pid == 0:\n    t = open_sandbox('docker').open(); ok = t.run('6*7').value == '42'; os._exit(0 if ok else 1)\n"
+        "if pid == 0:\n    t = open_sandbox('docker', preload=()).open(); ok = t.run('6*7').value == '42'; os._exit(0 if ok else 1)\n"
         "assert os.waitpid(pid, 0)[1] == 0\nassert s.run('x').value == '1'\nprint('fine')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from polyturn.sandbox import Limits, SandboxError, SandboxLost, Session, Status
+from polyturn.sandbox import Limits, SandboxError, SandboxLost, Session, Status, docker
 from polyturn.sandbox.docker import DockerEngine, DockerSandbox, connect
 from polyturn.sandbox.inside import processes
 from polyturn.sandbox.inside.interpreters import Interpreters
@@ -35,8 +35,10 @@ LIMITS = Limits(wall_s=20.0, memory_mb=256)
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[DockerSandbox]:
-    with DockerSandbox(sessions=64, memory_mb=1024, spares=0, containers=1) as opened:
-        yield opened
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker, "FORK_S", 5.0)  # an attack here makes every fork wait as long as it may
+        with DockerSandbox(sessions=64, memory_mb=1024, spares=0, preload=(), containers=1) as opened:
+            yield opened
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ LIMITS = Limits(wall_s=20.0, memory_mb=256, output_stop_bytes=1 << 20)
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        opened = open_sandbox(request.param, sessions=16, spares=0)
+        opened = open_sandbox(request.param, sessions=16, spares=0, preload=())
     with opened:
         yield opened
 

@@ -17,7 +17,7 @@ from polyturn.sandbox import Limits, Sandbox, Session, Status, open_sandbox
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        opened = open_sandbox(request.param, sessions=16, spares=0)
+        opened = open_sandbox(request.param, sessions=16, spares=0, preload=())
     with opened:
         yield opened
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from polyturn.envs.grading.reading.numerals import FRACTIONS, Numerals, plain_number
 from polyturn.envs.grading.reading.tokens import CALLS, FUNCTIONS, NotAnAnswer, Token
-from polyturn.envs.grading.reading.tree import REAL_LINE, Node, joined
+from polyturn.envs.grading.reading.tree import REAL_LINE, Node, difference, joined
 from polyturn.envs.grading.reading.units import MEANINGFUL
 
 RELATIONS = {
@@ -14,9 +14,15 @@ RELATIONS = {
     "geqslant": ">=", "geqq": ">=", "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "in": "in", "approx": "~",
     "simeq": "~", "doteq": "~", "equiv": "=",
 }  # fmt: skip
-PYTHON_CALLS = frozenset({"fraction", "rational", "matrix", "array", "finiteset", "set", "list", "tuple"})
+_INTERVALS = ("interval", "intervalopen", "intervallopen", "intervalropen")
+_COLLECTIONS = ("matrix", "array", "finiteset", "set", "list", "tuple", "union", "complement")
+PYTHON_CALLS = frozenset({"fraction", "rational", "equation", "unequal", *_COLLECTIONS, *_INTERVALS})
 """What Python prints for numbers and collections: `Fraction(1, 2)`, `Matrix([[1, 2], [3, 4]])`."""
 
+_MOST_COMPARED = 4
+"""Numbers of a maximum; each more doubles its tree."""
+_ATTRIBUTES = frozenset({"dim", "deg", "det", "arg"})
+"""Names of what an object has: the dimension of V in `\\dim V = 3`."""
 _TIMES = frozenset({"*", "times", "cdot", "ast"})
 _CIRCLES = frozenset({"circ", "degree"})
 _LETTERS = """
@@ -54,9 +60,11 @@ class Arithmetic(Numerals):
 
     def union(self) -> Node:
         parts = [self.sum()]
-        while self.command("cup"):
-            self.take()
-            parts.append(self.sum())
+        while self.sees("cup", "setminus", "backslash"):
+            if self.take().text == "cup":
+                parts.append(self.sum())
+            else:
+                parts = [Node("without", (joined("union", parts), self.sum()))]
         return joined("union", parts)
 
     def sum(self) -> Node:
@@ -192,6 +200,9 @@ class Arithmetic(Numerals):
         if self.command("over"):
             self.take()
             node = Node("div", (node, self.sum()))
+        elif self.command("choose"):
+            self.take()
+            node = Node("func", (node, self.sum()), "binom")
         self.bars = bars
         self.expect("}")
         return node
@@ -296,7 +307,7 @@ class Arithmetic(Numerals):
             return self.function(name)
         if name in CALLS:
             self.down()
-            node = Node("func", (self.brackets(),), {"ceiling": "ceil"}.get(name, name))
+            node = _called(name.lower(), self.brackets())
             self.depth -= 1
             return node
         if name in ("pi", "infty"):
@@ -322,8 +333,14 @@ class Arithmetic(Numerals):
             return Node("set")
         if name in _OVERLINES or name == "textcircled":
             return Node("variable", name=f"{'overline' if name == 'bar' else name} {self.letters()}")
+        if name in _ATTRIBUTES and self.peek().kind == "variable":
+            return Node("variable", name=f"{name} {self.variable().name}")
+        if name == "Pr":
+            return Node("variable", name="P" + self.event("P"))
         if name == "mathbb":
             letter = self.letters()
+            if letter in ("P", "E") and self.sees("(", "["):
+                return Node("variable", name=letter + self.event(letter))
             return REAL_LINE if letter == "R" else Node("word", name=f"set {letter}")
         if name in _DECORATIONS:
             return self.atom()
@@ -365,3 +382,24 @@ class Arithmetic(Numerals):
         name = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}.get(name, name)
         node = Node("func", (inside,) if base is None else (inside, base), name)
         return node if power is None else Node("pow", (node, power))
+
+
+def _called(name: str, inner: Node) -> Node:
+    """A function that is written with brackets: `abs(x)`, `max(3, 5)`, `binomial(5, 2)`."""
+    parts = inner.parts if inner.kind == "tuple" else (inner,)
+    match name:
+        case "abs" | "floor" | "ceil" | "ceiling":
+            return Node("func", (inner,), {"ceiling": "ceil"}.get(name, name))
+        case "factorial" if len(parts) == 1:
+            return Node("fact", parts)
+        case "binomial" | "comb" if len(parts) == 2:
+            return Node("func", parts, "binom")
+        case "gcd" | "lcm" if len(parts) > 1:
+            return Node("func", parts, name)
+        case "max" | "min" if len(parts) == 2:  # half of the sum, and of the distance
+            distance = Node("func", (difference(*parts),), "abs")
+            both = (*parts, distance if name == "max" else Node("neg", (distance,)))
+            return Node("div", (Node("add", both), plain_number("2")))
+        case "max" | "min" if 2 < len(parts) <= _MOST_COMPARED:
+            return _called(name, Node("tuple", (_called(name, Node("tuple", parts[:-1], "()")), parts[-1]), "()"))
+    raise NotAnAnswer(f"{name} of {len(parts)} numbers")

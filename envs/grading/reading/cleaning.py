@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 
+from polyturn.envs.grading.reading.printed import rewritten
 from polyturn.envs.grading.reading.units import LETTER_UNITS
 
 _UNICODE = str.maketrans(
@@ -17,8 +18,7 @@ _UNICODE = str.maketrans(
         "≈": r"\approx ", "≅": r"\approx ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}",
         "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ",
         "θ": r"\theta ", "¢": r"\text{ cents}", "€": "", "£": "", "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ",
-        "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|", "⁰": "^0", "¹": "^1", "²": "^2", "³": "^3",
-        "⁴": "^4", "⁵": "^5", "⁶": "^6", "⁷": "^7", "⁸": "^8", "⁹": "^9", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
+        "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|", "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅕": r"\frac{1}{5}", "⅙": r"\frac{1}{6}",
         "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}", "“": "", "”": "",
         "‘": "'", "’": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\ufeff": "", "，": ",",
@@ -35,6 +35,12 @@ _ROW_GAP = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]")
 _PRIMES = re.compile(r"\^\s*(?:\{\s*((?:\\prime\s*|'\s*)+)\}|(\\prime))(?![A-Za-z])")
 _THOUSANDS_GAP = re.compile(r"(?<=\d)\s*(?:,\s*\\!|\{\s*,\s*\}|\\,(?=\d{3}(?!\d)))\s*(?=\d)")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d.])(?:\s*/\s*(\d+))?")
+_RAISED = re.compile("[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_RAISED_DIGITS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_LETTER_X = re.compile(r"(?<=\d)\s*x\s*(?=10\s*(?:\^|\*\*))")  # 3.2 x 10^5
+_MODULUS = re.compile(r"\(\s*(?:mod|\\bmod|\\text\{\s*mod\s*\})\s*(\d+)\s*\)")
+_LOGIC = {r"\wedge": "and", r"\land": "and", r"\vee": "or", r"\lor": "or"}
+_LOGIC_SIGN = re.compile(r"\\(?:wedge|land|vee|lor)(?![A-Za-z])")
 _MARKS = {"p.m.": "pm", "a.m.": "am", "P.M.": "pm", "A.M.": "am"}
 # 5 = 5 is `=` and `x!=3` is `\ne`, while `5!=120` and `n! = 6` are factorials.
 _NOT_EQUAL = re.compile(r"(?:(?<=[\sA-Za-z])|^)!=(?!=)|\\not\s*=|=\s*/\s*=")
@@ -57,10 +63,13 @@ _SPEED = re.compile(r"(?<=\d)\s*\b((?:k|c|m)?m|ft|mi)/(s|sec|h|hr|min)(\^\{?2\}?
 def clean(text: str) -> str:
     """The text with one way of writing for each thing the reader knows; it says the same as before."""
     # Characters, primes and comparison signs.
-    text = text.strip().translate(_UNICODE)
+    text = _RAISED.sub(lambda match: f"^{{{match.group().translate(_RAISED_DIGITS)}}}", rewritten(text.strip()))
+    text = text.translate(_UNICODE)
     if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":
         text = text[1:-1].strip()
     text = re.sub(r'(?<=\d)"', "''", text)  # seconds of an angle
+    text = _LOGIC_SIGN.sub(lambda match: rf"\text{{ {_LOGIC[match.group()]} }}", text)
+    text = _MODULUS.sub(r"\\pmod{\1}", _LETTER_X.sub(r"\\times ", text))
     for mark, plain in _MARKS.items():
         text = text.replace(mark, plain)
     text = _PRIMES.sub(lambda match: "'" * max(len(re.findall(r"\\prime|'", match.group())), 1), text)

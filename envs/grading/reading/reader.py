@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from polyturn.envs.grading.reading.arithmetic import PYTHON_CALLS, RELATIONS, Arithmetic
 from polyturn.envs.grading.reading.tokens import NotAnAnswer, tokenize
-from polyturn.envs.grading.reading.tree import Node
+from polyturn.envs.grading.reading.tree import INFINITY, MINUS_INFINITY, Node
 from polyturn.envs.grading.reading.units import LEADING, MEANINGFUL, MULTIPLIERS, NUMBER_WORDS
 
 _CLOSERS = {"(": (")", "]"), "[": ("]", ")"), "langle": ("rangle",), "{": ("}",), "lbrace": ("rbrace",)}
@@ -241,6 +241,8 @@ class _Reader(Arithmetic):
                 raise NotAnAnswer(f"{name} of more than two numbers")
             return Node("div", parts) if len(parts) == 2 else parts[0]
         inner = self.brackets()
+        if name.startswith(("interval", "union", "complement", "equation", "unequal")):
+            return _of_two(name, inner.parts if inner.kind == "tuple" else (inner,))
         if name == "finiteset":
             return Node("set", inner.parts if inner.kind == "tuple" else (inner,))
         if name in ("matrix", "array") and inner.kind == "tuple" and all(p.kind == "tuple" for p in inner.parts):
@@ -286,6 +288,21 @@ class _Reader(Arithmetic):
         if not rows or len({len(row.parts) for row in rows}) != 1:
             raise NotAnAnswer("rows of different lengths")
         return Node("matrix", tuple(rows), "det" if name == "vmatrix" else "")
+
+
+def _of_two(name: str, parts: tuple[Node, ...]) -> Node:
+    """Intervals, their unions and differences, and relations, as sympy prints them."""
+    if name == "union":
+        return Node("union", parts)
+    if len(parts) != 2:
+        raise NotAnAnswer(f"{name} of {len(parts)} parts")
+    if name == "complement":
+        return Node("without", parts)
+    if name in ("equation", "unequal"):
+        return Node("rel", parts, "=" if name == "equation" else "!=")
+    low = "(" if name in ("intervalopen", "intervallopen") or parts[0] == MINUS_INFINITY else "["
+    high = ")" if name in ("intervalopen", "intervalropen") or parts[1] == INFINITY else "]"
+    return Node("tuple", parts, low + high)
 
 
 def _listed(items: list[Node], separators: list[str]) -> Node:

@@ -49,7 +49,8 @@ sin cos tan sec csc cot arcsin arccos arctan arccot arcsec arccsc asin acos atan
 """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _NAMES = FUNCTIONS | {"pi", "infinity", "inf", "infty", "oo", "lg", "theta", "alpha", "beta", "phi", "cbrt"}
-CALLS = frozenset({"abs", "floor", "ceil", "ceiling"})
+_CALLS = "abs Abs floor ceil ceiling max min Max Min gcd lcm factorial binomial comb"
+CALLS = frozenset(_CALLS.split())
 """Functions of plain text that are names only before a bracket: `abs(x)`, but the third floor."""
 _INFINITIES = {"infinity": "infty", "inf": "infty", "oo": "infty"}
 _PRODUCT = re.compile(r"[abcxyznmkpqr]{2,4}|[A-Z]{2}|[A-Za-z]{2}")
@@ -127,7 +128,7 @@ class _Cutter:
         # A single letter is a variable, unless a gap before it says that it is a unit: \\mathrm{~m}.
         long = len(inner.strip()) > 1 or (inner[:1].isspace() and bool(self.tokens))
         wordy = worded or (name not in ("bm", "boldsymbol", "vec", "hat") and long)
-        if inner.strip() in FUNCTIONS:
+        if inner.strip() in FUNCTIONS or (name.startswith("operatorname") and inner.strip() in CALLS):
             self.tokens.append(Token("command", inner.strip(), spaced))
             return
         before = len(self.tokens)

@@ -20,8 +20,8 @@ class Node:
     Attributes:
         kind: num, const (pi, e, i, inf), variable, word, based (digits in a base), add, mul, div, pow, neg, pm, func,
             fact, degrees, tuple (name: its brackets), set, builder (a set by conditions), list (name: the word or sign
-            between its parts), union, matrix (of row; name "det" for its determinant), row, rel (name: the relations,
-            space separated), ratio, unit (name: the words).
+            between its parts), union, without (a set and what is taken out of it), matrix (of row; name "det" for its
+            determinant), row, rel (name: the relations, space separated), ratio, unit (name: the words).
         parts: The children.
         name: What the kind says.
         value: The value of a num, else 0.

@@ -120,7 +120,11 @@ def canonical_unit(text: str) -> tuple[str, int] | None:
 
 def units_agree(first: str, second: str) -> bool:
     """False only where both are units known here and differ; an absent or unknown one says nothing."""
+    if first.startswith("mod ") and second.startswith("mod "):
+        return first == second
     one, other = canonical_unit(first), canonical_unit(second)
-    if one is None or other is None or ("", 1) in (one, other):
+    if one is None or other is None:
+        return True
+    if ("", 1) in (one, other) and one[0] + other[0]:  # "units", whatever they are
         return True
     return one[1] == other[1] and (one[0] == other[0] or "" in (one[0], other[0]))
