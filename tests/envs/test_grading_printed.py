@@ -92,8 +92,6 @@ def test_a_call_with_too_few_or_too_many_arguments_is_not_read(text: str) -> Non
     assert not any(grade(text, gold) for gold in ("1", "3", "(1,2)", "x=1", "x=2", r"(-\infty,\infty)"))
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("30 min (rounded)", "30"), ("5 min", "5"), ("the result is 5 (max)", "5")]
-)
+@pytest.mark.parametrize(("text", "number"), [("30 min (rounded)", "30"), ("5 min", "5"), ("5 min (average)", "5")])
 def test_words_that_are_also_functions_stay_words(text: str, number: str) -> None:
     assert grade(text, number)
