@@ -294,22 +294,27 @@ class Landlock:
         """Narrows this process for good to the prepared paths and to writing below `folder`."""
         if not self.abi:
             return
-        opened = [] if self._rules else [rule for path, access in self.paths if (rule := self._rule(path, access))]
-        own = self._rule(folder, self.writing)
-        if own is not None:
-            opened.append(own)
         ruleset = _call(444, self._attributes, ctypes.c_size_t(self._size), ctypes.c_uint(0))
-        number, one, zero = ctypes.c_int(ruleset), ctypes.c_int(1), ctypes.c_uint(0)
+        number = ctypes.c_int(ruleset)
+
+        def allow(fd: int, access: int) -> None:
+            if execute and access & _READ == access:
+                access |= 1
+            _call(445, number, ctypes.c_int(1), struct.pack("=Qi", access & self.handled, fd), ctypes.c_uint(0))
+
         try:
-            for fd, access in (*self._rules, *opened):
-                if execute and access & _READ == access:
-                    access |= 1
-                _call(445, number, one, struct.pack("=Qi", access & self.handled, fd), zero)
-            _call(446, number, zero)
+            for fd, access in self._rules:
+                allow(fd, access)
+            # One descriptor at a time: the program may be allowed few, and hold most of them.
+            for path, access in ([] if self._rules else self.paths) + [(folder, self.writing)]:
+                if (rule := self._rule(path, access)) is not None:
+                    try:
+                        allow(*rule)
+                    finally:
+                        os.close(rule[0])
+            _call(446, number, ctypes.c_uint(0))
         finally:
             os.close(ruleset)
-            for fd, _ in opened:
-                os.close(fd)
 
 
 _MADV_COLLAPSE, _HUGE = 25, 2 << 20

@@ -243,6 +243,8 @@ class Supervisor(Watch):
             problem = "the session's state is lost"
         elif len(self.sessions) >= self.config["sessions"]:
             problem = "full"
+        elif sum(one.family is child.family and not one.killed for one in self.children) > session.limits["branches"]:
+            problem = f"its limit is {session.limits['branches']} branches at once"
         elif child.outgoing:
             problem = "busy"
         if problem or child is None:
@@ -352,6 +354,8 @@ class Supervisor(Watch):
         self.empty_pipes(child)  # what it wrote before it answered belongs to this run
         for pipe, text in ((child.out, texts[0]), (child.err, texts[1])):
             child.captures[pipe].add(text)
+            if child.captures[pipe].total > child.limits["output_stop_bytes"]:
+                call.stopped_for = call.stopped_for or "output-limit"  # the last of it came with the answer
         status, error = STATUSES[kind & 3], texts[3].decode("utf-8", "replace")
         # Variables that fill the memory limit would fail every later program as well; threads that are left after a
         # flood may go on writing into the next run. Both end the interpreter.

@@ -267,6 +267,7 @@ def start(
         landlock.forget()
     served.box.share(box)
     os.closerange(episode.HOME + bool(home), 4096)
+    isolation.set_limit(resource.RLIMIT_NOFILE, limits["files"])  # not before what was open until here is closed
     if prepared.filters:
         isolation.install_filter(prepared.filters[programs])
     if uid is None and landlock.abi < 6:  # nothing else keeps it from signalling its user's other processes
@@ -347,6 +348,5 @@ def _limit(limits: dict[str, Any], own_user: bool, size: int) -> None:
     if isolation.LINUX:
         isolation.set_limit(resource.RLIMIT_AS, size + limits["memory_mb"] * megabyte)
     isolation.set_limit(resource.RLIMIT_FSIZE, limits["disk_mb"] * megabyte)
-    isolation.set_limit(resource.RLIMIT_NOFILE, limits["files"])
     if own_user:  # the kernel counts per user: shared, the limit would be everybody's
         isolation.set_limit(resource.RLIMIT_NPROC, limits["processes"] + limits["branches"])

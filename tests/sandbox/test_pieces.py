@@ -58,6 +58,21 @@ def test_a_capture_keeps_head_and_tail_and_says_what_is_missing() -> None:
     assert (capture.text(), capture.cut) == (b"12345678", False)
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+def test_a_capture_keeps_exactly_as_many_bytes_as_its_limit(limit: int) -> None:
+    written = bytes(range(65, 65 + limit))
+    for pieces in ([written], [written[i : i + 1] for i in range(limit)]):
+        capture = Capture(limit)
+        for piece in pieces:
+            capture.add(piece)
+        assert (capture.text(), capture.cut) == (written, False)
+        capture.add(b"!")
+        head, note, tail = capture.text().partition(b"\n... 1 bytes cut ...\n")
+        assert (len(head + tail), bool(note), capture.cut) == (limit, True, True)
+        assert (written + b"!").startswith(head)
+        assert (written + b"!").endswith(tail)
+
+
 def test_a_capture_of_a_flood_stays_small() -> None:
     capture = Capture(1000)
     for _ in range(2000):
