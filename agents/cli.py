@@ -1,4 +1,4 @@
-"""The command of this floor: `polyturn rollout`."""
+"""The commands of this floor: `polyturn rollout` and `polyturn serve`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ def add_commands(subparsers: Any) -> None:
     )
     rollout.add_argument("--quiet", action="store_true", help="no progress bar")
     rollout.set_defaults(run=_rollout)
+    add_serve(subparsers)
 
 
 def add_env_arguments(parser: argparse.ArgumentParser, *, positional: bool) -> None:
@@ -286,4 +287,63 @@ def _summarise(args: argparse.Namespace, groups: Any) -> int:
     elif args.misses:
         print("misses       none printed: the environment does not declare what success is; --show N prints episodes")
     print(f"turns        {turns:.2f}")
+    return 0
+
+
+SERVE_HELP = """\
+examples:
+  polyturn serve --model runs/sft/policy --store calls.jsonl
+  polyturn serve --model my/model --store calls.jsonl --port 8000 --temperature 0.7
+
+It prints where it listens, and the operator's key (or takes it from POLYTURN_OPERATOR_KEY). With that key
+
+  POST /v1/episodes         {"task_id": "t1", "seed": 0, "member": 0}       -> {"key": KEY}
+  POST /v1/episodes/finish  {"key": KEY, "reward": 1.0} or {..., "error": "why it failed"}
+
+begin and end a run. KEY is the API key of the program that runs: for OpenAI's chat completions and Responses at URL/v1,
+for Anthropic's Messages at URL. Sampling is the server's. What was not finished when the server ends is stored as
+invalid.
+"""
+
+
+def add_serve(subparsers: Any) -> None:
+    """Adds `polyturn serve`."""
+    serve = subparsers.add_parser(
+        "serve",
+        help="answer agent programs over HTTP; each run of a program becomes a trajectory",
+        epilog=SERVE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("--model", required=True, help="folder or Hub id of the policy")
+    serve.add_argument("--store", type=Path, required=True, help="store that finished runs are appended to")
+    serve.add_argument("--host", default="127.0.0.1", help="interface to listen on (default 127.0.0.1: this machine)")
+    serve.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
+    add_sampling_arguments(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import os
+    import secrets
+    import threading
+
+    from polyturn.agents.serving.server import AgentServer
+    from polyturn.agents.transformer.agent import TransformerAgent
+    from polyturn.envs.store import Store
+
+    no_loading_bars()
+    agent = TransformerAgent.from_pretrained(
+        args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
+    )
+    given = os.environ.get("POLYTURN_OPERATOR_KEY")
+    key = given or secrets.token_urlsafe(24)
+    with (
+        Store(args.store) as store,
+        AgentServer(agent, host=args.host, port=args.port, store=store, operator_key=key) as server,
+    ):
+        print(f"listening at {server.root}" + ("" if given else f"\noperator key {key}"), flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"finished runs are in {args.store}") from None
     return 0

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("algorithms", "measure a policy: mean return, success, turns, tool errors, with intervals"),
     "fit": ("algorithms", "fit a reward or preference model to comparisons"),
     "rollout": ("agents", "collect trajectories of an agent in an environment"),
+    "serve": ("agents", "answer agent programs over HTTP; each run of a program becomes a trajectory"),
     "bench": ("benchmarks", "run a benchmark suite over seeds and report it"),
     "envs": ("envs", "list the environments"),
     "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),

@@ -76,6 +76,11 @@ class TransformerAgent:
         return cls(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
 
     @property
+    def engine(self) -> Engine:
+        """What samples: the slots are shared by all that use this agent."""
+        return self._engine
+
+    @property
     def name(self) -> str:
         """Recorded in trajectories: the architecture and how it samples, since both decide what is said."""
         model = getattr(self.policy.model, "get_base_model", lambda: self.policy.model)()

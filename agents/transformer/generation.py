@@ -93,6 +93,8 @@ class _Request:
     rng: np.random.Generator
     pending: list[int]
     future: asyncio.Future[tuple[TokenIds, Logps]]
+    limit: int
+    finished: Callable[[list[int]], bool] | None
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
 
@@ -176,8 +178,23 @@ class Engine:
         """Tokens of the slot's episode so far."""
         return int(self._lengths[slot])
 
-    async def generate(self, slot: int, context: TokenIds, rng: np.random.Generator) -> tuple[TokenIds, Logps]:
+    async def generate(
+        self,
+        slot: int,
+        context: TokenIds,
+        rng: np.random.Generator,
+        *,
+        limit: int | None = None,
+        finished: Callable[[list[int]], bool] | None = None,
+    ) -> tuple[TokenIds, Logps]:
         """Appends `context` to the slot's episode and samples until a stop token or a limit.
+
+        Args:
+            slot: Whose episode.
+            context: `[C]` tokens that the episode has grown by since its last sampled token but one.
+            rng: The episode's generator.
+            limit: Tokens to sample at most, where that is less than `sampling.max_new_tokens`.
+            finished: From the tokens sampled so far to whether they are enough, such as at a stop text.
 
         Returns:
             Sampled ids `[A]` int32 and their log-probabilities `[A]` float32 in nats.
@@ -192,7 +209,8 @@ class Engine:
                 f"got {len(context)}"
             )
         loop = asyncio.get_running_loop()
-        request = _Request(slot, rng, context.tolist(), loop.create_future())
+        most = self.sampling.max_new_tokens if limit is None else min(limit, self.sampling.max_new_tokens)
+        request = _Request(slot, rng, context.tolist(), loop.create_future(), most, finished)
         self._requests[slot] = request
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:
             self._task = loop.create_task(self._run())
@@ -311,7 +329,8 @@ class Engine:
             request.logps.append(logp)
             request.pending = [token]
             full = self._lengths[request.slot] + 1 >= self.capacity
-            if token in self._stop_ids or len(request.ids) >= self.sampling.max_new_tokens or full:
+            enough = request.finished is not None and request.finished(request.ids)
+            if token in self._stop_ids or len(request.ids) >= request.limit or full or enough:
                 self._finish(request)
 
     def _finish(self, request: _Request) -> None:

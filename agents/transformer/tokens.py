@@ -93,6 +93,8 @@ class ChatFormat:
         others = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "pad", "unk"))
         apart |= {number for number in others if isinstance(number, int)}
         own = {n for n in marks.keys() - apart if vocabulary is None or n < vocabulary}
+        self._own = frozenset(marks[number].content for number in own)
+        self._apart = frozenset(token.content for token in marks.values()) - self._own
         self._speller = speller_of(tokenizer, marks, own)
         self._after_mark = self._ends_in_mark(template.header)
         self._check_whole()
@@ -161,6 +163,33 @@ class ChatFormat:
             context, previous = self.answered(turn.observation, turn.action, previous, ended=True)
             turns.append(replace(turn, context_ids=context, action_ids=previous))
         return replace(trajectory, turns=tuple(turns))
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The template as pieces of text."""
+        return self._template
+
+    @property
+    def marks(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Spellings that have a meaning: those that tell turns apart, and those that the agent itself may write."""
+        return self._apart, self._own
+
+    def read(self, pieces: Sequence[Piece], previous_action: TokenIds | None = None) -> TokenIds:
+        """Tokens of pieces of a rendered conversation, each with its writer.
+
+        Args:
+            pieces: From the beginning of a conversation; or what the template puts after an action.
+            previous_action: That action as sampled; if it ended its turn itself, the pieces begin with that end, which
+                is not said twice.
+        """
+        said, ended = list(pieces), self._ended(previous_action)
+        if ended:
+            writer, text = said[0] if said else ("template", "")
+            rest = text.removeprefix(self._trail).removeprefix(self._end)
+            if writer != "template" or not text.removeprefix(self._trail).startswith(self._end):
+                raise ChatTemplateError(f"expected the end of a turn {self._end!r} after an action, got {text[:40]!r}")
+            said[:1] = [("template", self._end), ("template", rest)]
+        return np.asarray(self._tokens(said, previous_action), np.int32)
 
     def plain(self, text: str) -> TokenIds:
         """Tokens of text from outside: never one that has a meaning in the template, whatever the text spells."""
