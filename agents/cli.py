@@ -1,10 +1,12 @@
-"""The commands of this floor: `polyturn rollout` and `polyturn serve`."""
+"""Commands of this floor: `polyturn rollout`, `polyturn serve` and `polyturn view`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+from polyturn.agents.viewing import add_view
 
 ROLLOUT_HELP = """\
 examples:
@@ -25,7 +27,8 @@ ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may 
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds this floor's command to the parser of `polyturn`."""
+    """Adds this floor's commands to the parser of `polyturn`."""
+    add_view(subparsers)
     rollout = subparsers.add_parser(
         "rollout",
         help="collect trajectories of an agent in an environment",
@@ -260,8 +263,9 @@ def _rollout(args: argparse.Namespace) -> int:
 
 
 def _summarise(args: argparse.Namespace, groups: Any) -> int:
-    from polyturn.envs.cli import print_trajectory, printable
+    from polyturn.envs.cli import print_trajectory
     from polyturn.envs.outcomes import clustered, mean_of_problems, success_of
+    from polyturn.envs.viewing.text import printable
 
     episodes = [member for group in groups for member in group]
     for number, member in enumerate(episodes[: args.show], 1):

@@ -9,6 +9,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from polyturn.envs.viewing.text import printable, roles
+
 if TYPE_CHECKING:
     from polyturn.envs.trajectory import Trajectory
 
@@ -185,7 +187,7 @@ def print_trajectory(trajectory: Trajectory, number: int) -> None:
         end,
     ]
     _print(printable(f"=== {number}: {trajectory.env_id}, {', '.join(fact for fact in facts if fact)}"))
-    env, agent = _roles(trajectory)
+    env, agent = roles(trajectory)
     for turn in trajectory.turns:
         _block(env, turn.observation)
         _block(agent, turn.action)
@@ -196,17 +198,6 @@ def print_trajectory(trajectory: Trajectory, number: int) -> None:
     if trajectory.error is not None:
         _block("error", trajectory.error)
     _print("")
-
-
-def _roles(trajectory: Trajectory) -> tuple[str, str]:
-    """Who speaks in a trajectory: as the environment says, where it is installed and says so."""
-    from polyturn.envs.registration import creator, env_spec
-
-    try:
-        env, agent = getattr(creator(env_spec(trajectory.env_id)), "roles", ("env", "agent"))
-    except Exception:  # a store may be read where its environment is not installed, or is broken
-        return "env", "agent"
-    return (agent, env) if trajectory.env_options.get("side") == "partner" else (env, agent)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -225,13 +216,6 @@ def _export(args: argparse.Namespace) -> int:
         count = export_dpo(args.store, args.out, pairs_per_group=args.pairs_per_group, corrupt=corrupt)
     _print(f"wrote {count} {'row' if count == 1 else 'rows'} to {printable(args.out)}")
     return 0
-
-
-def printable(text: str) -> str:
-    """Text that cannot drive a terminal or reorder what is around it: escapes for all but printable characters."""
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else ascii(character)[1:-1] for character in text
-    )
 
 
 def _block(agent_id: str, text: str) -> None:

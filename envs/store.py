@@ -269,16 +269,26 @@ def read_groups(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> 
     Members may lie anywhere in the file. One pass collects their places (about 150 bytes a record), then one group at
     a time is held in memory.
     """
+    for group, _ in read_numbered_groups(path, corrupt=corrupt):
+        yield group
+
+
+def read_numbered_groups(
+    path: str | os.PathLike[str], *, corrupt: Corrupt = "raise"
+) -> Iterator[tuple[Group, tuple[int, ...]]]:
+    """As `read_groups`, each group with its members' positions in the store, from 1."""
     places: dict[tuple[str, int, str, str], list[tuple[int, int]]] = {}
     for entry in index(path, corrupt=corrupt):
         places.setdefault(entry.start, []).append((entry.number, entry.offset))
     with open(path, "rb") as file:
         for members in places.values():
-            trajectories = []
+            trajectories, numbers = [], {}
             for number, offset in members:
                 file.seek(offset)
                 trajectories.append(_decode(file.readline(), path, number, offset))
-            yield from by_shared_prefix(trajectories)
+                numbers[id(trajectories[-1])] = number
+            for group in by_shared_prefix(trajectories):
+                yield group, tuple(numbers[id(member)] for member in group)
 
 
 def _lines(path: str | os.PathLike[str], corrupt: Corrupt) -> Iterator[tuple[int, int, bytes]]:

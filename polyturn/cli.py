@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("benchmarks", "run a benchmark suite over seeds and report it"),
     "envs": ("envs", "list the environments"),
     "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),
+    "view": ("agents", "write a page of stored trajectories, runs and results for a browser"),
     "show": ("envs", "print stored trajectories for a person to read"),
     "export": ("envs", "write stored trajectories as Parquet or chat messages"),
     "sandbox": ("sandbox", "build, check and try the place where model-written code runs"),

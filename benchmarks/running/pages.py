@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from polyturn.envs.cli import printable
 from polyturn.envs.outcomes import success_of
 from polyturn.envs.trajectory import Trajectory
+from polyturn.envs.viewing.text import printable
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1b1f24 }

@@ -14,8 +14,8 @@ import pytest
 
 from polyturn.cli import main
 from polyturn.envs import Store, Trajectory, Turn
-from polyturn.envs.cli import printable
 from polyturn.envs.games.guess import Guess
+from polyturn.envs.viewing.text import printable
 
 
 @pytest.fixture
