@@ -12,16 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from polyturn.agents.viewing import tokenizer_pieces
 from polyturn.algorithms.protocols.evaluate import Proportion
 from polyturn.algorithms.protocols.iterate import Iteration
-from polyturn.benchmarks.running.pages import comparison_page
 from polyturn.benchmarks.running.plots import PERCENT, Dot, picture
 from polyturn.benchmarks.running.suite import machine, table, write_json
 from polyturn.benchmarks.tool_math import QUICK, Setting, learn, supervised
-from polyturn.envs.store import read
+from polyturn.envs.viewing.page import write_page
 from polyturn.sandbox import open_sandbox
-
-_SHOWN = 12
 
 
 def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool = False, progress: bool = True) -> None:
@@ -52,7 +50,7 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
         print(f"     success of the solver itself: {demonstrator.success}")
         print(f"2/2  {setting.iterations} iterations of M-DPO: collect, compare whole trajectories by outcome, train")
         records = learn(setting, "M-DPO", seed, policy, out / "mdpo", progress=progress)
-        pages = _before_and_after(out, records)
+        pages = _page(out)
     _write(out, setting, seed, records, demonstrator.to_json(), capabilities=asdict(box.capabilities))
     print("\n" + _summary(records) + "\n")
     print(f"curve         {out / 'curve.png'}\nfigures       {out / 'results.json'}\ntrajectories  {pages}")
@@ -60,19 +58,10 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
     print(f"done in {time.perf_counter() - begun:.0f} s")
 
 
-def _before_and_after(out: Path, records: Sequence[Iteration]) -> Path:
-    columns = []
-    for name, version in (("SFT", "sft"), (f"iteration {records[-1].number}", f"iteration-{records[-1].number}")):
-        shown = sorted(read(out / "mdpo" / "held-out" / f"{version}.jsonl"), key=lambda t: int(t.info["group"]))
-        columns.append((name, shown[:_SHOWN]))
-    page = out / "trajectories.html"
-    comparison_page(
-        page,
-        "Before and after",
-        "The first held-out problems in their order, one sampled episode each; none was selected by hand.",
-        columns,
-    )
-    return page
+def _page(out: Path) -> Path:
+    """Everything the run collected: its curves, what it learned from, and the held-out episodes of every policy."""
+    pieces = tokenizer_pieces(out / "mdpo" / "iteration-0" / "policy")
+    return write_page([out / "mdpo"], out / "trajectories.html", title="quickstart: M-DPO", pieces=pieces)
 
 
 def _write(

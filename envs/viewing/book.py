@@ -35,6 +35,7 @@ _CHUNK = 1 << 21  # characters of a chunk, from which the next begins
 _ERROR = 300  # characters of an error in the index; the whole of it is with the episode
 _POINTS = 2000  # of a curve
 _LARGEST_PICTURE = 2**20
+_ENDS = ("low", "high", "trials")  # of an estimate
 _EXACT = 2**53  # whole numbers that a browser keeps exactly
 
 
@@ -309,8 +310,12 @@ def _run(run: Run, stores: Sequence[Path]) -> dict[str, Any]:
         for name, value in _leaves(record):
             if name != "number":
                 values.setdefault(name, []).append([number, value])
+    # An estimate's ends and its number of trials would be three more curves that say little by themselves.
+    ends = {f"{name.removesuffix('.value')}.{end}" for name in values if name.endswith(".value") for end in _ENDS}
     iterations = [
-        {"name": name, "place": "iterations", "points": points, "of": of} for name, points in sorted(values.items())
+        {"name": name, "place": "iterations", "points": points, "of": of}
+        for name, points in sorted(values.items())
+        if name not in ends
     ]
     return {"path": str(run.path), "settings": dict(run.settings), "curves": iterations + curves}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from polyturn.benchmarks.running.pages import comparison_page
 from polyturn.benchmarks.running.suite import (
     Cell,
     Outcome,
@@ -20,7 +19,6 @@ from polyturn.benchmarks.running.suite import (
     run_suite,
     table,
 )
-from polyturn.envs.trajectory import Trajectory, Turn
 
 
 class Counting:
@@ -109,29 +107,6 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert low == pytest.approx(2 - 2.484, abs=1e-3)
     assert high == pytest.approx(2 + 2.484, abs=1e-3)
     assert mean_interval([5.0]) == (5.0, float("-inf"), float("inf"))
-
-
-def _episode(action: str, reward: float, seed: int = 0) -> Trajectory:
-    return Trajectory("x/y-v0", seed, (Turn("What is <b>1+1</b>?", action, reward),), terminated=True)
-
-
-def test_a_page_escapes_what_a_model_wrote(tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    hostile = "<script>alert(1)</script>\x1b[31m\u202e"
-    comparison_page(page, "t", "n", [("SFT", [_episode(hostile, 0.0)]), ("after", [_episode("2", 1.0)])])
-    text = page.read_text("utf-8")
-    assert "<script" not in text
-    assert "<b>" not in text
-    assert "\x1b" not in text
-    assert "\u202e" not in text
-    assert text.index("SFT: wrong") < text.index("after: right")
-
-
-def test_a_page_compares_the_same_problems_only(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="same starts"):
-        comparison_page(
-            tmp_path / "p.html", "t", "n", [("a", [_episode("2", 1.0)]), ("b", [_episode("2", 1.0, seed=1)])]
-        )
 
 
 def test_outcomes_keep_their_cells() -> None:

@@ -112,7 +112,7 @@ def run_folder(folder: Path, iterations: int = 2) -> Path:
             "number": number,
             "episodes": 12,
             "mean_return": 0.2 + 0.2 * number,
-            "evaluation": {"success": {"value": 0.3 * number}},
+            "evaluation": {"success": {"value": 0.3 * number, "low": 0.0}},
         }
         (place / "done.json").write_text(json.dumps(done))
         if number:

@@ -10,6 +10,7 @@ function factsOf(row, episode) {
   const prefix = episode.info.shared_prefix;
   return h("dl.facts", {},
     fact("return", column.valid[row] ? figure(column.reward[row]) : "none: the episode is invalid"),
+    fact("success", typeof episode.info.success === "boolean" ? (episode.info.success ? "yes" : "no") : ""),
     fact("end", column.end[row]), fact("turns", String(column.turns[row])), fact("tokens", column.tokens[row] ? String(column.tokens[row]) : ""),
     fact("environment", column.env[row]), fact("task", column.task[row]), fact("seed", String(column.seed[row])),
     fact("member", String(column.member[row])), fact("agent", column.agent[row]), fact("policy version", column.version[row]),
