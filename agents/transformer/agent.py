@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.agent import Action, ContextFull, Episode
-from polyturn.agents.transformer.generation import Engine, Sampling
+from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.envs.trajectory import TokenIds
 
@@ -46,7 +47,7 @@ class TransformerAgent:
         policy: The model; its present weights are used, so an agent made once follows training.
         sampling: How tokens are drawn.
         max_tokens: Tokens a whole episode may have; then it is truncated.
-        slots: Episodes held at once. Part of the numbers: changing it may change the last bits of log-probabilities.
+        slots: Episodes held at once; changes speed and memory, never a result.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class TransformerAgent:
         self.sampling = Sampling() if sampling is None else sampling
         self.max_concurrency = slots
         limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", max_tokens)
-        self._engine = Engine(
+        self._engine = ExactEngine(
             policy.model, policy.chat.stop_ids, self.sampling, slots=slots, capacity=min(max_tokens, limit)
         )
         self._slots: dict[int, int] = {}

@@ -235,17 +235,17 @@ AttentionInterface.register(NAME, forest_attention)
 
 
 @contextmanager
-def attending(model: PreTrainedModel) -> Iterator[None]:
-    """Within: the model attends over the forest that it is given; afterwards as before. May be nested."""
+def attending(model: PreTrainedModel, name: str = NAME) -> Iterator[None]:
+    """Within: the model attends by the function of that name (over forests); afterwards as before. May be nested."""
     configs = list({id(config): config for module in model.modules() if (config := _config(module))}.values())
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = NAME
+            config._attn_implementation_internal = name
         yield
     finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
+        for config, earlier in zip(configs, before, strict=True):
+            config._attn_implementation_internal = earlier
 
 
 def _config(module: nn.Module) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from polyturn.agents.transformer.agent import TransformerAgent
-from polyturn.agents.transformer.generation import Engine, Sampling
+from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 
 
@@ -20,7 +21,7 @@ class MixtureAgent(TransformerAgent):
         beta: The reference's share in [0, 1]; 0 samples from the policy alone.
         sampling: How tokens are drawn.
         max_tokens: Tokens a whole episode may have; then it is truncated.
-        slots: Episodes held at once; part of the numbers, as in `TransformerAgent`.
+        slots: Episodes held at once; changes speed and memory, never a result.
 
     Raises:
         ValueError: A beta outside [0, 1], or tokenizers or vocabularies that differ.
@@ -48,7 +49,7 @@ class MixtureAgent(TransformerAgent):
                 f"{sizes[0]} and {sizes[1]} logits, whose tokens differ"
             )
         limit = getattr(reference.model.config.get_text_config(), "max_position_embeddings", max_tokens)
-        self._engine = Engine(
+        self._engine = ExactEngine(
             policy.model,
             policy.chat.stop_ids,
             self.sampling,

@@ -26,7 +26,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from polyturn.agents.transformer.generation import Engine, GenerationError, Sampling, _draw
+from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.generation import GenerationError, Sampling, draw
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer
 
@@ -97,7 +98,7 @@ def gpt2() -> PreTrainedModel:
     )
 
 
-def talk(engine: Engine, episodes: int, *, concurrency: int, turns: int = 3, seed: int = 0) -> Spoken:
+def talk(engine: ExactEngine, episodes: int, *, concurrency: int, turns: int = 3, seed: int = 0) -> Spoken:
     """Episodes of a few turns with contexts of uneven length; returns every episode's tokens and log-prob bytes."""
 
     async def episode(index: int, gate: asyncio.Semaphore) -> tuple[list[int], list[int], bytes]:
@@ -131,9 +132,9 @@ def talk(engine: Engine, episodes: int, *, concurrency: int, turns: int = 3, see
     return [(ids, logps) for ids, _, logps in result]
 
 
-def make(model: PreTrainedModel, **options: Any) -> Engine:
+def make(model: PreTrainedModel, **options: Any) -> ExactEngine:
     sampling = Sampling(max_new_tokens=options.pop("max_new_tokens", 20), **options.pop("sampling", {}))
-    return Engine(model, STOP, sampling, **{"slots": 8, "capacity": 200, **options})
+    return ExactEngine(model, STOP, sampling, **{"slots": 8, "capacity": 200, **options})
 
 
 CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
@@ -223,7 +224,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 def test_draws_follow_the_distribution_and_never_take_an_excluded_token() -> None:
     """u in [0, .25) is token 1, [.25, 1) token 2; the largest u below 1 does not step past the last possible token."""
     logps = torch.tensor([[0.0, 0.25, 0.75, 0.0]]).log().repeat(5, 1)
-    tokens, found = _draw(
+    tokens, found = draw(
         logps, torch.tensor([0.0, 0.2499, 0.2501, 0.999, math.nextafter(1.0, 0.0)], dtype=torch.float64)
     )
     assert tokens.tolist() == [1, 1, 2, 2, 2]
@@ -243,22 +244,22 @@ def test_impossible_sampling_is_refused(options: dict[str, Any], message: str) -
 def test_actions_end_at_a_stop_token_at_their_limit_and_at_the_end_of_the_context() -> None:
     model = llama(layers=1, hidden=32)
 
-    async def one(engine: Engine, context: int) -> list[int]:
+    async def one(engine: ExactEngine, context: int) -> list[int]:
         slot = await engine.acquire()
         ids, _ = await engine.generate(slot, np.full(context, 7, np.int32), np.random.default_rng(0))
         assert engine.length(slot) == context + len(ids) - 1  # the last token is read with the next turn
         return ids.tolist()
 
-    free = Engine(model, frozenset(), Sampling(max_new_tokens=30), slots=2, capacity=100)
+    free = ExactEngine(model, frozenset(), Sampling(max_new_tokens=30), slots=2, capacity=100)
     said = asyncio.run(one(free, 10))
     assert len(said) == 30
-    stopping = Engine(model, frozenset(said[4:5]), Sampling(max_new_tokens=30), slots=2, capacity=100)
+    stopping = ExactEngine(model, frozenset(said[4:5]), Sampling(max_new_tokens=30), slots=2, capacity=100)
     assert asyncio.run(one(stopping, 10)) == said[: said.index(said[4]) + 1]
-    short = Engine(model, frozenset(), Sampling(max_new_tokens=30), slots=2, capacity=25)
+    short = ExactEngine(model, frozenset(), Sampling(max_new_tokens=30), slots=2, capacity=25)
     assert asyncio.run(one(short, 10)) == said[:15]
     for context in (25, 0):
         with pytest.raises(ValueError, match="context tokens"):
-            asyncio.run(one(Engine(model, STOP, Sampling(), slots=2, capacity=25), context))
+            asyncio.run(one(ExactEngine(model, STOP, Sampling(), slots=2, capacity=25), context))
 
 
 def test_a_failing_model_reaches_every_waiting_episode_and_leaves_the_engine_usable() -> None:

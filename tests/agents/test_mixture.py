@@ -13,7 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from polyturn.agents.collecting.collect import collect
 from polyturn.agents.transformer.agent import TransformerAgent
-from polyturn.agents.transformer.generation import Engine, Sampling
+from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.mixture import MixtureAgent
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
@@ -123,7 +124,7 @@ def test_logits_are_mixed_after_the_soft_cap() -> None:
         return model
 
     one, other = capped(0), capped(1)
-    engine = Engine(one, frozenset([5]), Sampling(max_new_tokens=6), slots=2, capacity=40, beside=other,
+    engine = ExactEngine(one, frozenset([5]), Sampling(max_new_tokens=6), slots=2, capacity=40, beside=other,
                     mix=lambda a, b: 0.5 * a + 0.5 * b)  # fmt: skip
 
     async def speak() -> Any:

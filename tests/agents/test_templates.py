@@ -17,7 +17,8 @@ from families import CHATML, FAMILIES, ZEPHYR, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from polyturn.agents import Sampling
-from polyturn.agents.transformer.generation import Engine, GenerationError
+from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.generation import GenerationError
 from polyturn.agents.transformer.policy import EndTokenWarning, Policy
 from polyturn.agents.transformer.template import TEMPLATE_DATE
 from polyturn.agents.transformer.tokens import ChatFormat, ChatTemplateError, VocabularyError
@@ -174,7 +175,7 @@ def test_an_architecture_whose_masks_the_engine_does_not_know_is_refused_by_name
     """GPT-Neo keeps a table of which token sees which, of the size of its context."""
     sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64, "window_size": 16}
     config = transformers.GPTNeoConfig(vocab_size=60, attention_types=[[["global", "local"], 1]], **sizes)
-    engine = Engine(
+    engine = ExactEngine(
         transformers.GPTNeoForCausalLM(config).eval(), frozenset(), Sampling(max_new_tokens=4), slots=1, capacity=60
     )
 

@@ -1,0 +1,64 @@
+"""The seam between agents and what samples their tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from polyturn.agents.transformer.generation import Sampling
+from polyturn.envs.trajectory import Logps, TokenIds
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine promises.
+
+    Attributes:
+        bit_identical: Tokens and log-probabilities are the same to the last bit at any concurrency.
+        own_generators: Every conversation's tokens depend on its own random generator and on nothing else.
+        mixtures: Two models can be mixed token by token.
+    """
+
+    bit_identical: bool
+    own_generators: bool
+    mixtures: bool
+
+
+class Engine(Protocol):
+    """Samples the turns of many conversations; from one asyncio event loop at a time.
+
+    Attributes:
+        sampling: How tokens are drawn.
+        capacity: Tokens that a conversation may have in all.
+    """
+
+    sampling: Sampling
+    capacity: int
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this engine promises for its model on this machine."""
+
+    def fingerprint(self) -> str:
+        """A digest of the weights that it samples from."""
+
+    async def acquire(self) -> int:
+        """Waits until another conversation can be held, and opens it: its number. The caller must `release` it."""
+
+    def release(self, conversation: int) -> None:
+        """Closes a conversation."""
+
+    def length(self, conversation: int) -> int:
+        """Tokens of the conversation that are known to the engine."""
+
+    async def generate(
+        self, conversation: int, context: TokenIds, rng: np.random.Generator
+    ) -> tuple[TokenIds, Logps]:
+        """Appends `context [C]` to a conversation and samples until a stop token or a limit.
+
+        Returns:
+            Sampled ids `[A]` int32, and `[A]` float32 log-probabilities in nats of the distribution they were drawn
+            from.
+        """
