@@ -12,7 +12,7 @@ import numpy as np
 from polyturn.agents.agent import Action, ContextFull, Episode
 from polyturn.agents.transformer.engines.exact import ExactEngine
 from polyturn.agents.transformer.generation import Sampling
-from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.policy import Policy, position_limit
 from polyturn.envs.trajectory import TokenIds
 
 
@@ -24,17 +24,37 @@ class SampledAs:
         temperature: As in `Sampling`.
         top_p: As in `Sampling`.
         mixed: Whether another policy was mixed in.
+        top_k: As in `Sampling`.
+        min_p: As in `Sampling`.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     mixed: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @classmethod
+    def by(cls, sampling: Sampling) -> SampledAs:
+        """What an agent with these settings draws from."""
+        return cls(sampling.temperature, sampling.top_p, False, sampling.top_k, sampling.min_p)
 
     @classmethod
     def of(cls, name: str) -> SampledAs | None:
         """What the name of a `TransformerAgent` or `MixtureAgent` says, as trajectories record it; None for others."""
-        found = re.match(r"\w+\(temperature=([\d.e+-]+), top_p=([\d.e+-]+), [^)]*\)( mixed )?", name)
-        return None if found is None else cls(float(found[1]), float(found[2]), found[3] is not None)
+        number = r"([\d.e+-]+)"
+        cuts = rf"(?:, top_k=(\d+), min_p={number})?"
+        found = re.match(rf"\w+\(temperature={number}, top_p={number}{cuts}, [^)]*\)( mixed )?", name)
+        if found is None:
+            return None
+        return cls(float(found[1]), float(found[2]), found[5] is not None, int(found[3] or 0), float(found[4] or 0))
+
+
+def longest(policy: Policy, max_tokens: int) -> int:
+    """Tokens that an episode may have: as asked for, where the model's positions reach so far and stay the same."""
+    table = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (table, position_limit(policy.model)) if limit is not None]
+    return min([max_tokens, *limits])
 
 
 class TransformerAgent:
@@ -56,10 +76,8 @@ class TransformerAgent:
         self.policy = policy
         self.sampling = Sampling() if sampling is None else sampling
         self.max_concurrency = slots
-        limit = getattr(policy.model.config.get_text_config(), "max_position_embeddings", max_tokens)
-        self._engine = ExactEngine(
-            policy.model, policy.chat.stop_ids, self.sampling, slots=slots, capacity=min(max_tokens, limit)
-        )
+        limit = longest(policy, max_tokens)
+        self._engine = ExactEngine(policy.model, policy.chat.stop_ids, self.sampling, slots=slots, capacity=limit)
         self._slots: dict[int, int] = {}
 
     @classmethod
@@ -86,8 +104,9 @@ class TransformerAgent:
         """Recorded in trajectories: the architecture and how it samples, since both decide what is said."""
         model = getattr(self.policy.model, "get_base_model", lambda: self.policy.model)()
         how = self.sampling
+        cuts = f", top_k={how.top_k}, min_p={_number(how.min_p)}" if how.top_k or how.min_p else ""
         return (
-            f"{type(model).__name__}(temperature={_number(how.temperature)}, top_p={_number(how.top_p)}, "
+            f"{type(model).__name__}(temperature={_number(how.temperature)}, top_p={_number(how.top_p)}{cuts}, "
             f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity})"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.agent import TransformerAgent, longest
 from polyturn.agents.transformer.engines.exact import ExactEngine
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
@@ -48,13 +48,12 @@ class MixtureAgent(TransformerAgent):
                 "MixtureAgent: expected two policies with one tokenizer, got others: "
                 f"{sizes[0]} and {sizes[1]} logits, whose tokens differ"
             )
-        limit = getattr(reference.model.config.get_text_config(), "max_position_embeddings", max_tokens)
         self._engine = ExactEngine(
             policy.model,
             policy.chat.stop_ids,
             self.sampling,
             slots=slots,
-            capacity=min(self._engine.capacity, limit),
+            capacity=min(self._engine.capacity, longest(reference, max_tokens)),
             beside=reference.model,
             mix=lambda own, other: (1.0 - beta) * own + beta * other,
         )

@@ -120,8 +120,7 @@ def iterate(
     if hooks.examples is None:
         raise ValueError(f"iterate: expected a method with examples(group, preference, rng), got {hooks.name}")
     if hooks.needs.sampled:
-        sampling = collect.sampling
-        check_sampling(hooks.name, SampledAs(sampling.temperature, sampling.top_p))
+        check_sampling(hooks.name, SampledAs.by(collect.sampling))
     if not 0 <= from_previous < collect.group_size:
         raise ValueError(
             f"iterate: expected 0 <= from_previous < group_size ({collect.group_size}), got {from_previous}"

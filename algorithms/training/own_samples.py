@@ -31,11 +31,12 @@ def check_sampling(name: str, sampled: SampledAs) -> None:
             f"{name}: expected samples of the policy itself, got those of a mixture with another; a mixture may be the "
             "opponent, and act for methods that compare pairs (IPO, GPO)"
         )
-    if sampled.temperature == 0 or sampled.top_p < 1:
+    if sampled.temperature == 0 or sampled.top_p < 1 or sampled.top_k or sampled.min_p:
         raise ValueError(
-            f"{name}: expected samples of the policy's own distribution, with top_p 1 and a temperature above 0, got "
-            f"temperature {sampled.temperature:g} and top_p {sampled.top_p:g}; what was cut off has no log-probability "
-            "that could be learned from"
+            f"{name}: expected samples of the policy's own distribution, with top_p 1, neither top_k nor min_p, and a "
+            f"temperature above 0, got temperature {sampled.temperature:g}, top_p {sampled.top_p:g}, top_k "
+            f"{sampled.top_k} and min_p {sampled.min_p:g}; what was cut off has no log-probability that could be "
+            "learned from"
         )
 
 

@@ -17,6 +17,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -27,6 +29,7 @@ from transformers import (
 )
 
 from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.engines.trial import ConcurrencyWarning
 from polyturn.agents.transformer.generation import GenerationError, Sampling, draw
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer
@@ -132,6 +135,16 @@ def talk(engine: ExactEngine, episodes: int, *, concurrency: int, turns: int = 3
     return [(ids, logps) for ids, _, logps in result]
 
 
+def check_scored(model: PreTrainedModel, spoken: Spoken, marks: Any) -> None:
+    """Log-probabilities are those that scoring gives."""
+    scorer = ModelScorer(model)
+    for (ids, logps), sampled in zip(spoken, marks, strict=True):
+        tokens = torch.tensor([ids])
+        with torch.no_grad():
+            scored = scorer(Rows.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))["logps"][0].numpy()
+        assert np.abs(scored[np.array(sampled) == 1] - np.frombuffer(logps, np.float32)).max() < 1e-4
+
+
 def make(model: PreTrainedModel, **options: Any) -> ExactEngine:
     sampling = Sampling(max_new_tokens=options.pop("max_new_tokens", 20), **options.pop("sampling", {}))
     return ExactEngine(model, STOP, sampling, **{"slots": 8, "capacity": 200, **options})
@@ -157,12 +170,7 @@ def test_concurrency_changes_no_bit_and_sampling_agrees_with_scoring(name: str) 
     expected = talk(together, 9, concurrency=64, turns=2)
     assert talk(make(model, max_new_tokens=8, **options), 9, concurrency=7, turns=2) == expected
     assert talk(make(model, max_new_tokens=8, **options), 3, concurrency=1, turns=2) == expected[:3]
-    scorer = ModelScorer(model)
-    for (ids, logps), marks in zip(expected, together.marks, strict=True):  # type: ignore[attr-defined]
-        tokens = torch.tensor([ids])
-        with torch.no_grad():
-            scored = scorer(Rows.of(tokens, torch.ones_like(tokens, dtype=torch.bool)))["logps"][0].numpy()
-        assert np.abs(scored[np.array(marks) == 1] - np.frombuffer(logps, np.float32)).max() < 1e-4
+    check_scored(model, expected, together.marks)  # type: ignore[attr-defined]
     assert len({tuple(ids) for ids, _ in expected}) == 9
 
 
@@ -175,6 +183,71 @@ def test_concurrency_changes_no_bit_on_two_threads_either() -> None:
         assert talk(make(model, max_new_tokens=4, slots=4), 1, concurrency=1, turns=2) == expected[:1]
     finally:
         torch.set_num_threads(before)
+
+
+class Counted:
+    """Counts the tokens that pass through a model's first linear layer."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.tokens = 0
+        layer = next(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+        self._handle = layer.register_forward_pre_hook(self._count)
+
+    def _count(self, module: torch.nn.Module, inputs: Any) -> None:
+        self.tokens += inputs[0].shape[:-1].numel()
+
+    def stop(self) -> int:
+        self._handle.remove()
+        return self.tokens
+
+
+@pytest.mark.parametrize("length", [70, 128, 129, 170])
+def test_a_prompt_that_conversations_share_is_read_once_and_changes_no_bit(length: int) -> None:
+    """Six members of one prompt, and one whose prompt parts from it: the bits of each by itself, with less work.
+
+    A member that comes while the others hold the prompt, one that comes when its holder's slot is being used anew, and
+    members that are read at once are all served.
+    """
+    model = llama(layers=2, hidden=64)
+    world = np.random.default_rng(length)
+    prompt = world.integers(6, 97, size=length).astype(np.int32)
+    other = np.concatenate([prompt[:100], world.integers(6, 97, size=40)]).astype(np.int32)
+
+    def spoken(engine: ExactEngine, members: list[int], gate_size: int) -> Any:
+        async def member(index: int, gate: asyncio.Semaphore) -> Any:
+            async with gate:
+                slot = await engine.acquire()
+                try:
+                    rng = np.random.default_rng(index)
+                    first = await engine.generate(slot, other if index == 5 else prompt, rng, limit=index + 1)
+                    last = np.array([first[0][-1], 7, 8], np.int32)
+                    second = await engine.generate(slot, last, rng, limit=2)
+                finally:
+                    engine.release(slot)
+                return [(ids.tolist(), logps.tobytes()) for ids, logps in (first, second)]
+
+        async def everyone() -> Any:
+            gate = asyncio.Semaphore(gate_size)
+            return await asyncio.gather(*(member(index, gate) for index in members))
+
+        return asyncio.run(everyone())
+
+    expected = []
+    counted = Counted(model)
+    for index in range(7):
+        expected += spoken(make(model, max_new_tokens=8), [index], 1)
+    apart = counted.stop()
+    engine = make(model, max_new_tokens=8)
+    counted = Counted(model)
+    assert spoken(engine, list(range(7)), 7) == expected
+    assert counted.stop() < 0.6 * apart
+    assert spoken(make(model, max_new_tokens=8, slots=3), list(range(7)), 3) == expected
+    # The same engine, later, with other weights: nothing of the earlier prompts is left.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    fresh = spoken(make(model, max_new_tokens=8), [0], 1)
+    assert spoken(engine, [0], 1) == fresh != expected[:1]
 
 
 def test_gemma_attends_through_its_soft_cap_and_window() -> None:
@@ -221,6 +294,34 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     assert hot.tolist() == pytest.approx((roots / roots.sum()).tolist(), rel=1e-5)
 
 
+def test_top_k_and_min_p_keep_what_they_say() -> None:
+    """Probabilities .5, .3, .15, .05: top_k=2 as 5/8 and 3/8; min_p=.25 keeps those above .125; both after heat."""
+    logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log() + 3.0
+    assert Sampling(top_k=2).log_probs(logits).exp().tolist()[0] == pytest.approx([0.0, 0.625, 0.0, 0.375])
+    assert Sampling(top_k=9).log_probs(logits).exp().tolist()[0] == pytest.approx([0.05, 0.5, 0.15, 0.3])
+    kept = Sampling(min_p=0.25).log_probs(logits).exp().tolist()[0]
+    assert kept == pytest.approx([0.0, 0.5 / 0.95, 0.15 / 0.95, 0.3 / 0.95])
+    # At temperature 2 the ratios are roots: sqrt(.05 / .5) = .316 is above .25 too.
+    assert bool((Sampling(min_p=0.25, temperature=2.0).log_probs(logits) > -torch.inf).all())
+    assert Sampling(min_p=1.0).log_probs(logits).exp().tolist()[0] == pytest.approx([0.0, 1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("size", [97, 128, 300, 1000])
+def test_draws_invert_the_distribution_function(size: int) -> None:
+    """Against a sum in token order in float64; a uniform number within 1e-6 of a bound may fall on either side."""
+    generator = np.random.default_rng(size)
+    logits = torch.from_numpy(generator.normal(scale=4.0, size=(200, size)).astype(np.float32))
+    logits[:, generator.integers(0, size, size // 3)] = -torch.inf
+    uniform = generator.random(200)
+    tokens, logps = draw(logits, torch.from_numpy(uniform))
+    exact = torch.log_softmax(logits.double(), -1)
+    bounds = exact.exp().cumsum(-1).numpy()
+    for row, token in enumerate(tokens.tolist()):
+        low = bounds[row, token - 1] if token else 0.0
+        assert low - 1e-6 <= uniform[row] <= bounds[row, token] + 1e-6
+    np.testing.assert_allclose(logps.numpy(), exact.gather(1, tokens[:, None])[:, 0].numpy(), atol=2e-6)
+
+
 def test_draws_follow_the_distribution_and_never_take_an_excluded_token() -> None:
     """u in [0, .25) is token 1, [.25, 1) token 2; the largest u below 1 does not step past the last possible token."""
     logps = torch.tensor([[0.0, 0.25, 0.75, 0.0]]).log().repeat(5, 1)
@@ -234,7 +335,8 @@ def test_draws_follow_the_distribution_and_never_take_an_excluded_token() -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"temperature": -1.0}, "0 or more"), ({"top_p": 0.0}, r"\(0, 1\]"), ({"top_p": 1.5}, r"\(0, 1\]"),
-     ({"max_new_tokens": 0}, "1 or more"), ({"temperature": math.nan}, "0 or more")],
+     ({"max_new_tokens": 0}, "1 or more"), ({"top_k": -1}, "0 \\(off\\) or more"), ({"min_p": 1.5}, r"\[0, 1\]"),
+     ({"temperature": math.inf}, "0 or more"), ({"temperature": math.nan}, "0 or more")],
 )  # fmt: skip
 def test_impossible_sampling_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -363,6 +465,35 @@ def test_sampling_follows_training_and_leaves_modes_and_gradients_alone() -> Non
     after = talk(engine, 2, concurrency=2)
     assert after != before
     assert after == talk(make(model), 2, concurrency=2)
+
+
+def test_what_flat_passes_do_not_serve_is_sampled_one_by_one_with_the_same_promise() -> None:
+    """GPT-Neo keeps a table of which token sees which, of its context's size; it does not use the attention seam.
+
+    Its local layers see 16 tokens: log-probabilities agree with scoring beyond that.
+    """
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 256, "window_size": 16}
+    config = GPTNeoConfig(vocab_size=97, attention_types=[[["global", "local"], 1]], bos_token_id=1, eos_token_id=5,
+                          **sizes)  # fmt: skip
+    model = seeded(GPTNeoForCausalLM, config)
+    engine = make(model, max_new_tokens=8)
+    with pytest.warns(ConcurrencyWarning, match="GPTNeoForCausalLM is sampled from one conversation at a time"):
+        expected = talk(engine, 4, concurrency=4)
+    assert engine.capabilities.bit_identical
+    assert talk(make(model, max_new_tokens=8), 2, concurrency=1) == expected[:2]
+    check_scored(model, expected, engine.marks)  # type: ignore[attr-defined]
+
+
+def test_conversations_beyond_the_length_from_which_positions_depend_on_the_pass_are_refused() -> None:
+    """Dynamic rotary embeddings: beside a long conversation a short one would get other numbers."""
+    rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 8.0}
+    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, eos_token_id=5,
+                         num_attention_heads=2, max_position_embeddings=48, rope_parameters=rope,
+                         bos_token_id=None)  # fmt: skip
+    model = seeded(LlamaForCausalLM, config)
+    with pytest.raises(GenerationError, match="at most 48 tokens, beyond which the positions of LlamaForCausalLM"):
+        talk(make(model, capacity=49), 1, concurrency=1)
+    assert len(talk(make(model, capacity=48), 1, concurrency=1)) == 1
 
 
 def test_architectures_that_place_tokens_in_their_own_way_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import json
 import re
@@ -16,9 +15,6 @@ import transformers
 from families import CHATML, FAMILIES, ZEPHYR, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from polyturn.agents import Sampling
-from polyturn.agents.transformer.engines.exact import ExactEngine
-from polyturn.agents.transformer.generation import GenerationError
 from polyturn.agents.transformer.policy import EndTokenWarning, Policy
 from polyturn.agents.transformer.template import TEMPLATE_DATE
 from polyturn.agents.transformer.tokens import ChatFormat, ChatTemplateError, VocabularyError
@@ -169,22 +165,6 @@ def test_a_mark_that_the_model_cannot_read_and_no_conversation_needs_does_no_har
     assert int(said.tokens[0].max()) < size
     ids = torch.from_numpy(said.tokens[0].astype(np.int64))[None]
     assert bool(torch.isfinite(policy.logps(ids, torch.ones_like(ids, dtype=torch.bool))).all())
-
-
-def test_an_architecture_whose_masks_the_engine_does_not_know_is_refused_by_name() -> None:
-    """GPT-Neo keeps a table of which token sees which, of the size of its context."""
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64, "window_size": 16}
-    config = transformers.GPTNeoConfig(vocab_size=60, attention_types=[[["global", "local"], 1]], **sizes)
-    engine = ExactEngine(
-        transformers.GPTNeoForCausalLM(config).eval(), frozenset(), Sampling(max_new_tokens=4), slots=1, capacity=60
-    )
-
-    async def sample() -> None:
-        slot = await engine.acquire()
-        await engine.generate(slot, np.arange(5, 9, dtype=np.int32), np.random.default_rng(0))
-
-    with pytest.raises(GenerationError, match="got GPTNeoForCausalLM"):
-        asyncio.run(sample())
 
 
 def test_every_family_is_served_without_a_word() -> None:

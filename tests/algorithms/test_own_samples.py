@@ -153,6 +153,9 @@ def test_names_tell_how_tokens_were_drawn(temperature: float) -> None:
     assert SampledAs.of(TransformerAgent(own, sampling=sampling).name) == SampledAs(temperature, 0.95)
     mixture = MixtureAgent(own, own.copy(version="r"), beta=0.25, sampling=sampling)
     assert SampledAs.of(mixture.name) == SampledAs(temperature, 0.95, mixed=True)
+    cut = Sampling(temperature=temperature, top_k=7, min_p=0.05, max_new_tokens=4)
+    assert SampledAs.of(TransformerAgent(own, sampling=cut).name) == SampledAs.by(cut)
+    assert SampledAs.by(cut) == SampledAs(temperature, 1.0, top_k=7, min_p=0.05)
     for name in ("TabularPolicy", "gpt-4o", "ServerAgent(temperature=warm)", ""):
         assert SampledAs.of(name) is None
 

@@ -43,6 +43,7 @@ class _Request:
     rng: np.random.Generator
     pending: np.ndarray
     future: asyncio.Future[tuple[TokenIds, Logps]]
+    limit: int
     chunks: list[bytes] = field(default_factory=list)  # of a prompt that is read from its start
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
@@ -136,24 +137,34 @@ class ExactEngine:
         return int(self._lengths[conversation])
 
     async def generate(
-        self, conversation: int, context: TokenIds, rng: np.random.Generator
+        self, conversation: int, context: TokenIds, rng: np.random.Generator, *, limit: int | None = None
     ) -> tuple[TokenIds, Logps]:
         """Appends `context` to the slot's episode and samples until a stop token or a limit.
+
+        Args:
+            conversation: Its slot.
+            context: `[C]` what it was told.
+            rng: Where its random numbers come from, one a token.
+            limit: Tokens at most, where that is less than `sampling.max_new_tokens`.
 
         Returns:
             Sampled ids `[A]` int32 and their log-probabilities `[A]` float32 in nats.
 
         Raises:
             GenerationError: The model's logits are not finite, or it does not sample as it scores.
-            ValueError: No context, or more than fits.
+            ValueError: No context, or more than fits; a limit below 1.
         """
+        if limit is not None and limit < 1:
+            raise ValueError(f"ExactEngine.generate: expected a limit of 1 or more, got {limit}")
         if not 0 < len(context) < self.capacity - self._lengths[conversation]:
             raise ValueError(
                 f"ExactEngine.generate: expected 1 to {self.capacity - self._lengths[conversation] - 1} context "
                 f"tokens, got {len(context)}"
             )
         loop = asyncio.get_running_loop()
-        request = _Request(conversation, rng, np.asarray(context, np.int64), loop.create_future())
+        request = _Request(
+            conversation, rng, np.asarray(context, np.int64), loop.create_future(), limit=self.sampling.max_new_tokens
+        )
         if self._lengths[conversation] == 0:
             self._prompts.forget(conversation)
             request.chunks = digests(request.pending[:-1], _CHUNK)
@@ -189,7 +200,7 @@ class ExactEngine:
                 length = -(-(self.capacity + 1) // _CHUNK) * _CHUNK
                 ways = self._found_ways()
                 pairs = zip(self._models, ways, strict=True)
-                self._readers = [way.reader(model, self.slots, length) for model, way in pairs]
+                self._readers = [way.reader(model, length) for model, way in pairs]
             with ExitStack() as modes:
                 for reader in self._readers:
                     reader.modes(modes)
@@ -199,7 +210,7 @@ class ExactEngine:
 
     def _found_ways(self) -> list[Way]:
         if not self._ways:
-            self._ways = [way_for(model, self.slots) for model in self._models]
+            self._ways = [way_for(model, self.slots, self.capacity) for model in self._models]
         return self._ways
 
     def _forget_all(self) -> None:
@@ -269,7 +280,7 @@ class ExactEngine:
             request.logps.append(logp)
             request.pending = np.array([token])
             full = self._lengths[request.slot] + 1 >= self.capacity
-            if token in self._stop_ids or len(request.ids) >= self.sampling.max_new_tokens or full:
+            if token in self._stop_ids or len(request.ids) >= request.limit or full:
                 self._finish(request)
 
     def _finish(self, request: _Request) -> None:

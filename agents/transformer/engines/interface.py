@@ -54,7 +54,7 @@ class Engine(Protocol):
         """Tokens of the conversation that are known to the engine."""
 
     async def generate(
-        self, conversation: int, context: TokenIds, rng: np.random.Generator
+        self, conversation: int, context: TokenIds, rng: np.random.Generator, *, limit: int | None = None
     ) -> tuple[TokenIds, Logps]:
         """Appends `context [C]` to a conversation and samples until a stop token or a limit.
 

@@ -45,39 +45,63 @@ class Segment:
 
 
 class RowCache(Cache):
-    """Keys and values `[slots + 1, G, length, D]` of every layer; the last slot takes what padding writes."""
+    """Keys and values `[S, G, K, D]` of every layer, which grow with what is kept; the first slot takes padding.
 
-    def __init__(self, slots: int, length: int) -> None:
+    Slots are counted from 0 by its users: slot s stands in row s + `TILE`, behind the rows for padding.
+
+    Args:
+        length: Tokens that a conversation may have.
+    """
+
+    def __init__(self, length: int) -> None:
         super().__init__(layers=[])
-        self.slots, self.length = slots, length
+        self.length = length
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.where: tuple[Tensor, Tensor] | Segment | None = None
+        self._rows, self._kept = TILE, _KEY_BLOCK
+
+    def room(self, slot: int, tokens: int) -> None:
+        """Makes room for a slot, and for so many tokens in every slot."""
+        rows, kept = self._rows, self._kept
+        while rows < slot + TILE + 1:
+            rows = 2 * rows
+        while kept < tokens:
+            kept = -(-kept * 3 // 2 // _KEY_BLOCK) * _KEY_BLOCK
+        if (rows, kept) != (self._rows, self._kept):
+            self._rows, self._kept = rows, min(kept, max(self.length, tokens))
+            self.keys, self.values = ([self._grown(store) for store in kind] for kind in (self.keys, self.values))
+
+    def _grown(self, store: Tensor) -> Tensor:
+        made = store.new_zeros(self._rows, store.shape[1], self._kept, store.shape[3])
+        made[: store.shape[0], :, : store.shape[2]] = store
+        return made
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Stores new keys and values; returns all there are, or those of the one conversation that is read by itself."""
+        """Stores new keys and values; returns all there are, or those of the one conversation of a lone pass."""
         while len(self.keys) <= layer_idx:
             heads, width, value_width = key_states.shape[1], key_states.shape[3], value_states.shape[3]
-            self.keys.append(key_states.new_zeros(self.slots + 1, heads, self.length, width))
-            self.values.append(value_states.new_zeros(self.slots + 1, heads, self.length, value_width))
+            self.keys.append(key_states.new_zeros(self._rows, heads, self._kept, width))
+            self.values.append(value_states.new_zeros(self._rows, heads, self._kept, value_width))
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if isinstance(self.where, Segment):
-            slot, start, stop = self.where.slot, self.where.start, self.where.start + len(self.where.ids)
-            keys[slot, :, start:stop] = key_states[0]
-            values[slot, :, start:stop] = value_states[0]
-            return keys[slot : slot + 1, :, :stop], values[slot : slot + 1, :, :stop]
+            row, start, stop = self.where.slot + TILE, self.where.start, self.where.start + len(self.where.ids)
+            keys[row, :, start:stop] = key_states[0]
+            values[row, :, start:stop] = value_states[0]
+            return keys[row : row + 1, :, :stop], values[row : row + 1, :, :stop]
         assert self.where is not None
-        slots, positions = self.where
-        keys[slots, :, positions] = key_states[0].transpose(0, 1)
-        values[slots, :, positions] = value_states[0].transpose(0, 1)
+        rows, positions = self.where
+        keys[rows, :, positions] = key_states[0].transpose(0, 1)
+        values[rows, :, positions] = value_states[0].transpose(0, 1)
         return keys, values
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Copies what one slot holds between two positions to another slot."""
+        self.room(target, stop)
         for store in (*self.keys, *self.values):
-            store[target, :, start:stop] = store[source, :, start:stop]
+            store[target + TILE, :, start:stop] = store[source + TILE, :, start:stop]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions and masks are always given explicitly."""
@@ -104,7 +128,8 @@ class Segments:
         for number, segment in enumerate(self._segments):
             last, stop = first + len(segment.ids), segment.start + len(segment.ids)
             low = 0 if attention.window is None else max(0, segment.start - attention.window + 1)
-            k, v = key[segment.slot, None, :, low:stop], value[segment.slot, None, :, low:stop]
+            row = segment.slot + TILE
+            k, v = key[row, None, :, low:stop], value[row, None, :, low:stop]
             q = query[:, :, first:last]
             groups = q.shape[1] // k.shape[1]
             plain = segment.start == 0 and attention.plain and (attention.window is None or stop <= attention.window)
@@ -140,11 +165,10 @@ class Steps:
         slots: `[A]` ascending.
         positions: `[A]`.
         tile: Slots of a tile.
-        most: Keys that are kept.
         device: Where attention is computed.
     """
 
-    def __init__(self, slots: np.ndarray, positions: np.ndarray, tile: int, most: int, device: torch.device) -> None:
+    def __init__(self, slots: np.ndarray, positions: np.ndarray, tile: int, device: torch.device) -> None:
         tiles, place = np.unique(slots // tile, return_inverse=True)
         rows = place * tile + slots % tile
         index = np.zeros(len(tiles) * tile, np.int64)
@@ -154,8 +178,8 @@ class Steps:
         keys = -(-(at.reshape(-1, tile).max(1) + 1) // _KEY_BLOCK) * _KEY_BLOCK
         if tile == 1:
             keys = at + 1
-        self._keys = np.minimum(keys, most).tolist()
-        self._tile, self._first = tile, (tiles * tile).tolist()
+        self._keys = keys.tolist()
+        self._tile, self._first = tile, (tiles * tile + TILE).tolist()
         self._index, self._rows = (torch.from_numpy(x).to(device) for x in (index, rows))
         self._distance = torch.from_numpy(at).to(device)[:, None] - torch.arange(max(self._keys), device=device)
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
@@ -291,19 +315,20 @@ class FlatReader:
         ids, slots, positions = self._flat(size)
         ids[: len(at)], slots[: len(at)], positions[: len(at)] = tokens, at, lengths
         device = next(self._model.parameters()).device
-        steps = Steps(at, lengths, self.tile, self.cache.length, device)
+        steps = Steps(at, lengths, self.tile, device)
         found: Tensor = self._forward(self._model, ids, slots, positions, steps).logits[0, : len(at)]
         return found
 
     def _flat(self, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return np.zeros(size, np.int64), np.full(size, self.cache.slots, np.int64), np.zeros(size, np.int64)
+        return np.zeros(size, np.int64), np.full(size, -TILE, np.int64), np.zeros(size, np.int64)
 
     def _forward(
         self, part: Any, ids: np.ndarray, slots: np.ndarray, positions: np.ndarray, rows: Segments | Steps, **only: Any
     ) -> Any:
         device = next(self._model.parameters()).device
         given, places, at = (torch.from_numpy(x).to(device) for x in (ids, positions, slots))
-        self.cache.where = (at, places)
+        self.cache.room(int(slots.max()), -(-(int(positions.max()) + 1) // _KEY_BLOCK) * _KEY_BLOCK)
+        self.cache.where = (at + TILE, places)
         return part(
             input_ids=given[None],
             attention_mask=_PassMask.of(rows, device),
@@ -347,6 +372,7 @@ class LoneReader:
     def _forward(self, segment: Segment) -> Tensor:
         device = next(self._model.parameters()).device
         positions = torch.arange(segment.start, segment.start + len(segment.ids), device=device)
+        self.cache.room(segment.slot, segment.start + len(segment.ids))
         self.cache.where = segment
         found: Tensor = self._model(
             input_ids=torch.from_numpy(np.asarray(segment.ids, np.int64))[None].to(device),

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from polyturn.agents.transformer.engines.rows import TILE, FlatReader, LoneReader, RowCache, Segment
 from polyturn.agents.transformer.generation import GenerationError
+from polyturn.agents.transformer.positions import position_limit
 from polyturn.agents.transformer.scoring import acting, base_model
 
 EXPECTED = "expected a causal language model with ordinary (full or sliding) key-value attention"
@@ -56,19 +57,31 @@ class Way:
     reads: tuple[int, ...]
     exact: bool
 
-    def reader(self, model: PreTrainedModel, slots: int, length: int) -> FlatReader | LoneReader:
-        """A reader with room for so many conversations of so many tokens."""
-        cache = RowCache(-(-slots // TILE) * TILE, length)
+    def reader(self, model: PreTrainedModel, length: int) -> FlatReader | LoneReader:
+        """A reader for conversations of so many tokens."""
+        cache = RowCache(length)
         return FlatReader(model, cache, self.tile) if self.flat else LoneReader(model, cache)
 
 
-def way_for(model: PreTrainedModel, slots: int) -> Way:
+def way_for(model: PreTrainedModel, slots: int, capacity: int) -> Way:
     """How a model is read here, tried out once for a model and a number of conversations.
+
+    Args:
+        model: The model; adapters may be inside it.
+        slots: Conversations that are held at once.
+        capacity: Tokens of the longest of them.
 
     Raises:
         GenerationError: It cannot be sampled from: its logits over a cache are not those without.
     """
     first = next(model.parameters())
+    limit = position_limit(model)
+    if limit is not None and capacity > limit:
+        raise GenerationError(
+            f"expected conversations of at most {limit} tokens, beyond which the positions of {type(model).__name__} "
+            f"depend on the length of a pass and log-probabilities on what else is in it, got {capacity}; "
+            f"set max_tokens={limit}, or a fixed scaling of its rotary embeddings (linear, yarn, llama3)"
+        )
     key = (slots, torch.get_num_threads(), first.device, first.dtype)
     found = _FOUND.setdefault(model, {})
     if key not in found:
@@ -92,14 +105,13 @@ def _tried(model: PreTrainedModel, slots: int) -> Way:
     steps = tuple(size for size in _SIZES if size < most)
     wanted = (*steps, most)
     why, own = "", _own(model)
-    vocabulary, limit = _bounds(model)
     for tile in (TILE, 1):
         flat = Way(True, tile, _agreeing(model, wanted, head=True), _agreeing(model, _READ, head=False), True)
         try:
-            reader = flat.reader(model, slots, _LENGTH)
+            reader = flat.reader(model, _LENGTH)
             with ExitStack() as modes:
                 reader.modes(modes)
-                difference, spread, same = _compared(own, reader, flat, vocabulary, limit)
+                difference, spread, same = _compared(own, reader, flat, *_bounds(model))
         except (GenerationError, torch.OutOfMemoryError):
             raise
         except _FAILURES as error:
@@ -120,7 +132,7 @@ def _tried(model: PreTrainedModel, slots: int) -> Way:
                 stacklevel=2,
             )
             return Way(True, TILE, wanted, _READ, False)
-    lone = _lone(model, slots)
+    lone = _lone(model)
     warnings.warn(
         f"{type(model).__name__} is sampled from one conversation at a time, which takes longer and gives the same at "
         f"any concurrency: flat passes do not serve it ({why})",
@@ -133,7 +145,7 @@ def _tried(model: PreTrainedModel, slots: int) -> Way:
 _LENGTH = 192
 
 
-def _lone(model: PreTrainedModel, slots: int) -> Way:
+def _lone(model: PreTrainedModel) -> Way:
     """Checks the slower way.
 
     Raises:
@@ -142,7 +154,7 @@ def _lone(model: PreTrainedModel, slots: int) -> Way:
     way = Way(False, 1, (1,), _READ, True)
     own = _own(model)
     try:
-        reader = way.reader(model, 1, _LENGTH)
+        reader = way.reader(model, _LENGTH)
         with ExitStack() as modes:
             reader.modes(modes)
             difference, spread, _ = _compared(own, reader, way, *_bounds(model))
@@ -165,10 +177,12 @@ def _close(model: PreTrainedModel, difference: float, spread: float) -> bool:
     return difference <= spread * (1e-3 if exact else 0.1)
 
 
-def _bounds(model: PreTrainedModel) -> tuple[int, int]:
-    """Tokens of the vocabulary, and tokens of the longest row to try."""
+def _bounds(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Tokens of the vocabulary, of the row to compare, beyond a short window, and of the longest row beside it."""
     config = model.config.get_text_config()
-    return int(config.vocab_size), min(_LENGTH, int(getattr(config, "max_position_embeddings", None) or _LENGTH))
+    limit = min(_LENGTH, int(getattr(config, "max_position_embeddings", None) or _LENGTH))
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None) or 0
+    return int(config.vocab_size), max(3, min(max(24, window + 8), limit - 9)), limit
 
 
 @torch.inference_mode()
@@ -178,7 +192,7 @@ def _own(model: PreTrainedModel) -> Tensor:
     Raises:
         GenerationError: They are not finite.
     """
-    tokens = torch.from_numpy(_tokens(_bounds(model)[0]))[None].to(next(model.parameters()).device)
+    tokens = torch.from_numpy(_tokens(*_bounds(model)[:2]))[None].to(next(model.parameters()).device)
     with acting(model):
         found: Tensor = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
     if not bool(torch.isfinite(found.amax())):
@@ -186,20 +200,20 @@ def _own(model: PreTrainedModel) -> Tensor:
     return found
 
 
-def _tokens(vocabulary: int) -> np.ndarray:
-    return np.arange(1, 8) % vocabulary
+def _tokens(vocabulary: int, length: int) -> np.ndarray:
+    return np.arange(1, length + 1) * 7 % vocabulary
 
 
 @torch.inference_mode()
 def _compared(
-    own: Tensor, reader: FlatReader | LoneReader, way: Way, vocabulary: int, limit: int
+    own: Tensor, reader: FlatReader | LoneReader, way: Way, vocabulary: int, length: int, limit: int
 ) -> tuple[float, float, bool]:
     """Reads a few tokens in pieces, beside others, and compares with the model's own pass over all of them.
 
     Returns:
         The largest difference of logits, the largest logit, and whether other neighbours change no bit.
     """
-    tokens = _tokens(vocabulary)
+    tokens = _tokens(vocabulary, length)
     others = [np.arange(3, 3 + length) * 5 % vocabulary for length in (limit - 8, 2, limit // 2)]
 
     def last(lines: Sequence[np.ndarray], step_size: int, read_size: int) -> Tensor:
