@@ -83,6 +83,7 @@ def test_scores_at_a_temperature_are_those_of_divided_logits() -> None:
 
 REFUSED = {
     "top_p": ({"top_p": 0.9}, "top_p 0.9"),
+    "top_k": ({"top_k": 5}, "top_k 5"),
     "greedy": ({"temperature": 0.0}, "temperature 0"),
     "both": ({"temperature": 0.5, "top_p": 0.5}, "top_p 0.5"),
 }
