@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from polyturn.agents.transformer.generation import Engine
+from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.envs.trajectory import Logps, TokenIds
 
 Place = tuple[str, int]

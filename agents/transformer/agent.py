@@ -11,6 +11,7 @@ import numpy as np
 
 from polyturn.agents.agent import Action, ContextFull, Episode
 from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy, position_limit
 from polyturn.envs.trajectory import TokenIds

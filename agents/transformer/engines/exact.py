@@ -44,6 +44,7 @@ class _Request:
     pending: np.ndarray
     future: asyncio.Future[tuple[TokenIds, Logps]]
     limit: int
+    finished: Callable[[list[int]], bool] | None
     chunks: list[bytes] = field(default_factory=list)  # of a prompt that is read from its start
     ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
@@ -137,15 +138,22 @@ class ExactEngine:
         return int(self._lengths[conversation])
 
     async def generate(
-        self, conversation: int, context: TokenIds, rng: np.random.Generator, *, limit: int | None = None
+        self,
+        conversation: int,
+        context: TokenIds,
+        rng: np.random.Generator,
+        *,
+        limit: int | None = None,
+        finished: Callable[[list[int]], bool] | None = None,
     ) -> tuple[TokenIds, Logps]:
         """Appends `context` to the slot's episode and samples until a stop token or a limit.
 
         Args:
             conversation: Its slot.
-            context: `[C]` what it was told.
-            rng: Where its random numbers come from, one a token.
-            limit: Tokens at most, where that is less than `sampling.max_new_tokens`.
+            context: `[C]` tokens that the episode has grown by since its last sampled token but one.
+            rng: The episode's generator, which gives one number a token.
+            limit: Tokens to sample at most, where that is less than `sampling.max_new_tokens`.
+            finished: From the tokens sampled so far to whether they are enough, such as at a stop text.
 
         Returns:
             Sampled ids `[A]` int32 and their log-probabilities `[A]` float32 in nats.
@@ -162,9 +170,11 @@ class ExactEngine:
                 f"tokens, got {len(context)}"
             )
         loop = asyncio.get_running_loop()
-        request = _Request(
-            conversation, rng, np.asarray(context, np.int64), loop.create_future(), limit=self.sampling.max_new_tokens
-        )
+        if limit is not None and limit < 1:
+            raise ValueError(f"ExactEngine.generate: expected a limit of 1 or more, got {limit}")
+        most = self.sampling.max_new_tokens if limit is None else min(limit, self.sampling.max_new_tokens)
+        unread = np.asarray(context, np.int64)
+        request = _Request(conversation, rng, unread, loop.create_future(), most, finished)
         if self._lengths[conversation] == 0:
             self._prompts.forget(conversation)
             request.chunks = digests(request.pending[:-1], _CHUNK)
@@ -280,7 +290,8 @@ class ExactEngine:
             request.logps.append(logp)
             request.pending = np.array([token])
             full = self._lengths[request.slot] + 1 >= self.capacity
-            if token in self._stop_ids or len(request.ids) >= request.limit or full:
+            enough = request.finished is not None and request.finished(request.ids)
+            if token in self._stop_ids or len(request.ids) >= request.limit or full or enough:
                 self._finish(request)
 
     def _finish(self, request: _Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,10 +33,12 @@ class Engine(Protocol):
     Attributes:
         sampling: How tokens are drawn.
         capacity: Tokens that a conversation may have in all.
+        slots: Conversations held at once.
     """
 
     sampling: Sampling
     capacity: int
+    slots: int
 
     @property
     def capabilities(self) -> Capabilities:
@@ -54,9 +57,22 @@ class Engine(Protocol):
         """Tokens of the conversation that are known to the engine."""
 
     async def generate(
-        self, conversation: int, context: TokenIds, rng: np.random.Generator, *, limit: int | None = None
+        self,
+        conversation: int,
+        context: TokenIds,
+        rng: np.random.Generator,
+        *,
+        limit: int | None = None,
+        finished: Callable[[list[int]], bool] | None = None,
     ) -> tuple[TokenIds, Logps]:
-        """Appends `context [C]` to a conversation and samples until a stop token or a limit.
+        """Appends tokens to a conversation and samples until a stop token or a limit.
+
+        Args:
+            conversation: Its number.
+            context: `[C]` tokens that it has grown by since its last sampled token but one.
+            rng: The conversation's generator.
+            limit: Tokens to sample at most, where that is less than `sampling.max_new_tokens`.
+            finished: From the tokens sampled so far to whether they are enough, such as at a stop text.
 
         Returns:
             Sampled ids `[A]` int32, and `[A]` float32 log-probabilities in nats of the distribution they were drawn
