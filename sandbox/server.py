@@ -38,6 +38,7 @@ INSIDE = (
     "forks",
     "survey",
     "outbox",
+    "held",
     "surroundings",
     "episode",
     "zygote",
@@ -222,7 +223,7 @@ class ServerSession:
         # no character takes more than four bytes: only doubtful sizes are measured
         if len(code) > limits.source_bytes // 4 and len(code.encode("utf-8", "surrogatepass")) > limits.source_bytes:
             return Result(Status.ERROR, error=f"SyntaxError: the program is longer than {limits.source_bytes} bytes")
-        wall = limits.wall_s if wall_s is None else check_number("wall_s", wall_s, *BOUNDS["wall_s"], whole=False)
+        wall = check_number("wall_s", limits.wall_s if wall_s is None else wall_s, *BOUNDS["wall_s"], whole=False)
         cpu = wall if limits.cpu_s is None else limits.cpu_s
         return {"op": "run", "s": self._number, "code": code, "wall": wall, "cpu": cpu}, wall + MARGIN_S
 

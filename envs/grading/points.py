@@ -28,8 +28,8 @@ _MAX_VARIABLES = 3
 _MAX_ROOTS = 5
 _ROOT_DIGITS = 55
 _SECANT_STEPS = 16
-_SCANNED_POWERS = 12
-"""Changes of sign are looked for between 4 to this power and its inverse, about 16 million and 1e-7."""
+_SCANNED_POWERS = 13
+"""Changes of sign are looked for between 64 to this power and its inverse, about 3e23 and 3e-24."""
 _SAME = Fraction(1, 10**30)
 """Two zeros closer than this, in proportion, are one zero found twice."""
 
@@ -241,8 +241,8 @@ def _roots(
 ) -> list[Fraction]:
     """Values of one variable at which an expression is zero; each is divided out before the next is looked for.
 
-    The steps of `_secant` run away from the zero of 1000 - 1/x. Where an expression is no polynomial, changes of sign
-    that are left are therefore looked for from size to size, if `scanned`.
+    The steps of `_secant` run away from the zero of 1000 - 1/x, and are too short for those of x^2 - 10^-9. Changes of
+    sign that are left are therefore looked for from size to size, if `scanned`.
     """
     found: list[Fraction] = []
 
@@ -261,31 +261,14 @@ def _roots(
         if root is None:
             break
         found.append(root)
-    if scanned and not _polynomial(node, name):
+    if scanned:
         found += _changes_of_sign(height)
     return found
 
 
-def _polynomial(node: Node, name: str) -> bool:
-    """Whether an expression is plainly a polynomial in a variable."""
-    if name not in variables(node):
-        return True
-    match node.kind:
-        case "variable":
-            return True
-        case "add" | "mul" | "neg":
-            return all(_polynomial(part, name) for part in node.parts)
-        case "div":
-            return _polynomial(node.parts[0], name) and name not in variables(node.parts[1])
-        case "pow":
-            power = node.parts[1]
-            return _polynomial(node.parts[0], name) and power.kind == "num" and power.value.denominator == 1
-    return False
-
-
 def _changes_of_sign(height: Callable[[Fraction], Any]) -> list[Fraction]:
-    """Where a function changes its sign between two of the numbers 4^k and -4^k, to a part in a thousand."""
-    sizes = [Fraction(4) ** power for power in range(-_SCANNED_POWERS, _SCANNED_POWERS + 1)]
+    """Where a function changes its sign between two of the numbers 64^k and -64^k, to a part in a thousand."""
+    sizes = [Fraction(64) ** power for power in range(-_SCANNED_POWERS, _SCANNED_POWERS + 1)]
     found = []
     for sign in (-1, 1):
         heights = [height(sign * size) for size in sizes]

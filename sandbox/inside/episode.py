@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import ast
+import contextlib
 import io
 import os
 import random
@@ -24,6 +25,7 @@ import types
 from collections.abc import Callable
 
 from polyturn.sandbox.inside import surroundings
+from polyturn.sandbox.inside.held import held_below, open_anew
 from polyturn.sandbox.inside.outbox import Outbox, Text
 
 CONTROL = 3  # the descriptor of the channel to the supervisor
@@ -222,6 +224,7 @@ class EpisodeInterpreter:
                         sys.setprofile(None)
                     finally:
                         sys.settrace(None)
+                        self.flush_replaced()
                 kind = OK
             except SystemExit as stop:
                 if stop.code is None or stop.code == 0:
@@ -241,6 +244,13 @@ class EpisodeInterpreter:
         if os.getpid() != self.pid:
             os._exit(0)  # a copy the program forked has come to the end of the program; only the original answers
         self.send(token, kind, self.out.stream.take(), self.err.stream.take(), value, error)
+
+    def flush_replaced(self) -> None:
+        """Writes what waits in streams that the program has put in the place of its standard ones."""
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not self.out and stream is not self.err:
+                with contextlib.suppress(Exception):  # the program's own object, which may be anything
+                    stream.flush()
 
     def execute(self, source: str) -> str:
         """Runs the program in the episode's namespace; the last expression's repr, as in a notebook."""
@@ -298,6 +308,7 @@ class EpisodeInterpreter:
             if not self.silent:
                 self.silence()
                 self.silent = True
+            held = held_below(self.folder, HOME + bool(self.home))
             drawn = random.getstate()
             pid = self.fork()
         except OSError as error:
@@ -321,6 +332,7 @@ class EpisodeInterpreter:
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
         if os.listdir(self.folder):
             shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
+        open_anew(held, folder)
         here = self.true_name()
         os.chdir(folder + here[len(self.folder) :] if here.startswith(self.folder) else folder)
         if self.home:

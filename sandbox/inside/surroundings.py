@@ -150,6 +150,8 @@ def disarm() -> None:
     """Stops the timers that a program has left running at the end of its run."""
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0)
+    if "faulthandler" in sys.modules:
+        sys.modules["faulthandler"].cancel_dump_traceback_later()
 
 
 def _explain_semaphores() -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (one program a line reads better than a program folded)
 """A branch has a copy of the files under the same names, and nothing that it does or sees is its origin's."""
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from polyturn.sandbox import Limits, Sandbox, Session, Status, open_sandbox
+from polyturn.sandbox import Limits, Sandbox, SandboxError, Session, Status, open_sandbox
 
 # Names of the folder by every way in which a program may have learnt them before it was forked.
 BEFORE = """
@@ -80,6 +81,58 @@ def test_nothing_that_a_branch_does_to_names_it_knows_reaches_its_origin(session
     assert session.fork().run("look(here)").value is not None
     for one in (branch, grandchild):
         one.close()
+
+
+HELD = [
+    "os.fchmod({fd}, 0)",
+    "os.utime({fd}, (1, 1))",
+    "os.chmod('/proc/self/fd/%d' % {fd}, 0)",
+    "os.write({fd}, b'evil')",
+    "os.ftruncate({fd}, 0)",
+    "os.lseek({fd}, 100, 0)",
+    "os.chmod('a', 0, dir_fd={fd})",
+    "os.unlink('a', dir_fd={fd})",
+    "os.rename('a', 'z', src_dir_fd={fd}, dst_dir_fd={fd})",
+    "os.mkdir('new', dir_fd={fd})",
+    "os.fchdir({fd}); open('new', 'w').close()",
+]
+
+
+def test_nothing_that_a_branch_does_to_what_it_held_open_reaches_its_origin(session: Session) -> None:
+    """A fork shares open files; a branch has them on its own copies, at the same place."""
+    opened = "top, sub, file = os.open('.', os.O_RDONLY), os.open('d', os.O_PATH), os.open('a', os.O_RDWR)\nos.read(file, 1)\n"
+    session.run(BEFORE + LOOK + opened)
+    before = session.run("look(here)").value
+    for fd in ("top", "sub", "file"):
+        for change in HELD:
+            branch = session.fork()
+            branch.run(change.format(fd=fd))
+            assert session.run("look(here)").value == before, (fd, change)
+            assert session.run("open('a').read(), os.lseek(file, 0, 1)").value == "('A', 1)", (fd, change)
+            branch.close()
+
+
+def test_a_branch_goes_on_writing_where_its_origin_was(session: Session) -> None:
+    """Text still in a file's own buffer, a removed temporary file, a file that was made read-only, one to append to."""
+    session.run(
+        "import os, tempfile\nlog, more = open('log', 'w+'), open('more', 'a+')\nlog.write('start '); more.write('x'); more.flush()\n"
+        "temporary = tempfile.TemporaryFile('w+'); temporary.write('kept '); temporary.flush(); os.chmod('log', 0o400)"
+    )
+    branch = session.fork()
+    for one, text in ((branch, "branch"), (session, "origin")):
+        one.run(f"for f in (log, more, temporary): f.write({text!r})")
+    for one, text in ((session, "origin"), (branch, "branch")):
+        read = "for f in (log, more, temporary): f.seek(0)\nlog.read(), more.read(), temporary.read(), oct(os.stat('log').st_mode)"
+        assert one.run(read).value == f"('start {text}', 'x{text}', 'kept {text}', '0o100400')"
+    branch.close()
+
+
+def test_a_fork_whose_open_files_cannot_be_copied_is_refused(session: Session) -> None:
+    session.run("import os; fd = os.open('gone', os.O_WRONLY | os.O_CREAT); os.unlink('gone')")
+    with pytest.raises(SandboxError, match="a file open that it removed and cannot read"):
+        session.fork()
+    session.run("os.close(fd)")
+    session.fork().close()
 
 
 def test_a_branch_does_not_see_what_becomes_of_its_origins_files(session: Session) -> None:

@@ -87,6 +87,7 @@ def test_a_forked_child_prints_what_it_prints_and_nothing_of_its_parent_twice(
             "import os, threading; threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()",
             "raise ValueError",
         ),
+        ("import faulthandler; faulthandler.dump_traceback_later(0.1, exit=True)", ""),
     ],
 )
 def test_an_alarm_left_running_does_not_end_the_session(session: Session, start: str, handler: str) -> None:

@@ -166,6 +166,10 @@ def test_a_refused_run_is_an_error_of_the_caller_and_no_loss(session: Session) -
     with pytest.raises(SandboxError, match="refused: ValueError: '5'") as raised:
         session.run("x")
     assert type(raised.value) is SandboxError
+    for wrong in (NAN, INF, -5, "5"):
+        object.__setattr__(broken, "wall_s", wrong)
+        with pytest.raises((TypeError, ValueError), match="wall_s is a number"):
+            session.run("x")
     session.limits = good  # type: ignore[attr-defined]
     assert session.run("x").value == "1"
 

@@ -95,3 +95,23 @@ def test_output_in_a_larger_pipe_is_read_before_the_answer_counts(session: Sessi
     )
     assert (result.status, result.stdout[-4:], result.truncated) == (Status.OK, "aend", True)
     assert session.run("print('honest')").stdout == "honest\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("end", ["", "\n1 / 0", "\nraise SystemExit(3)"])
+def test_a_stream_that_the_program_put_in_place_of_its_own_is_flushed_with_the_run(
+    session: Session, stream: str, end: str
+) -> None:
+    """As after `sys.stdout = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8")`, which keeps what is printed."""
+    assert session.run(f"import io, sys\nsys.{stream} = io.TextIOWrapper(sys.{stream}.buffer, encoding='utf-8')").ok
+    for number in range(3):
+        result = session.run(f"print({number}, file=sys.{stream}){end}")
+        assert getattr(result, stream) == f"{number}\n"
+
+
+def test_a_stream_that_cannot_be_flushed_harms_nothing(session: Session) -> None:
+    bad = "class Bad:\n  def write(self, text): return len(text)\n  def flush(self): raise SystemExit(4)\n"
+    assert session.run(f"import sys\n{bad}x = 1; sys.stdout = Bad()").status in (Status.OK, Status.ERROR)
+    assert session.run("sys.stdout = sys.__stdout__; x").value == "1"
+    forever = bad.replace("raise SystemExit(4)", "while_true()") + "def while_true():\n  while True: pass\n"
+    assert session.run(f"{forever}sys.stdout = Bad()", wall_s=0.3).status is Status.TIMEOUT
