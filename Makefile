@@ -11,7 +11,7 @@ export VENV
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox quickstart test browser lint types format mutate dist clean
+.PHONY: help setup sandbox quickstart test gpu browser lint types format mutate dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,7 +26,10 @@ quickstart: sandbox ## the main job: a policy learns tool-integrated math from p
 	$(BIN)/polyturn quickstart $(ARGS)
 
 test: sandbox ## run the tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu" $(ARGS)
+
+gpu: setup ## tests and benchmarks for a GPU, into runs/gpu/results.json; on a CPU their small forms
+	PYTHON=$(BIN)/python sh scripts/gpu.sh
 
 browser: setup ## test the viewer's page in a headless Chromium
 	@sh scripts/browser.sh

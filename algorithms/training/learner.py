@@ -141,10 +141,11 @@ class Learner:
             self._cache = ReferenceCache(None if place is None else place / name, weights)
         scoring: nn.Module = _Scoring(reference.scorer)
         if self._mesh is None:
-            return Reference(self._accelerator.prepare_model(scoring, evaluation_mode=True), self._cache)
-        device = next(self._policy.model.parameters()).device
-        with torch.no_grad():
-            scoring(Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), _ones(device)))
+            scoring = self._accelerator.prepare_model(scoring, evaluation_mode=True)
+        # Looks at the model, as above, before the policy's step begins: the two may share a configuration.
+        _packs(reference.scorer)
+        if self._mesh is None:
+            return Reference(scoring, self._cache)
         return Reference(shard_reference(scoring, self._mesh), self._cache, together=self._any)
 
     @property

@@ -243,6 +243,17 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing() -> None:
     assert twice == once + 3
 
 
+def test_two_models_may_share_one_configuration() -> None:
+    """Attention over forests is switched on in the configuration, also while the reference is first looked at."""
+    made = policy()
+    inner: Any = made.model
+    other = Policy(type(inner)(inner.config), made.tokenizer)
+    other.model.load_state_dict(inner.state_dict())
+    other.model.requires_grad_(False)
+    _, result = run(MDPO(), steps=1, start=made, reference=other)
+    assert result.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_a_cached_reference_scores_every_row_once() -> None:
     """Six pairs, twelve rows; three epochs of one step."""
     reference, rows = policy().copy(), []
