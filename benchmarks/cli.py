@@ -1,4 +1,4 @@
-"""Commands of this floor: `polyturn bench` and `polyturn quickstart`."""
+"""Commands of this floor: `polyturn bench`, `quickstart`, `compare` and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyturn.agents.cli import no_loading_bars
+from polyturn.benchmarks.comparing.commands import add_comparing
 
 if TYPE_CHECKING:
     from polyturn.benchmarks.running.suite import Suite
@@ -36,6 +37,7 @@ Running it again goes on with what is in --out.
 def add_commands(subparsers: Any) -> None:
     """Adds this floor's commands to the parser of `polyturn`."""
     raw = argparse.RawDescriptionHelpFormatter
+    add_comparing(subparsers)
     bench = subparsers.add_parser(
         "bench", help="run a benchmark suite over seeds and report it", epilog=BENCH_HELP, formatter_class=raw
     )

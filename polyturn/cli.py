@@ -34,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("algorithms", "fit a reward or preference model to comparisons"),
     "rollout": ("agents", "collect trajectories of an agent in an environment"),
     "serve": ("agents", "answer agent programs over HTTP; each run of a program becomes a trajectory"),
+    "compare": ("benchmarks", "compare policies, runs or results, paired over tasks and seeds"),
+    "leaderboard": ("benchmarks", "write a page of committed benchmark results"),
     "bench": ("benchmarks", "run a benchmark suite over seeds and report it"),
     "envs": ("envs", "list the environments"),
     "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),

@@ -117,6 +117,7 @@ def bind(
     annotate: Annotator = by_return,
     pieces: Pieces | None = None,
     corrupt: Corrupt = "raise",
+    note: str = "",
 ) -> Book:
     """Reads everything found, one group at a time, and makes a book of it.
 
@@ -126,6 +127,7 @@ def bind(
         annotate: What compares the members of a group.
         pieces: The text of tokens; without it their ids are shown.
         corrupt: What to do at a damaged record; as in `polyturn.envs.store.read`.
+        note: Text for the first view, a report for example.
 
     Raises:
         StoreError: A store cannot be read.
@@ -142,6 +144,7 @@ def bind(
         runs=[_run(run, found.stores) for run in found.runs],
         results=[_result(result) for result in found.results],
         pieces=pieces,
+        note=note,
     )
 
 
@@ -194,6 +197,7 @@ class _Writer:
         runs: Sequence[Mapping[str, Any]],
         results: Sequence[Mapping[str, Any]],
         pieces: Pieces | None,
+        note: str = "",
     ) -> Book:
         """The finished book."""
         vocabulary = None
@@ -207,6 +211,7 @@ class _Writer:
         index = {
             "schema": 1,
             "title": title,
+            "note": note,
             "stores": list(stores),
             "columns": dict(zip(ROW, columns, strict=True)),
             "groups": self._groups,
@@ -307,7 +312,7 @@ def _run(run: Run, stores: Sequence[Path]) -> dict[str, Any]:
         of[str(number)] = [
             at for at, store in enumerate(stores) if store.is_relative_to(run.path / f"iteration-{number}")
         ]
-        for name, value in _leaves(record):
+        for name, value in leaves(record):
             if name != "number":
                 values.setdefault(name, []).append([number, value])
     # An estimate's ends and its number of trials would be three more curves that say little by themselves.
@@ -331,10 +336,11 @@ def thinned(points: list[list[Any]], limit: int = _POINTS) -> list[list[Any]]:
     return [points[at] for at in kept]
 
 
-def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    """Every finite number in nested mappings under its dotted name."""
     for name, value in record.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         elif _number(value):
             yield prefix + name, float(value)
 
@@ -349,7 +355,7 @@ def _result(result: Results) -> dict[str, Any]:
         {
             "name": cell.get("name"),
             "seed": cell.get("seed"),
-            "values": dict(_leaves(cell["result"])) if isinstance(cell.get("result"), Mapping) else {},
+            "values": dict(leaves(cell["result"])) if isinstance(cell.get("result"), Mapping) else {},
         }
         for cell in record["cells"]
         if isinstance(cell, Mapping)
@@ -361,7 +367,14 @@ def _result(result: Results) -> dict[str, Any]:
         if path.stat().st_size <= _LARGEST_PICTURE
     ]
     kept = {name: record.get(name) for name in ("suite", "summary", "quick", "seeds", "command", "machine")}
-    return {"path": str(result.path), **kept, "cells": cells, "report": result.report, "pictures": pictures}
+    return {
+        "path": str(result.path),
+        **kept,
+        "cells": cells,
+        "report": result.report,
+        "reading": result.reading,
+        "pictures": pictures,
+    }
 
 
 def sha256(text: str) -> str:

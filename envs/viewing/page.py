@@ -37,6 +37,7 @@ def write_page(
     pieces: Pieces | None = None,
     form: Form = "auto",
     corrupt: Corrupt = "raise",
+    note: str = "",
 ) -> Path:
     """Writes a page about stores, runs and results that opens from the disk, without a server or a network.
 
@@ -49,6 +50,7 @@ def write_page(
         form: "page" writes one file, "folder" writes conversations to side files, "auto" takes one file up to
             `LARGEST_PAGE`.
         corrupt: What to do at a damaged record: "raise", or "skip" it with a warning.
+        note: Text for the first view, a report for example.
 
     Returns:
         The HTML file.
@@ -60,7 +62,12 @@ def write_page(
     """
     paths = [Path(path) for path in paths]
     book = bind(
-        find(paths), title=title or ", ".join(map(str, paths[:3])), annotate=annotate, pieces=pieces, corrupt=corrupt
+        find(paths),
+        title=title or ", ".join(map(str, paths[:3])),
+        annotate=annotate,
+        pieces=pieces,
+        corrupt=corrupt,
+        note=note,
     )
     try:
         return write_book(book, Path(out), form=form)

@@ -38,11 +38,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Results:
-    """Results of a benchmark suite: `results.json`, its report and pictures."""
+    """Results of a benchmark suite: `results.json`, its report, the words on how to read it, and pictures."""
 
     path: Path
     record: Mapping[str, Any]
     report: str
+    reading: str
     pictures: tuple[Path, ...]
 
 
@@ -130,9 +131,9 @@ def _run(folder: Path, notes: Iterable[Path]) -> Run:
 
 
 def _results(file: Path, record: Mapping[str, Any]) -> Results:
-    report = file.with_name("report.md")
-    text = report.read_text("utf-8", "replace") if report.is_file() else ""
-    return Results(file, record, text, tuple(sorted(file.parent.glob("*.svg"))))
+    pages = [file.with_name(name) for name in ("report.md", "README.md")]
+    report, reading = (page.read_text("utf-8", "replace") if page.is_file() else "" for page in pages)
+    return Results(file, record, report, reading, tuple(sorted(file.parent.glob("*.svg"))))
 
 
 def _lines(file: Path) -> Iterator[Mapping[str, Any]]:

@@ -345,6 +345,21 @@ def test_results_are_shown_with_their_pictures(tmp_path: Path, visit: Open) -> N
     accessible(page)
 
 
+def test_a_comparison_leads_to_the_episodes_that_differ(tmp_path: Path, visit: Open) -> None:
+    from polyturn import cli
+
+    before = shown.ordinary(tmp_path / "before.jsonl", "sft")
+    after = shown.ordinary(tmp_path / "after.jsonl", "trained", flipped=True)
+    assert cli.main(["compare", str(before), str(after), "--page", str(tmp_path / "compare.html")]) == 0
+    page = visit(tmp_path / "compare.html")
+    page.wait_for_selector("#detail table")
+    accessible(page)
+    keep(page, "viewer-comparison")
+    page.click("#detail table a >> nth=0")
+    page.wait_for_selector(".branch")
+    assert "episodes from the identical start" in page.inner_text("#detail")
+
+
 def test_dark_mode_is_readable(ordinary: Path, visit: Open) -> None:
     page = visit(ordinary, "#v=episode&e=0:1&t=1")
     page.wait_for_selector(".tokens")

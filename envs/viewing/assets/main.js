@@ -80,6 +80,7 @@ function welcome() {
     h("h2", {}, "What is here"),
     h("dl.facts", {}, fact("episodes", String(rows)), fact("invalid", String(invalid)), fact("mean return of the valid", mean === null ? "" : figure(mean)),
       fact("groups", String(book.groups.length)), fact("stores", String(book.stores.length))),
+    book.note && markdown(book.note),
     rows > 0 && h("p", {}, "Choose an episode in the list, or press j."), help(),
   ];
 }
@@ -145,7 +146,7 @@ async function follow() {
 }
 
 function frame() {
-  const tabs = [["", `episodes`], book.runs.length && ["runs", "runs"], book.results.length && ["results", "results"]].filter(Boolean);
+  const tabs = [(rows || !book.results.length) && ["", "episodes"], book.runs.length && ["runs", "runs"], book.results.length && ["results", "results"]].filter(Boolean);
   document.body.append(
     h("a.skip", { href: "#detail", onclick: (event) => { event.preventDefault(); $("detail").focus(); } }, "to the episode"),
     h("header", { id: "top" }, h("h1", {}, visible(book.title)), h("nav", { id: "tabs", "aria-label": "Pages" }, tabs.map(([view, label]) => h("a", { "data-view": view }, label))),

@@ -61,6 +61,31 @@ function resultTable(result) {
       names.map((name) => h("td", {}, figure(cell.values[name]))))))));
 }
 
+// Headings, lists, tables and paragraphs of Markdown; everything else, links and pictures too, stays text.
+function markdown(text) {
+  const parts = [], lines = text.split("\n");
+  const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
+  const own = /^[\w.-]+#(v=start&e=\d+:\d+)$/; // a report's link to an episode of this page
+  const inline = (words) => own.test(words) ? h("a", { href: `#${words.match(own)[1]}` }, "episodes") : words.split(/(`[^`]+`|\*\*[^*]+\*\*)/).map((part) => part.startsWith("`") && part.length > 2 ? h("code", {}, visible(part.slice(1, -1)))
+    : part.startsWith("**") && part.length > 4 ? h("strong", {}, visible(part.slice(2, -2))) : visible(part));
+  for (let at = 0; at < lines.length;) {
+    const line = lines[at];
+    const until = (stop) => { const from = at++; while (at < lines.length && !stop(lines[at])) at++; return lines.slice(from, at); };
+    if (!line.trim() || /^!\[/.test(line)) at++; // pictures stand above
+    else if (/^#+ /.test(line)) { parts.push(h("h3", {}, inline(line.replace(/^#+ /, "")))); at++; }
+    else if (line.startsWith("```")) { at++; parts.push(h("pre.code", {}, visible(until((next) => next.startsWith("```")).join("\n")))); at++; }
+    else if (line.startsWith("|")) {
+      const [head, , ...body] = until((next) => !next.startsWith("|")).map(cells);
+      parts.push(h("div.wide", { tabindex: 0, role: "region", "aria-label": "table" }, h("table", {}, h("thead", {}, h("tr", {}, head.map((cell) => h("th", { scope: "col" }, inline(cell))))),
+        h("tbody", {}, body.map((row) => h("tr", {}, row.map((cell) => h("td", {}, inline(cell)))))))));
+    } else if (/^[-*] /.test(line)) {
+      const items = until((next) => !next.trim() || /^[#|]/.test(next)).join("\n").split(/\n[-*] /).map((item) => item.replace(/^[-*] /, ""));
+      parts.push(h("ul", {}, items.map((item) => h("li", {}, inline(item.replace(/\s+/g, " "))))));
+    } else parts.push(h("p", {}, inline(until((next) => !next.trim() || /^([#|]|[-*] |```)/.test(next)).join(" "))));
+  }
+  return h("div.report-text", {}, parts);
+}
+
 function showResults(place) {
   show(place, book.results.map((result) => h("section", {}, h("h2", {}, "Results of ", visible(String(result.suite))),
     h("p", {}, visible(String(result.summary || ""))),
@@ -68,5 +93,6 @@ function showResults(place) {
     result.machine && h("details", {}, h("summary", {}, "machine and versions"), h("pre.code", {}, visible(JSON.stringify(result.machine, null, 1)))),
     result.pictures.map((picture) => h("figure", {}, h("img", { src: `data:image/svg+xml;base64,${picture.data}`, alt: `${result.suite}: ${picture.name}` }), h("figcaption", {}, visible(picture.name)))),
     result.cells.length > 0 && h("details", {}, h("summary", {}, `figures of ${count(result.cells.length, "cell")}`), resultTable(result)),
-    result.report && h("details", {}, h("summary", {}, "report"), h("pre.said", {}, visible(result.report))))));
+    result.report && h("details", { open: true }, h("summary", {}, "report"), markdown(result.report)),
+    result.reading && h("details", {}, h("summary", {}, "how to read it"), markdown(result.reading)))));
 }
