@@ -26,6 +26,16 @@ from .scripted.demonstrator import Demonstrator as Demonstrator, Habits as Habit
 from .scripted.gold import GoldAgent as GoldAgent
 from .scripted.sellers import ScriptedSeller as ScriptedSeller, SellingHabits as SellingHabits
 from .scripted.teachers import ScriptedTeacher as ScriptedTeacher, TeachingHabits as TeachingHabits
+from .serving.episode import Start as Start
+from .serving.programs import (
+    AgentProgram as AgentProgram,
+    Endpoint as Endpoint,
+    Outcome as Outcome,
+    collect_program as collect_program,
+    read_tasks as read_tasks,
+)
+from .serving.server import AgentServer as AgentServer
+from .serving.wire import Limits as Limits
 from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, table_policy as table_policy
 from .transformer.agent import TransformerAgent as TransformerAgent
 from .transformer.choosing import PolicyChooser as PolicyChooser

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -37,6 +37,32 @@ from polyturn.envs.trajectory import Group, Trajectory
 
 EnvironmentSource = str | Callable[[], TextEnvironment]
 
+
+@runtime_checkable
+class GroupSource(Protocol):
+    """What makes groups in a way of its own, and stands where an environment does: an agent program."""
+
+    @property
+    def name(self) -> str:
+        """What records call it."""
+        ...
+
+    def collect(
+        self,
+        members: Sequence[Agent],
+        *,
+        groups: int | None,
+        seed: int,
+        tasks: Sequence[int] | None,
+        concurrency: int,
+        store: Store | None,
+        progress: bool,
+        label: str,
+    ) -> list[Group]:
+        """Groups of as many members, each by its own agent; the arguments are those of `collect`."""
+        ...
+
+
 # An episode whose infrastructure failed is tried again this often before it is recorded as invalid.
 _RETRIES = 1
 
@@ -47,7 +73,7 @@ class CollectError(RuntimeError):
 
 def collect(
     agent: Agent | Sequence[Agent],
-    env: EnvironmentSource,
+    env: EnvironmentSource | GroupSource,
     *,
     groups: int | None = None,
     group_size: int = 1,
@@ -78,7 +104,8 @@ def collect(
     Args:
         agent: Who acts; or one agent for each member of a group (`group_size` of them), for example 20 of the
             current policy and 10 of the previous one.
-        env: Registered id, or a function that makes the environment.
+        env: Registered id, or a function that makes the environment; or an agent program
+            (`polyturn.agents.AgentProgram`), which has tasks, limits and no branches of its own.
         groups: How many starts; default one a task, or 1.
         group_size: Episodes per start.
         seed: Fixes everything: each start's environment seed comes from (seed, group), each episode's generator from
@@ -131,6 +158,22 @@ def collect(
         raise ValueError(
             f"collect: expected the id of an environment or a function that makes one, got {env!r:.200}, of which many "
             "are needed at once; pass lambda: gymnasium.make(...)"
+        )
+    if not isinstance(env, str) and isinstance(env, GroupSource):
+        if branch_at is not None or prefix_agent is not None or env_options or partner_store or timeout or same_noise:
+            raise ValueError(
+                f"collect: expected no branch_at, prefix_agent, env_options, partner_store, timeout or same_noise for "
+                f"{env.name}, which is no environment"
+            )
+        return env.collect(
+            members,
+            groups=groups,
+            seed=seed,
+            tasks=tasks,
+            concurrency=concurrency,
+            store=store,
+            progress=progress,
+            label=label,
         )
     options = dict(env_options or {})
     factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))

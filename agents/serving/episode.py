@@ -176,6 +176,15 @@ class ServedEpisode:
         self._calls.append(call)
         self._after[call.tools, _prefixes(call.messages)[-1]] = call
 
+    def messages(self) -> list[dict[str, str]]:
+        """What was read and said, segment after segment."""
+        return [
+            {"role": role, "content": text}
+            for segment in _segments(self._calls)
+            for call in segment
+            for role, text in (("user", call.observation), ("assistant", call.text))
+        ]
+
     def call(self, number: int) -> Call | None:
         """An answered call by its number."""
         return next((call for call in self._calls if call.number == number), None)

@@ -1,4 +1,8 @@
-"""The engine as calls use it: caches of conversations that may go on are kept, the oldest one makes room."""
+"""The engine as calls use it: an episode keeps the cache of its latest call, and the oldest makes room where it must.
+
+What has been read stays in the cache, so a run that asks for one thing after another, as one of at most as many runs as
+there are slots, has the same numbers to the last bit whatever runs beside it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ class Sampler:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._kept: OrderedDict[Place, int] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[int, int]] = OrderedDict()  # by episode: number of the call, slot
         self._running = self._waiting = 0
 
     async def sample(
@@ -49,8 +53,13 @@ class Sampler:
         Returns:
             Sampled ids `[A]` and their log-probabilities `[A]` in nats.
         """
-        kept = self._kept.pop(after, None) if after is not None else None
-        slot = await self._free() if kept is None else kept
+        episode, number = place
+        kept = self._kept.get(episode)
+        if kept is not None and after == (episode, kept[0]):
+            del self._kept[episode]
+            slot = kept[1]
+        else:
+            slot = await self._free()
         self._running += 1
         try:
             unread = prompt[self.engine.length(slot) :]
@@ -60,20 +69,21 @@ class Sampler:
             raise
         finally:
             self._running -= 1
+        self.forget(episode)
         if self._waiting:
             self.engine.release(slot)
         else:
-            self._kept[place] = slot
+            self._kept[episode] = (number, slot)
         return answer
 
     def forget(self, episode: str) -> None:
         """Gives back what is kept for an episode."""
-        for place in [place for place in self._kept if place[0] == episode]:
-            self.engine.release(self._kept.pop(place))
+        if (kept := self._kept.pop(episode, None)) is not None:
+            self.engine.release(kept[1])
 
     async def _free(self) -> int:
         if self._kept and len(self._kept) + self._running + self._waiting >= self.engine.slots:
-            self.engine.release(self._kept.popitem(last=False)[1])
+            self.engine.release(self._kept.popitem(last=False)[1][1])
         self._waiting += 1
         try:
             return await self.engine.acquire()

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +33,7 @@ from polyturn.envs.trajectory import Trajectory
 
 _T = TypeVar("_T")
 _STOP_WINDOW = 64
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 MODEL = "policy"
 """What the policy is called in answers; requests may call it anything."""
 
@@ -93,6 +96,11 @@ class AgentServer:
         """What OpenAI's clients take as `base_url`."""
         return f"{self.root}/v1"
 
+    @property
+    def slots(self) -> int:
+        """Answers that are sampled at once."""
+        return self._sampler.engine.slots
+
     def start(self) -> None:
         """Begins to listen, in a thread of its own.
 
@@ -132,20 +140,32 @@ class AgentServer:
         """Begins an episode and returns its key."""
         return self._in_loop(lambda: self._open(Start() if start is None else start))
 
-    def close(self, key: str, *, reward: float = 0.0, error: str | None = None) -> Trajectory:
+    def messages(self, key: str) -> list[dict[str, str]]:
+        """The conversations of an open episode so far, those of every segment one after another."""
+        return self._in_loop(lambda: self._episodes[_hash(key)].messages())
+
+    def close(
+        self,
+        key: str,
+        *,
+        reward: float = 0.0,
+        error: str | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> Trajectory:
         """Ends an episode.
 
         Args:
             key: The episode's.
             reward: What the whole run is worth.
             error: Why it failed for reasons outside the policy; it is then invalid.
+            info: What else its trajectory is to record; JSON values.
 
         Raises:
             ValueError: No episode has this key, or the reward is not finite.
         """
         if not np.isfinite(reward):
             reward, error = 0.0, error or f"the score is not finite: {reward}"
-        return self._in_loop(lambda: self._close(_hash(key), reward, error))
+        return self._in_loop(lambda: self._close(_hash(key), reward, error, info or {}))
 
     def _in_loop(self, work: Callable[[], _T]) -> _T:
         """Runs something in the server's thread, where all of its state lives."""
@@ -182,11 +202,12 @@ class AgentServer:
         self._episodes[_hash(key)] = ServedEpisode(self._opened, start)
         return key
 
-    def _close(self, hashed: str, reward: float, error: str | None) -> Trajectory:
+    def _close(self, hashed: str, reward: float, error: str | None, info: Mapping[str, Any] = _NOTHING) -> Trajectory:
         episode = self._episodes.pop(hashed, None)
         if episode is None:
             raise ValueError("AgentServer.close: expected the key of an open episode, got another")
         made = episode.trajectory(reward, error, agent=self._agent.name, version=self._agent.version)
+        made = replace(made, info={**made.info, **info})
         self._sampler.forget(episode.id)
         if self._store is not None:
             self._store.append(made)

@@ -23,6 +23,7 @@ examples:
       --out runs/mtpo --online 300 --group-size 2 -m value_warmup=20
   polyturn train ppo  --model runs/sft/policy --env polyturn/EducationDialogue-v0 -m over=turn -m kl=0.01 \\
       --preference reward_model:runs/rm/model --out runs/rlhf --online 300 --group-size 2
+  polyturn train mdpo --model runs/sft/policy --program "python my_agent.py" --tasks tasks.jsonl --out runs/agent
   polyturn train distillation --model my/small --teacher my/large --data gold.jsonl --out runs/distilled
   polyturn train distillation --model runs/sft/policy --teacher my/large -m first=student \\
       --problems gsm8k_train.jsonl --online 500 --group-size 1 --out runs/distilled
@@ -97,6 +98,20 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--data", type=Path, help="store of trajectories to learn from, for methods without preference")
     parser.add_argument("--teacher", metavar="MODEL", help="folder or Hub id of the teacher, for methods that need one")
     add_env_arguments(parser, positional=False)
+    parser.add_argument(
+        "--program",
+        metavar="COMMAND",
+        help="instead of --env: an agent program, run once a task with OPENAI_BASE_URL and OPENAI_API_KEY set for it, "
+        "the task as JSON on its standard input; split into arguments, never run by a shell",
+    )
+    parser.add_argument("--tasks", type=Path, help="with --program: tasks, JSON lines")
+    parser.add_argument(
+        "--score",
+        metavar="MODULE:ATTRIBUTE",
+        help='with --program: a function of an Outcome (default: the number, or {"score": number}, of the last line '
+        "that the program prints)",
+    )
+    parser.add_argument("--timeout", type=float, help="with --program: seconds of a run (default 600)")
     add_sampling_arguments(parser)
     parser.add_argument("--iterations", type=int, help="of the protocol (default 3)")
     parser.add_argument("--groups", type=int, help="starts per iteration or draw (default 64)")
@@ -140,7 +155,8 @@ def run(args: argparse.Namespace) -> int:
     method = table.make(args.method, **dict(parse_option(text) for text in args.method_option))
     way = _way(args, method)
     options = _training(args, way)
-    environment = None if way is _STORED else env_options(args)
+    environment = None if way is _STORED else {} if args.program is not None else env_options(args)
+    source = _source(args)
     annotate = None if way is _STORED else annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
@@ -152,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
         if environment is None or annotate is None:
             return _stored(args, method, policy)
         carry_out = _protocol if way is _PROTOCOL else _online
-        return carry_out(args, method, policy, environment, annotate, options)
+        return carry_out(args, method, policy, source, environment, annotate, options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
 
@@ -192,6 +208,30 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
             flag = f"--{option.replace('_', '-')}"
             raise ValueError(f"expected no {flag} for train {name}, {way.what}; leave {flag} out")
     return way
+
+
+def _source(args: argparse.Namespace) -> Any:
+    """What is collected from: an environment's id, or an agent program.
+
+    Raises:
+        ValueError: Options of one with the other.
+    """
+    if args.program is None:
+        for name in ("tasks", "score", "timeout"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"train {args.method}: expected --program COMMAND to go with --{name}, got none")
+        return args.env
+    import shlex
+
+    from polyturn.agents.serving.programs import AgentProgram, printed_score, read_tasks
+    from polyturn.envs.plugins import attribute
+
+    if args.tasks is None:
+        raise ValueError(f"train {args.method}: expected --tasks FILE to go with --program, got none")
+    if args.problems is not None or args.option or args.data is not None:
+        raise ValueError(f"train {args.method}: expected no --problems, -o or --data with --program, which has --tasks")
+    score = printed_score if args.score is None else attribute(args.score, "a score")
+    return AgentProgram(shlex.split(args.program), read_tasks(args.tasks), score, args.timeout or 600.0)
 
 
 def _training(args: argparse.Namespace, way: _Way) -> Any:
@@ -265,7 +305,13 @@ def _collecting(args: argparse.Namespace, environment: dict[str, Any]) -> Any:
 
 
 def _protocol(
-    args: argparse.Namespace, method: Any, policy: Any, environment: dict[str, Any], annotate: Any, options: Any
+    args: argparse.Namespace,
+    method: Any,
+    policy: Any,
+    source: Any,
+    environment: dict[str, Any],
+    annotate: Any,
+    options: Any,
 ) -> int:
     """The iterative protocol."""
     from polyturn.algorithms.protocols.iterate import iterate
@@ -273,7 +319,7 @@ def _protocol(
     records = iterate(
         method,
         policy,
-        args.env,
+        source,
         out=args.out,
         iterations=args.iterations,
         collect=_collecting(args, environment),
@@ -298,7 +344,13 @@ def _protocol(
 
 
 def _online(
-    args: argparse.Namespace, method: Any, policy: Any, environment: dict[str, Any], annotate: Any, options: Any
+    args: argparse.Namespace,
+    method: Any,
+    policy: Any,
+    source: Any,
+    environment: dict[str, Any],
+    annotate: Any,
+    options: Any,
 ) -> int:
     """Fresh groups at every update."""
     from polyturn.agents.transformer.adapters import has_adapters
@@ -322,9 +374,9 @@ def _online(
         trained = ActorCritic(policy)
     rewarder = None if args.turn_reward is None else RewardModel.from_pretrained(args.turn_reward)
     # The groups, and the run.
-    source = online(
+    fresh = online(
         policy,
-        args.env,
+        source,
         preference=annotate,
         turn_reward=None if rewarder is None else lambda group: rewarder.turn_scores(list(group)),
         collect=collecting,
@@ -339,7 +391,7 @@ def _online(
         method,
         trained,
         anchor,
-        source,
+        fresh,
         steps=args.online,
         options=options,
         out=args.out,

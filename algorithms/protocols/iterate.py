@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from accelerate.tracking import GeneralTracker
 
-from polyturn.agents.collecting.collect import collect as collect_groups
+from polyturn.agents.collecting.collect import GroupSource, collect as collect_groups
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.agent import SampledAs, TransformerAgent
 from polyturn.agents.transformer.policy import Policy
@@ -68,7 +68,7 @@ class Iteration:
 def iterate(
     method: GroupMethod,
     policy: Policy,
-    env: str,
+    env: str | GroupSource,
     *,
     out: str | Path,
     iterations: int = 3,
@@ -89,7 +89,7 @@ def iterate(
     Args:
         method: What is learned from annotated groups: `MDPO`, `MKTO`, `RAFT`, ...
         policy: The starting policy, usually after supervised fine-tuning.
-        env: Registered id of the environment.
+        env: Registered id of the environment, or an agent program (`polyturn.agents.AgentProgram`).
         out: Folder of the run. Calling again with the same arguments goes on with what is there, from the starting
             policy saved in it; `iterations` may have grown. Any other difference is refused.
         iterations: How many.
@@ -133,7 +133,8 @@ def iterate(
     _same_run(
         folder / "run.json",
         {
-            "method": {"class": type(method).__name__, **_settings_of(method)}, "env": env,
+            "method": {"class": type(method).__name__, **_settings_of(method)},
+            "env": env if isinstance(env, str) else env.name,
             "collect": collect.recorded(), "from_previous": from_previous, "preference": _name_of(preference),
             "reference": reference, "epochs": epochs, "batch_size": batch_size, "options": options.recorded(),
             "seed": seed,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.collect import EnvironmentSource, collect as collect_groups
+from polyturn.agents.collecting.collect import EnvironmentSource, GroupSource, collect as collect_groups
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.collecting.playing import agent_id
 from polyturn.agents.transformer.agent import TransformerAgent
@@ -28,7 +28,7 @@ TurnReward = Callable[[Group], Sequence[NDArray[np.float64]]]
 
 def online(
     policy: Policy | Agent,
-    env: EnvironmentSource,
+    env: EnvironmentSource | GroupSource,
     *,
     preference: Annotator | None = None,
     reward: Callable[[Trajectory], float] | None = None,
@@ -56,7 +56,7 @@ def online(
     Args:
         policy: Whose weights are trained; its sampler follows them. One that is an agent itself (`TabularPolicy`) acts
             for itself: `sampling` and `max_tokens` are not for it.
-        env: Registered id, or a function that makes the environment.
+        env: Registered id, a function that makes the environment, or an agent program.
         preference: From a group to its preference; an oracle, a judge, a learned model. Default: by total reward.
         reward: From a valid trajectory to its score, instead of `preference`.
         turn_reward: From a group of valid members to a reward for each turn of each, which replaces what the
