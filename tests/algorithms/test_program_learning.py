@@ -34,7 +34,13 @@ def test_a_policy_learns_what_a_program_scores() -> None:
     options = CollectOptions(groups=4, group_size=8, sampling=Sampling(max_new_tokens=6), max_tokens=100, slots=32)
     source = online(policy, program, collect=options, seed=1)
     trained = train(
-        MDPO(beta=0.05), policy, reference, source, steps=20, options=TrainOptions(lr=0.01, clip=1.0), progress=False
+        MDPO(beta=0.05, pairs_per_group=None),
+        policy,
+        reference,
+        source,
+        steps=20,
+        options=TrainOptions(lr=0.01, clip=1.0),
+        progress=False,
     )
     returns = [entry["sample/return"] for entry in trained.history]
     start, end = float(np.mean(returns[:3])), float(np.mean(returns[-3:]))
