@@ -26,7 +26,7 @@ from polyturn.agents.transformer.adapters import (
     weights_digest,
     with_lora,
 )
-from polyturn.agents.transformer.positions import position_limit as position_limit
+from polyturn.agents.transformer.positions import position_limit as position_limit, restore_frequencies
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer, base_model
 from polyturn.agents.transformer.snapshot import Snapshot, WithoutAdapters
@@ -82,6 +82,7 @@ class Policy:
     ) -> None:
         check_adapters(model)
         _honour_attention_cap(model)
+        restore_frequencies(model)
         self.model = model
         self.tokenizer = tokenizer
         self.version = version
@@ -157,6 +158,13 @@ class Policy:
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
+        if rounded := _rounded_frequencies(self.model):
+            warnings.warn(
+                f"{rounded} is in half precision, as after model.half() or model.to(torch.bfloat16), and loading the "
+                "saved weights gives it in float32: the loaded policy will not score as this one does. Cast the model "
+                "before Policy(...), which keeps the frequencies whole, or load it with dtype=torch.bfloat16",
+                stacklevel=2,
+            )
         if has_adapters(self.model):
             save_adapters(self.model, path, _load_model)
         else:
@@ -249,6 +257,15 @@ def _honour_attention_cap(model: Any) -> None:
 
 def _attention_cap(model: PreTrainedModel) -> float | None:
     return cast("float | None", getattr(model.config.get_text_config(), "attn_logit_softcapping", None))
+
+
+def _rounded_frequencies(model: nn.Module) -> str:
+    """The first rotary frequencies in half precision, or "".
+
+    Those are no weights: they are not saved, and made in float32 when a model is loaded.
+    """
+    half = (torch.float16, torch.bfloat16)
+    return next((n for n, b in model.named_buffers() if n.endswith("inv_freq") and b.dtype in half), "")
 
 
 def _embeddings(model: PreTrainedModel) -> int | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from polyturn.agents.transformer.scoring import base_model
+_HALF = (torch.float16, torch.bfloat16)
+_KNOWN: WeakKeyDictionary[nn.Module, int | None] = WeakKeyDictionary()
 
 # Kinds of rotary embeddings that change beyond a length, and the setting that names the length.
 _CHANGING = {
@@ -17,6 +20,16 @@ _CHANGING = {
     "longrope": "original_max_position_embeddings",
     "su": "original_max_position_embeddings",
 }
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model under peft's wrapper, adapters still in place."""
+    base = getattr(model, "get_base_model", None)
+    return cast("PreTrainedModel", base() if base is not None else model)
+
+
+class LengthError(ValueError):
+    """A row is longer than its model can read as it reads others."""
 
 
 def position_limit(model: nn.Module) -> int | None:
@@ -43,6 +56,71 @@ def position_limit(model: nn.Module) -> int | None:
         if any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
             limits += [found for found in _measured(module, longest) if found is not None]
     return min(limits, default=None)
+
+
+def length_limit(model: nn.Module) -> int | None:
+    """The longest row that a model reads as it reads every shorter one: `position_limit`, and learned positions.
+
+    Found once for each model. None where there is no limit.
+    """
+    inner = base_model(model)
+    if inner not in _KNOWN:
+        limits = [limit for limit in (position_limit(inner), _learned(inner)) if limit is not None]
+        _KNOWN[inner] = min(limits, default=None)
+    return _KNOWN[inner]
+
+
+def check_length(model: nn.Module, length: int, *, what: str) -> None:
+    """Refuses a row that is longer than the model's limit.
+
+    Args:
+        model: A transformers model, or a part of one.
+        length: Tokens of the row.
+        what: Who refuses, for the message.
+
+    Raises:
+        LengthError: It is longer.
+    """
+    limit = length_limit(model)
+    if limit is not None and length > limit:
+        raise LengthError(
+            f"{what}: expected rows of at most {limit} tokens, got one of {length}; beyond that "
+            f"{type(base_model(model)).__name__} has no positions, or others for all tokens of a pass, so that scores "
+            "would not be those of what was sampled. Leave longer ones out (max_tokens where they are collected, "
+            "max_length where they are trained on), or take a model with a longer original context"
+        )
+
+
+def _learned(model: nn.Module) -> int | None:
+    """Rows of a learned table of positions, or None."""
+    config: Any = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and (last == "wpe" or "position" in last):
+            # Some tables have a few rows more, which stand for padding.
+            return min(module.num_embeddings, int(getattr(text, "max_position_embeddings", module.num_embeddings)))
+    return None
+
+
+def restore_frequencies(model: nn.Module) -> bool:
+    """Puts rotary frequencies that a cast has rounded back to float32; whether they are whole now.
+
+    `model.half()` and `model.to(torch.bfloat16)` round the frequencies too, which moves tokens far into a row by whole
+    positions; loading the same weights in half precision does not.
+    """
+    whole = True
+    for module in base_model(model).modules():
+        half = [n for n, b in module.named_buffers(recurse=False) if n.endswith("inv_freq") and b.dtype in _HALF]
+        if not half:
+            continue
+        try:
+            exact = dict(type(module)(config=module.config).named_buffers(recurse=False))
+            for name in half:
+                module._buffers[name] = exact[name].to(module._buffers[name].device)  # type: ignore[union-attr]
+        except (TypeError, AttributeError, KeyError):  # an embedding that is made in another way
+            whole = False
+    return whole
 
 
 def _named(config: Any) -> Iterator[int]:

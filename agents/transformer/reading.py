@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from polyturn.agents.transformer.forest import pack, spread
 from polyturn.agents.transformer.forest_attention import ForestMask, attending
+from polyturn.agents.transformer.positions import check_length, length_limit
 from polyturn.agents.transformer.rows import Rows, leaf_batches
 
 _PACKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -45,8 +46,19 @@ class Reader(nn.Module):
         self.model, self._output = model, output
 
     def forward(self, rows: Rows) -> Tensor:
-        """`[P, D]` what is said after each of the rows' distinct tokens."""
+        """`[P, D]` what is said after each of the rows' distinct tokens.
+
+        Raises:
+            LengthError: A row is longer than the model reads as it reads others.
+        """
+        self._check_length(rows)
         return self._packed(rows) if self.packs() else self._by_leaves(rows)
+
+    def _check_length(self, rows: Rows) -> None:
+        width = int(rows.mask.shape[1])
+        limit = length_limit(self.model) if isinstance(self.model, PreTrainedModel) else None
+        if limit is not None and width > limit:  # padding alone is no reason
+            check_length(self.model, int(rows.mask.sum(1).max()), what="scoring")
 
     def packs(self) -> bool:
         """Whether the model reads a forest as it reads rows; tried out once, on its own forward pass."""

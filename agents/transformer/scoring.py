@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from polyturn.agents.transformer.positions import base_model as base_model
 from polyturn.agents.transformer.prediction import Prediction, divergence
 from polyturn.agents.transformer.reading import Reader
 from polyturn.agents.transformer.rows import Rows
@@ -148,12 +149,6 @@ def acting(model: nn.Module) -> Iterator[None]:
     finally:
         for module in changed:
             module.training = True
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under peft's wrapper, adapters still in place."""
-    base = getattr(model, "get_base_model", None)
-    return cast("PreTrainedModel", base() if base is not None else model)
 
 
 def final_cap(model: PreTrainedModel) -> float | None:

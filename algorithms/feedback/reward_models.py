@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.positions import length_limit
 from polyturn.agents.transformer.reading import Reader
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import acting
@@ -29,7 +30,7 @@ from polyturn.algorithms.estimators import sequence_sum
 from polyturn.algorithms.feedback.agreement import Calibration, calibration
 from polyturn.algorithms.losses import logistic
 from polyturn.algorithms.methods.base import Loss, Needs
-from polyturn.algorithms.networks.compound import Compound
+from polyturn.algorithms.networks.compound import Compound, widened
 from polyturn.algorithms.pairing import Example, judged_pairs
 from polyturn.algorithms.training.data_source import minibatches
 from polyturn.algorithms.training.loop import TrainResult, train
@@ -93,13 +94,15 @@ class _Judge:
     def __init__(self, policy: Policy, *, version: str | None = None) -> None:
         self.policy = policy.copy(version=version)
         inner = cast("Any", getattr(self.policy.model, "get_base_model", lambda: self.policy.model)())
+        widened(self.policy.model)
         body = inner.get_decoder().requires_grad_(True)
         head = nn.Linear(int(inner.config.get_text_config().hidden_size), 1, bias=False).to(policy.device)
         # Equal scores for all until something is learned.
         nn.init.zeros_(head.weight)
         self.model = Compound(body, head=head)
         self.scorer = _Scorer(body, head)
-        self.limit = int(getattr(inner.config.get_text_config(), "max_position_embeddings", 0)) or None
+        stated = int(getattr(inner.config.get_text_config(), "max_position_embeddings", 0)) or None
+        self.limit = min((each for each in (stated, length_limit(inner)) if each is not None), default=None)
 
     @property
     def version(self) -> str:

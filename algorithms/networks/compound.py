@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+
+
+def widened(module: nn.Module) -> nn.Module:
+    """The module, in place, with weights in half precision made float32: those round away most of what is learned."""
+    for part in [*module.parameters(), *module.buffers()]:
+        if part.dtype in (torch.float16, torch.bfloat16):
+            part.data = part.data.float()
+    return module
 
 
 class Compound(nn.Module):

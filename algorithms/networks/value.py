@@ -18,7 +18,7 @@ from polyturn.agents.transformer.reading import Reader
 from polyturn.agents.transformer.rows import Rows
 from polyturn.agents.transformer.scoring import ModelScorer, TokenScorer
 from polyturn.algorithms.estimators import policy_mask
-from polyturn.algorithms.networks.compound import Compound
+from polyturn.algorithms.networks.compound import Compound, widened
 
 _FILE = "value.safetensors"
 
@@ -82,7 +82,7 @@ class ActorCritic:
     Acting and references need the policy alone: `TransformerAgent(both.policy)`, `both.policy.copy()`.
 
     Args:
-        policy: What acts.
+        policy: What acts. What is trained beside one in half precision is in float32, as half precision loses updates.
         shared: The head reads the policy's own hidden states, which costs little and lets the value's loss move the
             policy's body. Otherwise the value has a body of its own, a copy of the policy's as it is now (DRO-V needs
             that, and measured better so).
@@ -101,7 +101,7 @@ class ActorCritic:
             )
         self.policy, self.shared, self.lr_scale = policy, shared, lr_scale
         inner = cast("Any", getattr(policy.model, "get_base_model", lambda: policy.model)())
-        body = None if shared else copy.deepcopy(inner.get_decoder()).requires_grad_(True)
+        body = None if shared else widened(copy.deepcopy(inner.get_decoder())).requires_grad_(True)
         self.value = ValueNetwork(body, int(inner.config.get_text_config().hidden_size)).to(policy.device)
         self.model = Compound(policy.model, value=self.value)
         self.scorer = _ActorCriticScorer(policy.scorer, self.value)

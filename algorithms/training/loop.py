@@ -353,6 +353,12 @@ def _snapshot(policy: Trainable) -> Snapshot:
 def _warn_of_half_precision(policy: Trainable, *, stacklevel: int) -> None:
     """Says so where most updates would be rounded away: in bfloat16 numbers lie 1/256 apart, relative to their size."""
     trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
+    if any(parameter.dtype == torch.float16 for parameter in trained):
+        raise ValueError(
+            "expected trained weights in float32 (or bfloat16), got float16, in which Adam's small numbers are 0 and its "
+            "first update is not finite; load the policy with dtype=torch.float32 and train with "
+            'mixed_precision="bf16", or train adapters, which peft keeps in float32'
+        )
     half = {str(p.dtype).removeprefix("torch.") for p in trained if p.dtype in (torch.bfloat16, torch.float16)}
     if half:
         warnings.warn(
@@ -412,9 +418,10 @@ def _with_sharding(options: TrainOptions) -> TrainOptions:
 
 
 def _accelerator(options: TrainOptions, trackers: Sequence[str | GeneralTracker], place: Path | None) -> Accelerator:
-    # Accelerate keeps the first precision for the whole process and refuses another; runs here are independent.
-    precision = options.mixed_precision
-    if precision and AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+    # Accelerate keeps the first precision for the whole process, refuses another, and gives it to whoever names none;
+    # runs here are independent, so one that names none has what the launcher says.
+    precision = options.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     with _without("ACCELERATE_USE_FSDP"):  # weights are cut by FSDP2 itself; Accelerate launches, places and gathers
         accelerator = Accelerator(
