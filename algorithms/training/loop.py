@@ -355,8 +355,8 @@ def _warn_of_half_precision(policy: Trainable, *, stacklevel: int) -> None:
     trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     if any(parameter.dtype == torch.float16 for parameter in trained):
         raise ValueError(
-            "expected trained weights in float32 (or bfloat16), got float16, in which Adam's small numbers are 0 and its "
-            "first update is not finite; load the policy with dtype=torch.float32 and train with "
+            "expected trained weights in float32 (or bfloat16), got float16, in which Adam's small numbers are 0 and "
+            "its first update is not finite; load the policy with dtype=torch.float32 and train with "
             'mixed_precision="bf16", or train adapters, which peft keeps in float32'
         )
     half = {str(p.dtype).removeprefix("torch.") for p in trained if p.dtype in (torch.bfloat16, torch.float16)}
