@@ -13,7 +13,8 @@ from polyturn.agents.agent import Action, ContextFull, Episode
 from polyturn.agents.transformer.engines.exact import ExactEngine
 from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.agents.transformer.generation import Sampling
-from polyturn.agents.transformer.policy import Policy, position_limit
+from polyturn.agents.transformer.policy import Policy
+from polyturn.agents.transformer.positions import length_limit
 from polyturn.envs.trajectory import TokenIds
 
 
@@ -54,7 +55,7 @@ class SampledAs:
 def longest(policy: Policy, max_tokens: int) -> int:
     """Tokens that an episode may have: as asked for, where the model's positions reach so far and stay the same."""
     table = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (table, position_limit(policy.model)) if limit is not None]
+    limits = [limit for limit in (table, length_limit(policy.model)) if limit is not None]
     return min([max_tokens, *limits])
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from polyturn.agents import Sampling, TransformerAgent, collect
 from polyturn.agents.agent import ScriptedAgent
-from polyturn.agents.transformer.generation import Engine
+from polyturn.agents.transformer.engines.trial import way_for
+from polyturn.agents.transformer.generation import GenerationError
 from polyturn.agents.transformer.policy import Policy, position_limit
 from polyturn.agents.transformer.positions import LengthError, length_limit
 from polyturn.agents.transformer.tiny import tiny_policy
@@ -183,7 +184,8 @@ def test_rows_beyond_a_learned_table_are_refused_by_name(family: str) -> None:
     with pytest.raises(LengthError, match="at most 32 tokens, got one of 33"):
         ModelScorer(model)(Rows.of(ids, ids > 0))
     assert torch.isfinite(ModelScorer(model)(Rows.of(ids[:, :32], ids[:, :32] > 0))["logps"]).all()
-    assert Engine(model, frozenset({0}), Sampling(), slots=2, capacity=500).capacity == 32
+    with pytest.raises(GenerationError, match="at most 32 tokens"):
+        way_for(model, 2, 33)
 
 
 def test_the_probe_of_the_engine_reaches_the_longest_episode() -> None:

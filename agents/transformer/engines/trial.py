@@ -7,6 +7,7 @@ are compared once, on random rows, bit by bit, and only those that agree are use
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from polyturn.agents.transformer.engines.rows import TILE, FlatReader, LoneReader, RowCache, Segment
 from polyturn.agents.transformer.generation import GenerationError
-from polyturn.agents.transformer.positions import position_limit
+from polyturn.agents.transformer.positions import length_limit
 from polyturn.agents.transformer.scoring import acting, base_model
 
 EXPECTED = "expected a causal language model with ordinary (full or sliding) key-value attention"
@@ -33,6 +34,8 @@ _SIZES = (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 1
 _READ = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 _FAILURES = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError)
 _FOUND: WeakKeyDictionary[nn.Module, dict[Any, Way]] = WeakKeyDictionary()
+
+_REACHED: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
 
 
 class ConcurrencyWarning(UserWarning):
@@ -75,18 +78,49 @@ def way_for(model: PreTrainedModel, slots: int, capacity: int) -> Way:
         GenerationError: It cannot be sampled from: its logits over a cache are not those without.
     """
     first = next(model.parameters())
-    limit = position_limit(model)
+    limit = length_limit(model)
     if limit is not None and capacity > limit:
         raise GenerationError(
             f"expected conversations of at most {limit} tokens, beyond which the positions of {type(model).__name__} "
             f"depend on the length of a pass and log-probabilities on what else is in it, got {capacity}; "
             f"set max_tokens={limit}, or a fixed scaling of its rotary embeddings (linear, yarn, llama3)"
         )
+    _check_far(model, capacity)
     key = (slots, torch.get_num_threads(), first.device, first.dtype)
     found = _FOUND.setdefault(model, {})
     if key not in found:
         found[key] = _tried(model, slots)
     return found[key]
+
+
+@torch.inference_mode()
+def _check_far(model: PreTrainedModel, capacity: int) -> None:
+    """Whether tokens are read alike where a further one stands at the end of the longest conversation.
+
+    Raises:
+        GenerationError: The length of a pass counts, in a way that neither settings nor embeddings give away.
+    """
+    if capacity in _REACHED.setdefault(model, set()):
+        return
+    device = next(model.parameters()).device
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    tokens = _tokens(model.config.get_text_config().vocab_size, 7)
+    last = max(len(tokens), min(capacity, stated or capacity)) - 1
+    ids = torch.from_numpy(tokens[None]).to(device)
+    places = torch.tensor([[*range(len(tokens) - 1), last]], device=device)
+    if "position_ids" in inspect.signature(base_model(model).forward).parameters:
+        with acting(model):
+            near = model(input_ids=ids[:, :-1], use_cache=False).logits[0, -1].float()
+            far = model(input_ids=ids, position_ids=places, use_cache=False).logits[0, -2].float()
+        moved, spread = float((far - near).abs().max()), float(near.abs().max())
+        # What is not finite is named where it is found.
+        if torch.isfinite(near).all() and not _close(model, moved, spread):
+            raise GenerationError(
+                f"expected positions that do not depend on the length of a pass, got {type(model).__name__}, whose "
+                f"logits of its first tokens change by {moved:.3g} (they reach {spread:.3g}) where a conversation has "
+                f"{capacity} tokens; use fewer max_tokens"
+            )
+    _REACHED[model].add(capacity)
 
 
 def check_layers(model: PreTrainedModel) -> None:
