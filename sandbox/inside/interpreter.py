@@ -58,7 +58,8 @@ class Interpreter:
         self.shown = self.files = 0  # bytes and entries in its folder, when that was last measured
         self.grown = 0  # bytes by which the shared disk grew while it worked
         self.due = False  # its folder must be measured anew, since its last run has written
-        self.unseen = Growth()  # since its folder was last measured
+        self.asked = Growth()  # since the folder was last measured and until the survey that is under way was asked for
+        self.unseen = Growth()  # after that
         self.lowered = False  # its priority, for what it used in a run
         self.first_size = 0  # bytes of address space when it was born
         self.twins: list[Interpreter] = []  # being forked off it: of its process group until they say hello

@@ -184,7 +184,7 @@ class Watch(Interpreters):
         except BlockingIOError:  # many are waiting: when the next one is done
             self.waiting[child] = None
             return
-        child.due, child.unseen = False, Growth()
+        child.due, child.asked, child.unseen = False, child.unseen, Growth()
         child.surveyed = self.last_survey
         self.surveys[child.surveyed] = child
 
@@ -192,7 +192,7 @@ class Watch(Interpreters):
         """Ends an interpreter whose files together exceed its share; the kernel limits single files only."""
         number, size, files = json.loads(self.surveyor.recv(256))
         child = self.surveys.pop(number)
-        child.surveyed, child.shown, child.files = 0, size, files
+        child.surveyed, child.shown, child.files, child.asked = 0, size, files, Growth()
         if not child.dead and not child.killed:
             if size > child.limits["disk_mb"] << 20:
                 self.kill(child, f"its files exceed {child.limits['disk_mb']} MiB")
@@ -284,8 +284,8 @@ class Watch(Interpreters):
         """Ends what the program started and left, and has its files measured where it may have made some.
 
         Returns:
-            Whether the run's answer must wait for `measured_up`: else it would depend on who is quicker whether a run
-            beyond its share is told so, and the next one could begin before that.
+            Whether it may have gone beyond its share, so that its answer must wait for `measured_up`: else it would
+            depend on who is quicker whether the run is told so, and the next one could begin before that.
         """
         if child.dead or session.child is not child:
             return False
@@ -301,22 +301,22 @@ class Watch(Interpreters):
             if self.uncounted or self.running or self.cleaners or self.to_sweep or self.removed_at > now - lasted:
                 child.unseen.seconds += lasted
             self.removed_at = now
-            if child.surveyed or self.may_exceed(child):
-                child.due = True
+            beyond = self.may_exceed(child)
+            if beyond or child.unseen.size > UNSEEN_BYTES or child.unseen.files > UNSEEN_FILES:
+                child.due = beyond
                 self.survey(child)
-                return True
+            return beyond
         return False
 
-    def may_exceed(self, child: Interpreter) -> bool:
-        """Whether the files of an interpreter must be measured: enough was written since they last were."""
-        unseen = child.unseen
-        much = (
-            unseen.seconds > SHORT_S
-            or unseen.size > UNSEEN_BYTES
-            or child.shown + unseen.size > child.limits["disk_mb"] << 20
+    @staticmethod
+    def may_exceed(child: Interpreter) -> bool:
+        """Whether the files of an interpreter may exceed its share, by what is known of them without a look."""
+        asked, unseen = child.asked, child.unseen
+        return (
+            child.shown + asked.size + unseen.size > child.limits["disk_mb"] << 20
+            or child.files + asked.files + unseen.files > MOST_FILES
+            or asked.seconds + unseen.seconds > SHORT_S
         )
-        many = unseen.files > UNSEEN_FILES or child.files + unseen.files > MOST_FILES
-        return much or many
 
     def end_strays(self, *idle: Interpreter) -> None:
         """Kills what idle interpreters' programs started and left; their threads live on from run to run."""
