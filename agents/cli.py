@@ -1,4 +1,4 @@
-"""Commands of this floor: `polyturn rollout`, `polyturn serve` and `polyturn view`."""
+"""Commands of this floor: `polyturn rollout`, `serve`, `view` and `show`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from polyturn.agents.viewing import add_view
+from polyturn.agents.viewing import add_show, add_view
 
 ROLLOUT_HELP = """\
 examples:
@@ -29,6 +29,7 @@ ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may 
 def add_commands(subparsers: Any) -> None:
     """Adds this floor's commands to the parser of `polyturn`."""
     add_view(subparsers)
+    add_show(subparsers)
     rollout = subparsers.add_parser(
         "rollout",
         help="collect trajectories of an agent in an environment",
@@ -263,8 +264,8 @@ def _rollout(args: argparse.Namespace) -> int:
 
 
 def _summarise(args: argparse.Namespace, groups: Any) -> int:
-    from polyturn.envs.cli import print_trajectory
     from polyturn.envs.outcomes import clustered, mean_of_problems, success_of
+    from polyturn.envs.viewing.terminal import print_trajectory
     from polyturn.envs.viewing.text import printable
 
     episodes = [member for group in groups for member in group]

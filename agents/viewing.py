@@ -1,8 +1,9 @@
-"""`polyturn view`: a page about stores, runs and results for a browser."""
+"""`polyturn view` and `polyturn show`: stores, runs and results in a browser, trajectories in a terminal."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import webbrowser
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
     from polyturn.envs.preference import Annotator
     from polyturn.envs.viewing.book import Pieces
 
+SHOW_HELP = """\
+examples:
+  polyturn show runs.jsonl
+  polyturn show runs.jsonl --limit 3 --start 100
+  polyturn show runs.jsonl --tokens --tokenizer runs/sft/policy
+  polyturn show runs.jsonl --skip-damaged --limit 0 | less
+
+Text is shown as it is, in colour on a terminal (NO_COLOR=1 or --color never: without). Control, formatting and
+unassigned characters appear as escapes such as \\x1b.
+"""
 VIEW_HELP = """\
 examples:
   polyturn view runs.jsonl
@@ -57,6 +68,45 @@ def add_view(subparsers: Any) -> None:
     view.add_argument("--serve", action="store_true", help="serve it to this machine and follow what is written")
     view.add_argument("--port", type=int, default=0, help="of --serve (default: a free one)")
     view.set_defaults(run=_view)
+
+
+def add_show(subparsers: Any) -> None:
+    """Adds the command to the parser of `polyturn`."""
+    show = subparsers.add_parser(
+        "show",
+        help="print stored trajectories for a person to read",
+        epilog=SHOW_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    show.add_argument("store", metavar="STORE", help="a file of trajectories")
+    show.add_argument("--start", type=int, default=1, metavar="N", help="first trajectory to show (default 1)")
+    show.add_argument("--limit", type=int, default=10, metavar="N", help="how many to show; 0 for all (default 10)")
+    show.add_argument("--tokens", action="store_true", help="tokens of every turn, the agent's with their log-probs")
+    show.add_argument("--tokenizer", metavar="FOLDER", help="folder with tokenizer.json: --tokens shows text")
+    show.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="default auto")
+    show.add_argument("--skip-damaged", action="store_true", help="go on behind damaged records")
+    show.set_defaults(run=_show)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from polyturn.envs.store import read
+    from polyturn.envs.viewing.terminal import print_trajectory, wants_colour, write
+    from polyturn.envs.viewing.text import printable
+
+    if args.start < 1 or args.limit < 0:
+        raise ValueError(f"show: expected --start >= 1 and --limit >= 0, got {args.start} and {args.limit}")
+    if args.tokenizer is not None and not args.tokens:
+        raise ValueError(f"show: --tokenizer belongs to --tokens, got --tokenizer {args.tokenizer} without it")
+    pieces = None if args.tokenizer is None else tokenizer_pieces(args.tokenizer)
+    colour = wants_colour(args.color, sys.stdout)
+    stop = args.start - 1 + args.limit if args.limit else None
+    stored = read(args.store, corrupt="skip" if args.skip_damaged else "raise")
+    number = 0
+    for number, trajectory in enumerate(itertools.islice(stored, args.start - 1, stop), args.start):
+        print_trajectory(trajectory, number, colour=colour, tokens=args.tokens, pieces=pieces)
+    if number == 0:
+        write(f"no trajectory from number {args.start} on in {printable(args.store)}")
+    return 0
 
 
 def _view(args: argparse.Namespace) -> int:

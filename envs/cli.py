@@ -1,18 +1,15 @@
-"""Commands of this floor: `polyturn envs`, `check-env`, `show` and `export`."""
+"""Commands of this floor: `polyturn envs`, `check-env`, `runs` and `export`."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import itertools
 import json
-import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from polyturn.envs.viewing.text import printable, roles
-
-if TYPE_CHECKING:
-    from polyturn.envs.trajectory import Trajectory
+from polyturn.envs.viewing.terminal import write as _print
+from polyturn.envs.viewing.text import printable
 
 ENVS_HELP = """\
 examples:
@@ -27,13 +24,12 @@ examples:
 
 exit code 0: every rule holds; 1: a rule is broken, and the output says which and what to do.
 """
-SHOW_HELP = """\
+RUNS_HELP = """\
 examples:
-  polyturn show runs.jsonl
-  polyturn show runs.jsonl --limit 3 --start 100
-  polyturn show runs.jsonl --skip-damaged --limit 0 | less
+  polyturn runs
+  polyturn runs /data/experiments
 
-Text is shown as it is; control, formatting and unassigned characters appear as escapes such as \\x1b.
+Nothing is written. A run is "running" while a process holds its lock on this machine.
 """
 EXPORT_HELP = """\
 examples:
@@ -80,14 +76,11 @@ def add_commands(subparsers: Any) -> None:
     )
     check.set_defaults(run=_check_env)
 
-    show = subparsers.add_parser(
-        "show", help="print stored trajectories for a person to read", epilog=SHOW_HELP, formatter_class=raw
+    runs = subparsers.add_parser(
+        "runs", help="list runs, their state and how to go on", epilog=RUNS_HELP, formatter_class=raw
     )
-    show.add_argument("store", metavar="STORE", help="a file of trajectories")
-    show.add_argument("--start", type=int, default=1, metavar="N", help="first trajectory to show (default 1)")
-    show.add_argument("--limit", type=int, default=10, metavar="N", help="how many to show; 0 for all (default 10)")
-    show.add_argument("--skip-damaged", action="store_true", help="go on behind damaged records")
-    show.set_defaults(run=_show)
+    runs.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="searched through (default runs)")
+    runs.set_defaults(run=_runs)
 
     export = subparsers.add_parser(
         "export",
@@ -160,44 +153,20 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _show(args: argparse.Namespace) -> int:
-    from polyturn.envs.store import read
+def _runs(args: argparse.Namespace) -> int:
+    from polyturn.envs.viewing.runs import list_runs
 
-    if args.start < 1 or args.limit < 0:
-        raise ValueError(f"show: expected --start >= 1 and --limit >= 0, got {args.start} and {args.limit}")
-    stop = args.start - 1 + args.limit if args.limit else None
-    stored = read(args.store, corrupt="skip" if args.skip_damaged else "raise")
-    number = 0
-    for number, trajectory in enumerate(itertools.islice(stored, args.start - 1, stop), args.start):
-        print_trajectory(trajectory, number)
-    if number == 0:
-        _print(f"no trajectory from number {args.start} on in {printable(args.store)}")
+    found = list_runs(args.folder)
+    if not found:
+        _print(f"no runs under {printable(str(args.folder))}")
+        return 0
+    rows = [("run", "what", "state", "how far", "to go on")]
+    rows += [(str(run.path), run.kind, run.state, run.progress, run.resume) for run in found]
+    shown = [[printable(cell).replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(rows[0]) - 1)]
+    for row in shown:
+        _print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip())
     return 0
-
-
-def print_trajectory(trajectory: Trajectory, number: int) -> None:
-    """Prints a trajectory for a person to read, each turn under the name of who spoke."""
-    end = "terminated" if trajectory.terminated else "truncated" if trajectory.truncated else "not ended"
-    facts = [
-        f"seed {trajectory.seed}",
-        f"member {trajectory.member}",
-        f"task {trajectory.task_id}" if trajectory.task_id else "",
-        " ".join(part for part in (trajectory.agent, trajectory.policy_version) if part),
-        f"return {trajectory.total_reward:g}" if trajectory.valid else "INVALID",
-        end,
-    ]
-    _print(printable(f"=== {number}: {trajectory.env_id}, {', '.join(fact for fact in facts if fact)}"))
-    env, agent = roles(trajectory)
-    for turn in trajectory.turns:
-        _block(env, turn.observation)
-        _block(agent, turn.action)
-        if turn.reward:
-            _print(f"  reward: {turn.reward:g}")
-    if trajectory.final_observation:
-        _block(env, trajectory.final_observation)
-    if trajectory.error is not None:
-        _block("error", trajectory.error)
-    _print("")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -216,13 +185,3 @@ def _export(args: argparse.Namespace) -> int:
         count = export_dpo(args.store, args.out, pairs_per_group=args.pairs_per_group, corrupt=corrupt)
     _print(f"wrote {count} {'row' if count == 1 else 'rows'} to {printable(args.out)}")
     return 0
-
-
-def _block(agent_id: str, text: str) -> None:
-    for place, line in enumerate(printable(text).split("\n")):
-        _print(f"{agent_id if place == 0 else '':>7} | {line}")
-
-
-def _print(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -40,7 +40,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "envs": ("envs", "list the environments"),
     "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),
     "view": ("agents", "write a page of stored trajectories, runs and results for a browser"),
-    "show": ("envs", "print stored trajectories for a person to read"),
+    "runs": ("envs", "list runs, their state and how to go on"),
+    "show": ("agents", "print stored trajectories for a person to read"),
     "export": ("envs", "write stored trajectories as Parquet or chat messages"),
     "sandbox": ("sandbox", "build, check and try the place where model-written code runs"),
 }

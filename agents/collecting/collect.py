@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.blocking import block
@@ -207,7 +207,8 @@ def collect(
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
     speakers = [*members, *([] if branch_at is None else [prefix_agent]), *options.values()]
     width = min([concurrency, len(left) or 1, *(getattr(a, "max_concurrency", concurrency) for a in speakers)])
-    with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=not progress, leave=False) as bar:
+    quiet = None if progress else True  # None: only where standard error is a terminal or a notebook
+    with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=quiet, leave=False) as bar:
         done |= block(lambda: runner.run(todo, width, bar))
     runner.check_any(done.values())
     return [_group([done[group, member] for member in range(group_size)]) for group in range(count)]

@@ -191,7 +191,8 @@ def train(
 
         # `position` is the source's as of the last whole step: one that fails may have moved it on already.
         done, position = start, data.state
-        hidden = not (progress and accelerator.is_main_process)
+        # None: only where standard error is a terminal.
+        hidden = None if progress and accelerator.is_main_process else True
         bar = tqdm(total=steps, initial=start, disable=hidden, desc=hooks.name)
         try:
             with Interruptions() as interruptions, bar:

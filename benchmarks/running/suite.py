@@ -173,7 +173,7 @@ def run_suite(
         cells = [replace(cell, options={**cell.options, "model": model}) for cell in cells]
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(cells), desc=suite.name, unit="cell", disable=not progress) as bar:
+    with tqdm(total=len(cells), desc=suite.name, unit="cell", disable=None if progress else True) as bar:
         outcomes = _one_by_one(suite, cells, work, bar) if jobs == 1 else _at_once(suite, cells, work, jobs, bar)
     record = {
         "suite": suite.name,
