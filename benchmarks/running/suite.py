@@ -94,6 +94,7 @@ BUILT_IN: dict[str, str] = {
     "ipo_vs_dpo": "polyturn.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "polyturn.benchmarks.nash:SUITE",
     "online_vs_offline": "polyturn.benchmarks.online_vs_offline:SUITE",
+    "rollouts": "polyturn.benchmarks.rollouts.suite:SUITE",
     "sandbox": "polyturn.benchmarks.sandbox.suite:SUITE",
     "training_engine": "polyturn.benchmarks.training_engine.suite:SUITE",
     "stochastic_bias": "polyturn.benchmarks.stochastic_bias.suite:SUITE",
