@@ -85,6 +85,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how a model samples; shared with training and evaluation."""
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default 1: off)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from the K most likely tokens (default 0: off)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this share of the likeliest's")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a turn (may be repeated)")
+    parser.add_argument("--max-episode-tokens", type=int, help="tokens of all turns of an episode (default: no limit)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens of a turn (default 512)")
     parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an episode (default 2048)")
     parser.add_argument("--slots", type=int, default=64, help="episodes the model holds at once (default 64)")
@@ -112,7 +116,27 @@ def sampling(args: argparse.Namespace) -> Any:
     """The `Sampling` of `add_sampling_arguments`."""
     from polyturn.agents.transformer.generation import Sampling
 
-    return Sampling(temperature=args.temperature, top_p=args.top_p, max_new_tokens=args.max_new_tokens)
+    return Sampling(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_new_tokens=args.max_new_tokens,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        stop=tuple(args.stop),
+        max_episode_tokens=args.max_episode_tokens,
+    )
+
+
+def _without(args: argparse.Namespace, what: str) -> None:
+    """Refuses options of sampling that only a policy's own agent knows.
+
+    Raises:
+        ValueError: One is given.
+    """
+    for name in ("top_k", "min_p", "stop", "max_episode_tokens"):
+        if getattr(args, name):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected a local model to go with it, got {what}; leave it out")
 
 
 def no_loading_bars() -> None:
@@ -143,6 +167,7 @@ def make_agent(name: str, args: argparse.Namespace, options: dict[str, Any]) -> 
     if name.startswith("server:"):
         from polyturn.agents.api import ServerAgent
 
+        _without(args, f"a server's model ({name})")
         return ServerAgent(
             name.removeprefix("server:"),
             base_url=args.base_url,
@@ -336,6 +361,11 @@ def _serve(args: argparse.Namespace) -> int:
     from polyturn.agents.transformer.agent import TransformerAgent
     from polyturn.envs.store import Store
 
+    if args.stop or args.max_episode_tokens:
+        raise ValueError(
+            "serve: expected callers to say where an answer ends (stop, max_tokens), got --stop or "
+            "--max-episode-tokens; leave them out"
+        )
     no_loading_bars()
     agent = TransformerAgent.from_pretrained(
         args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots

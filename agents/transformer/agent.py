@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,12 @@ class TransformerAgent:
         model = getattr(self.policy.model, "get_base_model", lambda: self.policy.model)()
         how = self.sampling
         cuts = f", top_k={how.top_k}, min_p={_number(how.min_p)}" if how.top_k or how.min_p else ""
+        # Texts may hold brackets, which a name is read by.
+        ends = f", stop={sha256(repr(how.stop).encode()).hexdigest()[:8]}" if how.stop else ""
+        budget = "" if how.max_episode_tokens is None else f", max_episode_tokens={how.max_episode_tokens}"
         return (
             f"{type(model).__name__}(temperature={_number(how.temperature)}, top_p={_number(how.top_p)}{cuts}, "
-            f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity})"
+            f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity}{ends}{budget})"
         )
 
     @property
@@ -121,8 +125,9 @@ class TransformerAgent:
         """Samples the next turn.
 
         Raises:
-            ContextFull: The observation leaves no room for an answer.
+            ContextFull: The observation leaves no room for an answer, or the episode's budget is spent.
         """
+        limit = self._left(episode)
         key = id(episode)
         if key not in self._slots:
             self._slots[key] = await self._engine.acquire()
@@ -135,8 +140,31 @@ class TransformerAgent:
                 f"the episode has {self._engine.length(slot)} tokens and its next observation {len(context)}; "
                 f"the limit is {self._engine.capacity}"
             )
-        ids, logps = await self._engine.generate(slot, unread, episode.rng)
+        ids, logps = await self._engine.generate(
+            slot, unread, episode.rng, limit=limit, finished=self._ended if self.sampling.stop else None
+        )
         return Action(self.policy.chat.text(ids), context, ids, logps)
+
+    def _left(self, episode: Episode) -> int | None:
+        """Tokens that the episode's budget leaves; None without one.
+
+        Raises:
+            ContextFull: None are left.
+        """
+        budget = self.sampling.max_episode_tokens
+        if budget is None:
+            return None
+        spent = sum(len(turn.action_ids) for turn in episode.turns)
+        if spent >= budget:
+            raise ContextFull(f"the episode's actions have {spent} tokens; the budget is {budget}")
+        return budget - spent
+
+    def _ended(self, ids: list[int]) -> bool:
+        """Whether an action contains a stop text; earlier tokens than could complete one now have been looked at."""
+        longest_stop = max(map(len, self.sampling.stop))
+        # A letter may take up to four tokens, one for each of its bytes.
+        said = self.policy.chat.text(np.asarray(ids[-(4 * longest_stop + 8) :], np.int32))
+        return any(text in said for text in self.sampling.stop)
 
     @staticmethod
     def _unread(episode: Episode, context: TokenIds, read: int) -> TokenIds:

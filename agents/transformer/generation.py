@@ -28,6 +28,8 @@ class Sampling:
         max_new_tokens: Tokens per action.
         top_k: Keeps the k most likely tokens; 0 keeps all.
         min_p: Keeps tokens at least this share as likely as the most likely one (arXiv 2407.01082).
+        stop: Texts that end an action where it contains one of them; the token that completes it is kept.
+        max_episode_tokens: Tokens of all actions of an episode together; None for no such limit.
     """
 
     temperature: float = 1.0
@@ -35,6 +37,8 @@ class Sampling:
     max_new_tokens: int = 512
     top_k: int = 0
     min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    max_episode_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -47,6 +51,10 @@ class Sampling:
             raise ValueError(f"Sampling.top_k: expected a whole number, 0 (off) or more, got {self.top_k}")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"Sampling.min_p: expected a number in [0, 1], got {self.min_p}")
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"Sampling.stop: expected a tuple of texts that are not empty, got {self.stop!r}")
+        if self.max_episode_tokens is not None and self.max_episode_tokens < 1:
+            raise ValueError(f"Sampling.max_episode_tokens: expected 1 or more, or None, got {self.max_episode_tokens}")
 
     def kept(self, logits: Tensor) -> Tensor:
         """`[S, V]` logits to those that are sampled from, float32, unnormalised; -inf for what is never drawn."""

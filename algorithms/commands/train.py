@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
         from polyturn.agents.transformer.agent import SampledAs
         from polyturn.algorithms.training.own_samples import check_sampling
 
-        check_sampling(f"train {name}", SampledAs(args.temperature, args.top_p, mixed=args.actor is not None))
+        check_sampling(f"train {name}", replace(SampledAs.by(sampling(args)), mixed=args.actor is not None))
     way = _STORED if not needs.preference and args.data is not None else _ONLINE if args.online else _PROTOCOL
     every = {option: default for each in _WAYS for option, default in each.options.items()}
     for option in every:

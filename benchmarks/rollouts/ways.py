@@ -46,7 +46,8 @@ def model(hidden: int, layers: int) -> PreTrainedModel:
                 bos_token_id=None, eos_token_id=None, pad_token_id=0,
             )
         )  # fmt: skip
-    return made.eval()
+    made.eval()
+    return made
 
 
 def plan(options: Mapping[str, Any], seed: int) -> Plan:

@@ -121,6 +121,39 @@ def test_a_full_context_truncates_the_episode() -> None:
     assert empty[0].turns == ()
 
 
+def test_a_stop_text_ends_an_action_with_the_token_that_completes_it() -> None:
+    """A text out of an unhindered action, over a token's border where there is one: the same tokens up to there, with
+    the same log-probabilities, and the episode goes on."""
+    actor = policy()
+    free = TransformerAgent(actor, sampling=Sampling(max_new_tokens=24), max_tokens=600, slots=1)
+    (group,) = collect(free, lambda: Chatter(turns=2), seed=3, progress=False)
+    first = group[0].turns[0]
+    text = first.action[3:6]
+    assert len(text) == 3
+    stopping = TransformerAgent(actor, sampling=Sampling(max_new_tokens=24, stop=("\0", text)), max_tokens=600, slots=1)
+    assert stopping.name != free.name
+    (group,) = collect(stopping, lambda: Chatter(turns=2), seed=3, progress=False)
+    short = group[0].turns[0]
+    assert text in short.action
+    assert text not in actor.chat.text(short.action_ids[:-1])
+    assert first.action_ids[: len(short.action_ids)].tolist() == short.action_ids.tolist()
+    assert first.logps[: len(short.logps)].tobytes() == short.logps.tobytes()
+    assert len(group[0].turns) == 2
+
+
+def test_an_episode_ends_where_its_budget_does() -> None:
+    """10 tokens, at most 4 a turn, none of which ends early: turns of 4, 4 and 2, then the episode is cut."""
+    actor = policy()
+    object.__setattr__(actor.chat, "stop_ids", frozenset())
+    sampling = Sampling(max_new_tokens=4, max_episode_tokens=10)
+    (group,) = collect(
+        TransformerAgent(actor, sampling=sampling, max_tokens=600, slots=1), lambda: Chatter(turns=9), progress=False
+    )
+    assert [len(turn.action_ids) for turn in group[0].turns] == [4, 4, 2]
+    assert group[0].truncated
+    assert "the budget is 10" in group[0].info["context"]
+
+
 def test_an_episode_begun_by_another_is_read_from_its_start() -> None:
     """The same turns, whether the engine read them as they came or all at once: the same tokens come next."""
     actor = policy()
