@@ -26,7 +26,7 @@ quickstart: sandbox ## the main job: a policy learns tool-integrated math from p
 	$(BIN)/polyturn quickstart $(ARGS)
 
 test: sandbox ## run the tests
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile -m "not gpu" $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(ARGS)
 
 gpu: setup ## tests and benchmarks for a GPU, into runs/gpu/results.json; on a CPU their small forms
 	PYTHON=$(BIN)/python sh scripts/gpu.sh
