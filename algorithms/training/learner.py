@@ -83,6 +83,9 @@ class _Scoring(nn.Module):
 class Learner:
     """Holds policy, reference and optimizer on their devices; `step` learns from one batch.
 
+    Attributes:
+        positions: Where every process's source was at the last update, known to all; empty before the first.
+
     Args:
         method: What is learned; see `polyturn.algorithms.methods.base`.
         policy: What is trained, in place.
@@ -106,6 +109,7 @@ class Learner:
     ) -> None:
         self._method, self._policy, self._accelerator = method, policy, accelerator
         self._options, self._failures = options, failures
+        self.positions: list[Any] = []
         if options.gradient_checkpointing:
             _checkpoint_activations(policy.model)
         scoring = _Scoring(policy.scorer, dropout=options.dropout)
@@ -170,13 +174,14 @@ class Learner:
             self._cache.close()
         self._policy.model.eval()
 
-    def step(self, batch: Batch, step: int, *, lr_factor: float = 1.0) -> dict[str, float]:
+    def step(self, batch: Batch, step: int, *, lr_factor: float = 1.0, position: Any = None) -> dict[str, float]:
         """One update.
 
         Args:
             batch: On the CPU; the whole step's, or this process's part.
             step: Counted from 0; names what is saved if it fails, and seeds dropout.
             lr_factor: Multiplies the learning rate.
+            position: Where this process's source is after the batch; see `positions`.
 
         Returns:
             loss, grad_norm, lr, tokens (of all rows), distinct_tokens (read for them), and the method's metrics, over
@@ -188,12 +193,12 @@ class Learner:
             ValueError: The batch holds nothing to learn from.
         """
         try:
-            return self._step(batch, step, lr_factor)
+            return self._step(batch, step, lr_factor, position)
         except torch.OutOfMemoryError as error:
             self.optimizer.zero_grad()
             raise OutOfMemoryError(self._remedy(step)) from error
 
-    def _step(self, batch: Batch, step: int, lr_factor: float) -> dict[str, float]:
+    def _step(self, batch: Batch, step: int, lr_factor: float, position: Any) -> dict[str, float]:
         world = self._accelerator.num_processes
         # This process's part of the step's groups; mismatched rows only serve the step's statistics.
         part = shard(batch, world)[self._accelerator.process_index] if self._options.sharded else batch
@@ -219,7 +224,7 @@ class Learner:
                 packed += read
                 add(sums, loss.metrics)
         # The sum of gradients becomes their mean over all that counts, in all processes.
-        parts = self._gather((value, count, sums, learned.tokens, packed))
+        parts = self._gather((value, count, sums, learned.tokens, packed, position))
         value, count = sum(each[0] for each in parts), sum(each[1] for each in parts)
         if not count:
             raise ValueError("expected at least one comparison (or row) that counts in a training step, got none")
@@ -231,6 +236,7 @@ class Learner:
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             set_rate(group, rate * lr_factor)
         self.optimizer.step()
+        self.positions = [each[5] for each in parts]
         self.optimizer.zero_grad()
         if self._sharded is not None:
             self._sharded.pull()

@@ -17,8 +17,6 @@ from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
-from filelock import FileLock, Timeout
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from polyturn.agents.transformer.snapshot import Snapshot
@@ -31,14 +29,13 @@ from polyturn.algorithms.training.learner import Learner, NonFiniteError, Scorab
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.own_samples import check_scoring, temperature_of
+from polyturn.algorithms.training.run_folder import Saver, alone_in, everywhere, farewell, process_has_died
 from polyturn.algorithms.training.schedule import factor
 from polyturn.algorithms.training.signals import Interrupted, Interruptions
 from polyturn.envs.settings import changes, check_count, record
 
 # Name of the file, in checkpoints, of a reference that is the policy as it was at the start.
 _REFERENCE = "reference"
-# Without `save_every`, checkpoints take at most this share of the time, and none is written more often than this.
-_SAVING_SHARE, _SAVING_PAUSE_S = 0.05, 60.0
 
 
 class Trainable(Scorable, Saveable, Protocol):
@@ -134,12 +131,12 @@ def train(
     place = None if out is None else Path(out)
     options = _with_sharding(options)
     accelerator = _accelerator(options, trackers, place)
-    with _alone_in(place, accelerator):
+    with alone_in(place, accelerator):
         # Where an earlier run stopped.
         found = None
         if place is not None:
             saves = 20 if options.save_every is None else -(-steps // options.save_every)
-            _everywhere(
+            everywhere(
                 accelerator,
                 lambda: _prepare(place, policy, identity, saves=saves, keep=options.keep, resume=resume),
             )
@@ -169,7 +166,7 @@ def train(
         if found is not None:
             checkpoint.load_optimizer(found, learner.plain_optimizer)
         accelerator.init_trackers("polyturn", config={k: v for k, v in settings.items() if v is not None})
-        saver = _Saver(
+        saver = Saver(
             place,
             policy,
             learner,
@@ -208,7 +205,7 @@ def train(
                         warnings.warn(f"batches ended after {done} of {steps} steps", stacklevel=2)
                         break
                     rate = factor(done, steps=steps, warmup=options.warmup, schedule=options.schedule)
-                    numbers = learner.step(batch, done, lr_factor=rate)
+                    numbers = learner.step(batch, done, lr_factor=rate, position=data.state)
                     done, position = done + 1, data.state
                     entry = {"step": done, **numbers, **data.metrics, "seconds": time.perf_counter() - begun}
                     try:
@@ -219,109 +216,29 @@ def train(
                     bar.set_postfix({name: f"{numbers[name]:.3g}" for name in _shown(numbers)})
                     # Checkpoints: when due, and when asked to stop.
                     if any(gather_object([interruptions.received])):
-                        raise Interrupted(_farewell(saver.save(done, position), done, steps))
+                        raise Interrupted(farewell(saver.save(done, position), done, steps))
                     if done < steps and saver.due(done):
                         saver.save(done, position)
                 # Still under the guard: Ctrl-C while the last checkpoint is written must not cost it.
                 path = saver.save(done, position)
                 if interruptions.received:
-                    raise Interrupted(_farewell(path, done, steps))
+                    raise Interrupted(farewell(path, done, steps))
         except Exception as error:
             # A step that fails changes nothing, so what was learned before is worth keeping. One process that fails
             # alone cannot save: the others are waiting elsewhere.
             together = accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
             if done > start and together and not isinstance(error, CheckpointError):
                 with contextlib.suppress(CheckpointError):
-                    error.add_note(_farewell(saver.save(done, position), done, steps))
+                    error.add_note(farewell(saver.save(done, position), done, steps))
+            elif done > start and process_has_died(error):
+                with Interruptions():  # the launcher stops those that are left
+                    error.add_note(saver.rescue(done, steps))
             raise
         finally:
             learner.close()
             for tracker in accelerator.trackers:
                 tracker.finish()
         return TrainResult(log.records, done, path)
-
-
-class _Saver:
-    """Writes a run's checkpoints, and says when one is due."""
-
-    def __init__(
-        self,
-        place: Path | None,
-        policy: Trainable,
-        learner: Learner,
-        accelerator: Accelerator,
-        options: TrainOptions,
-        state: Mapping[str, Any],
-        tensors: Mapping[str, Mapping[str, Tensor]],
-    ) -> None:
-        self._place, self._policy, self._learner, self._accelerator = place, policy, learner, accelerator
-        self._options, self._state, self._tensors = options, state, tensors
-        self._last, self._took = time.monotonic(), 0.0
-
-    def due(self, done: int) -> bool:
-        """Whether to save after `done` steps; the clock decides where `save_every` does not, never what is computed."""
-        if self._place is None:
-            return False
-        if self._options.save_every is not None:
-            return done % self._options.save_every == 0
-        waited = time.monotonic() - self._last
-        now = waited >= max(_SAVING_PAUSE_S, self._took / _SAVING_SHARE)
-        return bool(gather_object([now])[0])
-
-    def save(self, done: int, position: Any) -> Path | None:
-        """Writes a checkpoint; None where nothing is kept."""
-        if self._place is None:
-            return None
-        begun = time.monotonic()
-        place, state = self._place, {**self._state, "sources": gather_object([position])}
-        policy, keep = self._policy, self._options.keep
-        tuned, tuning = type(self._learner.plain_optimizer).__name__, self._learner.optimizer_state()
-        _everywhere(
-            self._accelerator,
-            lambda: checkpoint.save(
-                place,
-                done,
-                policy=policy,
-                optimizer=tuned,
-                optimizer_state=tuning,
-                state=state,
-                keep=keep,
-                tensors=self._tensors,
-            ),
-        )
-        self._last = time.monotonic()
-        self._took = self._last - begun
-        return place / "checkpoints" / checkpoint.name_of_step(done) / "model"
-
-
-@contextlib.contextmanager
-def _alone_in(place: Path | None, accelerator: Accelerator) -> Iterator[None]:
-    """Keeps every other run out of the folder; two in one would delete each other's checkpoints."""
-    if place is None:
-        yield
-        return
-    lock = FileLock(place / ".lock")
-
-    def take() -> None:
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise CheckpointError(
-                f"expected a folder of this run's own, got {str(place)!r}, in which another run is training; wait for "
-                "it, stop it, or pass another out"
-            ) from None
-        except OSError as error:
-            raise CheckpointError(
-                f"expected a folder to write checkpoints to, got {str(place)!r}: {error.strerror or error}; pass "
-                "another out"
-            ) from error
-
-    _everywhere(accelerator, take)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _check(method: Hooks, policy: Trainable, reference: Scorable | None) -> None:
@@ -460,21 +377,6 @@ def _without(name: str) -> Iterator[None]:
             os.environ[name] = kept
 
 
-def _everywhere(accelerator: Accelerator, action: Callable[[], object]) -> None:
-    """Runs `action` in the main process alone; if it fails, all processes stop with its message, none waits forever."""
-    failure: CheckpointError | None = None
-    if accelerator.is_main_process:
-        try:
-            action()
-        except CheckpointError as error:
-            failure = error
-    messages = [text for text in gather_object([None if failure is None else str(failure)]) if text]
-    if failure is not None:
-        raise failure
-    if messages:
-        raise CheckpointError(messages[0])
-
-
 def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if changed := changes(then, now):
         warnings.warn(f"resuming with other settings: {'; '.join(changed)}", ResumeWarning, stacklevel=3)
@@ -484,9 +386,3 @@ def _shown(numbers: Mapping[str, float]) -> list[str]:
     """The numbers that stand beside the progress bar: the loss, and the first three of the method's own."""
     own = [name for name in numbers if name not in ("loss", "grad_norm", "lr", "tokens", "distinct_tokens")]
     return ["loss", *own[:3]]
-
-
-def _farewell(path: Path | None, done: int, steps: int) -> str:
-    if path is None:
-        return f"stopped after {done} of {steps} steps; nothing is saved, because no out was given"
-    return f"stopped after {done} of {steps} steps and saved in {path.parent}; go on with the same call and resume=True"

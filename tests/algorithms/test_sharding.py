@@ -150,3 +150,53 @@ def test_what_sharding_does_not_serve_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(ValueError, match="got fsdp_offload_params"):
         go("pairs")
+
+
+def dying_main(folder: str) -> None:
+    """The second process is killed in the third step, when two are learned."""
+    import signal
+
+    from accelerate import PartialState
+
+    rank, place = PartialState(cpu=True).process_index, Path(folder)
+    method, count, _, make = CASES["pairs"]
+    rows = shared.examples(method, count)
+    learner = make()
+
+    batches = minibatches(rows, count, seed=0)
+
+    def source(step: int) -> Any:
+        if step == 2 and rank == DIES[os.environ["DIES"]]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batches(step)
+
+    options = TrainOptions(lr=1e-3, cpu=True, fully_sharded=os.environ.get("SHARDED") == "1", save_every=1 if
+                           os.environ.get("SHARDED") == "1" else None)  # fmt: skip
+    train(method, learner, learner.copy(), source, steps=4, out=place / "run", options=options, progress=False)
+
+
+DIES = {"second": 1, "first": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dies", "sharded"), [("second", False), ("first", False), ("second", True)])
+def test_a_process_that_dies_ends_the_run_with_what_was_learned(tmp_path: Path, dies: str, sharded: bool) -> None:
+    done = run_two(tmp_path, "dying_main", DIES=dies, SHARDED=str(int(sharded)))
+    assert done.returncode != 0
+    said = "the last checkpoint is" if sharded else "what was learned is saved in"
+    assert f"another process died after 2 of 4 steps{', and with it' if sharded else '; ' + said}" in done.stderr
+    assert said in done.stderr
+    found = latest(tmp_path / "run")
+    assert found is not None
+    assert found.name == "step-00000002"
+    # One process goes on, as if nothing had happened.
+    method, count, _, make = CASES["pairs"]
+    results = []
+    for out in (tmp_path / "run", None):
+        learner = make()
+        data = minibatches(shared.examples(method, count), count, seed=0)
+        options = TrainOptions(lr=1e-3, cpu=True)
+        train(method, learner, make().copy(), data, steps=4, out=out, options=options, progress=False, resume=True)
+        results.append(learner)
+    for mine, theirs in zip(results[0].model.parameters(), results[1].model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=3e-6, rtol=1e-4)
