@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 
 from polyturn.agents.agent import Agent, AgentFailed, Episode
-from polyturn.agents.collecting.blocking import LoopThread
+from polyturn.agents.collecting.blocking import LoopInterrupted, LoopThread
 from polyturn.agents.collecting.roles import reply
 from polyturn.envs.conversation import transcript
 from polyturn.envs.preference import Judged, Pair
@@ -122,6 +122,8 @@ class PromptedJudge:
             episode = Episode("judge", self._seed, "", 0, rng, prompt)
             try:
                 answer = await asyncio.wait_for(self._answer(episode), self._timeout)
+            except LoopInterrupted:
+                raise
             except Exception as error:
                 if attempt == self._retries or isinstance(error, AgentFailed):
                     self.failures.append(f"{type(error).__name__}: {error}")

@@ -129,6 +129,8 @@ class TabularPolicy:
         ValueError: Actions or states that are not different, or fewer than two actions.
     """
 
+    blocking = False
+
     def __init__(
         self, model: TabularModel, actions: Sequence[str], states: Sequence[str] | None = None, *, version: str = ""
     ) -> None:

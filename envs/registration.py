@@ -17,6 +17,7 @@ import dataclasses
 import importlib
 import inspect
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, cast
 
@@ -131,8 +132,7 @@ def make(env_id: str, **options: Any) -> TextEnv:
         UnknownEnv: Nothing is registered under the id.
         EnvOptionError: An option is unknown or missing.
     """
-    spec = env_spec(env_id)
-    _check_options(spec, options)
+    spec = check_options(env_id, options)
     bare = dataclasses.replace(spec, max_episode_steps=None, order_enforce=False, disable_env_checker=True)
     env: gymnasium.Env[str, str] = gymnasium.make(bare, **options)
     if spec.max_episode_steps is not None:
@@ -146,7 +146,14 @@ def creator(spec: EnvSpec) -> Any:
     return load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
 
 
-def _check_options(spec: EnvSpec, options: dict[str, Any]) -> None:
+def check_options(env_id: str, options: Mapping[str, Any]) -> EnvSpec:
+    """Gymnasium's specification of an environment that takes these options.
+
+    Raises:
+        UnknownEnv: Nothing is registered under the id.
+        EnvOptionError: An option is unknown or missing.
+    """
+    spec = env_spec(env_id)
     signature = inspect.signature(creator(spec))
     try:
         signature.bind(**{**spec.kwargs, **options})
@@ -157,3 +164,4 @@ def _check_options(spec: EnvSpec, options: dict[str, Any]) -> None:
         unknown = [name for name in options if name not in names]
         hint = did_you_mean(unknown[0], names) if unknown else ""
         raise EnvOptionError(f"{spec.id}: {error}.{hint} Its options: {', '.join(names) or 'none'}.") from error
+    return spec

@@ -3,9 +3,11 @@
     {"polyturn":"trajectories","schema":1}
     {"crc32":"5f0c2a91","head":{"env_id":...,"seed":...,"member":...},"turns":[...],"final_observation":...,"info":{...}}
 
-- The first line is the header. Every further line is one trajectory, UTF-8, ended by a single newline byte.
+- The first line is the header. Every further line is one trajectory, UTF-8, ended by a single newline byte; a header
+  again, where whole stores were joined into one file (`cat a.jsonl b.jsonl`), is passed over.
 - `crc32` covers everything after its comma, so damage anywhere is reported with the record's number (from 1).
 - `head` comes first and holds what fixes the start and what says who acted, so an index never parses the turns.
+- `head` holds `group`, the number of the group in its run, where there was a run.
 - `segment_starts` follows `info` where an episode has more than one segment (`Trajectory.segments`).
 - `context_ids`, `action_ids` (little-endian int32) and `logps` (little-endian float32) are base64: exact, and several
   times faster than decimal digits. Other floats are written with the fewest digits that read back to the same float;
@@ -47,7 +49,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from polyturn.envs.trajectory import Group, Trajectory, Turn, by_shared_prefix
+from polyturn.envs.trajectory import Group, Start, Trajectory, Turn, by_shared_prefix
 
 SCHEMA = 1
 HEADER = b'{"polyturn":"trajectories","schema":%d}\n' % SCHEMA
@@ -110,7 +112,7 @@ class Entry:
 
     number: int
     offset: int
-    start: tuple[str, int, str, str]
+    start: Start
     member: int
     agent: str
     policy_version: str
@@ -277,7 +279,7 @@ def read_numbered_groups(
     path: str | os.PathLike[str], *, corrupt: Corrupt = "raise"
 ) -> Iterator[tuple[Group, tuple[int, ...]]]:
     """As `read_groups`, each group with its members' positions in the store, from 1."""
-    places: dict[tuple[str, int, str, str], list[tuple[int, int]]] = {}
+    places: dict[Start, list[tuple[int, int]]] = {}
     for entry in index(path, corrupt=corrupt):
         places.setdefault(entry.start, []).append((entry.number, entry.offset))
     with open(path, "rb") as file:
@@ -298,15 +300,19 @@ def _lines(path: str | os.PathLike[str], corrupt: Corrupt) -> Iterator[tuple[int
     with open(path, "rb") as file:
         if not _check_header(file, path):
             return
-        offset = len(HEADER)
-        for number, line in enumerate(file, 1):
+        offset, number = len(HEADER), 0
+        for place, line in enumerate(file, 2):
+            if line == HEADER:  # the beginning of a store that was joined to this one
+                offset += len(line)
+                continue
+            number += 1
             if not line.endswith(b"\n"):
                 return  # being written right now, or left by a killed writer
             if line[:_CRC_LENGTH] == _CRC % zlib.crc32(memoryview(line)[_CRC_LENGTH:-1]):
                 yield number, offset, line
             else:
                 message = (
-                    f"{os.fspath(path)}: record {number} (line {number + 1}, byte {offset}) is damaged: "
+                    f"{os.fspath(path)}: record {number} (line {place}, byte {offset}) is damaged: "
                     "its checksum does not match"
                 )
                 if corrupt == "raise":
@@ -323,6 +329,8 @@ def _check_header(file: BinaryIO, path: str | os.PathLike[str]) -> bool:
     if HEADER.startswith(line):
         return False
     name = os.fspath(path)
+    if changed := _changed_header(line):
+        raise NotAStore(f"{name}: expected a store of trajectories as it was written, got one {changed}")
     try:
         schema = json.loads(line)["schema"] if line.startswith(b'{"polyturn":"trajectories"') else None
     except (ValueError, KeyError):
@@ -336,6 +344,26 @@ def _check_header(file: BinaryIO, path: str | os.PathLike[str]) -> bool:
         f"{name}: expected a store of trajectories (first line {HEADER.decode().strip()}), "
         f"got a file that begins with {line[:40]!r}"
     )
+
+
+def _changed_header(line: bytes) -> str:
+    """What another program has done to a store that begins with `line`, and how to undo it; "" where nothing is known.
+
+    A checksum covers bytes, so that such a file is no store any more.
+    """
+    bare = line.removeprefix(b"\xef\xbb\xbf")
+    if bare != line and bare.rstrip() == HEADER.rstrip():
+        return "with a byte order mark before its header; save it as UTF-8 without one, or copy the original again"
+    if line.endswith(b"\r\n") and line.rstrip() == HEADER.rstrip():
+        return (
+            "whose line ends were changed to CRLF, as Git does with core.autocrlf or an editor on Windows; change them "
+            "back (sed -i 's/\\r$//' FILE) and mark such files as binary (*.jsonl -text in .gitattributes)"
+        )
+    if line.rstrip() == HEADER.rstrip():
+        return "whose header has spaces at its end; an editor has changed it: restore the original"
+    if line.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ", b"PK\x03\x04")):
+        return "that is compressed; decompress it first"
+    return ""
 
 
 def _last_newline(fd: int, size: int, block: int = 1 << 16) -> int:
@@ -378,7 +406,8 @@ def _pack(array: NDArray[Any], dtype: str) -> str:
 def _encode(trajectory: Trajectory) -> bytes:
     record = {
         "head": {name: getattr(trajectory, name) for name in _HEAD_FIELDS}
-        | {"env_options": dict(trajectory.env_options)},
+        | {"env_options": dict(trajectory.env_options)}
+        | ({} if trajectory.group is None else {"group": trajectory.group}),
         "turns": [
             {
                 "observation": turn.observation,

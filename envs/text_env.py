@@ -16,6 +16,10 @@
 - An environment in which an episode succeeds or fails says which: `success_return` is the total reward from which one
   is a success, or the last info holds `"success": bool`. Without either, reports give the mean return and no success.
 - Infos hold JSON values only (no numpy, no tuples, no nan), freshly made at every call.
+- Any method may wait. `collect` plays many episodes at once: it awaits a `reset` or `step` that is a coroutine, and
+  calls all others, the constructor and `close` included, in a thread that this instance has for itself, so that
+  what may only be used in the thread that opened it works. An environment that never waits says `blocking = False` and
+  is called in the event loop, which saves about 0.1 ms a call.
 - `snapshot()` gives the state between two turns as a JSON value, and `restore(snapshot)`, in any instance made with the
   same options, reset or not, goes on from there exactly as the original would have. Taking one changes nothing.
 - An environment whose noise can be drawn apart from its start says `takes_noise = True`. Then `reset(options={"noise":

@@ -21,6 +21,9 @@ from polyturn.envs.returns import total
 TokenIds = NDArray[np.int32]
 Logps = NDArray[np.float32]
 
+Start = tuple[str, int, str, str, int | None]
+"""What comparable trajectories share: environment, seed, task, environment options, number of the group."""
+
 _INT32 = np.iinfo(np.int32)
 _NO_TOKENS: TokenIds = np.zeros(0, np.int32)
 _NO_LOGPS: Logps = np.zeros(0, np.float32)
@@ -182,6 +185,7 @@ class Trajectory:
         info: The environment's info at reset updated by its info at the end; JSON values only.
         segment_starts: Indices of turns, above 0 and rising, at which a new segment begins; see `segments`. Empty for
             an episode whose context only grew.
+        group: Number of its group in the run that collected it, a part of the start; None where there was no such run.
 
     Raises:
         ValueError: Segments that begin at no turn.
@@ -201,6 +205,7 @@ class Trajectory:
     env_options: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     segment_starts: tuple[int, ...] = ()
+    group: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "turns", tuple(self.turns))
@@ -214,6 +219,8 @@ class Trajectory:
         # Environments hand out numpy scalars; plain numbers compare, print and serialise alike everywhere.
         for name in ("seed", "member"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
+        if self.group is not None:
+            object.__setattr__(self, "group", operator.index(self.group))
         for name in ("terminated", "truncated"):
             object.__setattr__(self, name, bool(getattr(self, name)))
 
@@ -239,9 +246,9 @@ class Trajectory:
         return total(turn.reward for turn in self.turns)
 
     @property
-    def start(self) -> tuple[str, int, str, str]:
-        """What two trajectories must share to be comparable: environment, its options, seed, and task."""
-        return (self.env_id, self.seed, self.task_id, _canonical(dict(self.env_options)))
+    def start(self) -> Start:
+        """What two trajectories must share to be comparable: environment, seed, task, options, number of the group."""
+        return (self.env_id, self.seed, self.task_id, _canonical(dict(self.env_options)), self.group)
 
     @property
     def segments(self) -> tuple[tuple[Turn, ...], ...]:
@@ -307,7 +314,7 @@ class Group:
     """Trajectories that start from the identical state: the unit of comparison.
 
     Raises:
-        GroupError: The members differ in environment, options, seed or task, or there are none; or, with
+        GroupError: The members differ in environment, options, seed, task or group number, or there are none; or, with
             `branched_at=k`, their first k turns differ or k is negative.
     """
 
@@ -319,7 +326,7 @@ class Group:
         object.__setattr__(self, "trajectories", members)
         if not members:
             raise GroupError("Group: expected at least one trajectory, got none")
-        names = ("environment", "seed", "task", "environment options")
+        names = ("environment", "seed", "task", "environment options", "group number")
         for member in members[1:]:
             for name, mine, first in zip(names, member.start, members[0].start, strict=True):
                 if mine != first:
@@ -355,7 +362,7 @@ def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
 
     Those that share a prefix (`collect(..., branch_at=...)`) make a group of their own, which says where it parted.
     """
-    buckets: dict[tuple[str, int, str, str], list[Trajectory]] = {}
+    buckets: dict[Start, list[Trajectory]] = {}
     for trajectory in trajectories:
         buckets.setdefault(trajectory.start, []).append(trajectory)
     return [group for members in buckets.values() for group in by_shared_prefix(members)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Awaitable
 from typing import Any, SupportsFloat
 
 import gymnasium
 from gymnasium.error import ResetNeeded
+
+_Step = tuple[str, SupportsFloat, bool, bool, dict[str, Any]]
 
 
 class TurnLimit(gymnasium.Wrapper[str, str, str, str]):
@@ -36,15 +40,22 @@ class TurnLimit(gymnasium.Wrapper[str, str, str, str]):
         self._left = self.turns
         return super().reset(seed=seed, options=options)
 
-    def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Takes one turn.
+    def step(self, action: str) -> _Step:
+        """Takes one turn; where the environment's step must be awaited, so must this one.
 
         Raises:
             ResetNeeded: The episode is over, or none was started.
         """
         if self._left == 0:
             raise ResetNeeded("the episode is over: call reset() first")
-        observation, reward, terminated, truncated, info = super().step(action)
+        result: Any = super().step(action)
+        return self._awaited(result) if inspect.isawaitable(result) else self._counted(result)  # type: ignore[return-value]
+
+    async def _awaited(self, result: Awaitable[_Step]) -> _Step:
+        return self._counted(await result)
+
+    def _counted(self, result: _Step) -> _Step:
+        observation, reward, terminated, truncated, info = result
         self._left -= 1
         if not terminated and self._left == 0:
             truncated = True

@@ -1,7 +1,8 @@
 """Agents x environments -> groups of trajectories.
 
-Asynchronous inside, plain outside: every episode is a coroutine, the engine batches whoever is ready, environments
-that wait for something (a sandbox, a server) step in threads. What comes back depends on the seed alone.
+Asynchronous inside, plain outside: every episode is a coroutine, the engine batches all that are ready. Agents and
+environments may wait in any way: what is awaitable is awaited, all else is called in a thread of its episode's own,
+unless it says `blocking = False`. What comes back depends on the seed only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.blocking import block
+from polyturn.agents.collecting.blocking import Lane, LoopInterrupted, block, call
 from polyturn.agents.collecting.branching import BranchAt, SharedPrefix, Todo, branch_turns, check_branching
 from polyturn.agents.collecting.playing import (
     EpisodePlayer,
@@ -27,13 +27,15 @@ from polyturn.agents.collecting.playing import (
     Job,
     TextEnvironment,
     agent_id,
-    call,
+    may_wait,
     noise_of,
 )
 from polyturn.agents.collecting.roles import BothSides
-from polyturn.envs.registration import make
+from polyturn.envs.registration import check_options, make
+from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory
+from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 EnvironmentSource = str | Callable[[], TextEnvironment]
 
@@ -65,6 +67,10 @@ class GroupSource(Protocol):
 
 # An episode whose infrastructure failed is tried again this often before it is recorded as invalid.
 _RETRIES = 1
+# Errors that say that an environment was asked for in a wrong way.
+_WRONG_USE = (ValueError, TypeError, LookupError, AttributeError, ImportError)
+# Seconds for closing an environment that is still in the middle of a call when a collection is stopped.
+_CLOSING_S = 10.0
 
 
 class CollectError(RuntimeError):
@@ -118,8 +124,8 @@ def collect(
         prefix_agent: Who plays the shared turns; default the first member's agent. A transformer among the members
             needs turns with tokens, so a transformer with the same tokenizer.
         same_noise: Whether members share the environment's noise too.
-        timeout: Seconds that an agent which is awaited may take for a turn; then the episode has failed. None waits for
-            ever. A model's own limit is `Sampling.max_new_tokens`.
+        timeout: Seconds that an agent may take for a turn; then the episode has failed. None waits indefinitely. A
+            model's own limit is `Sampling.max_new_tokens`.
         concurrency: Episodes under way at once; changes speed, never a result.
         store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
             seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
@@ -131,15 +137,29 @@ def collect(
         label: What the bar says.
 
     Returns:
-        Groups in order, members in order. An episode whose infrastructure failed twice is there with its `error`.
+        Groups in order, members in order. An episode whose infrastructure failed twice is there with its `error`: an
+        exception of the environment or its constructor, a reward that is no finite number, an info that is no JSON.
+
+    Warns:
+        RewardBoundsWarning: Total rewards lie outside the environment's `reward_bounds`.
 
     Raises:
         CollectError: All episodes failed, or many in a row and none succeeded between; the last failure is its cause.
         SandboxUnavailable: The environment's sandbox cannot run here.
         ValueError: Arguments that do not fit together.
     """
-    if group_size < 1 or concurrency < 1:
-        raise ValueError(f"collect: expected positive group_size and concurrency, got {group_size} and {concurrency}")
+    # What is asked for, checked before any work.
+    check_count("collect(groups)", groups, 0, optional=True)
+    check_count("collect(group_size)", group_size)
+    check_count("collect(concurrency)", concurrency)
+    check_count("collect(seed)", seed, 0)
+    if timeout is not None:
+        check_range("collect(timeout)", timeout, 0, above=True)
+    for name, opened in (("store", store), ("partner_store", partner_store)):
+        if opened is not None and not isinstance(opened, Store):
+            raise ValueError(f"collect({name}): expected an open Store, got {opened!r:.80}; pass Store(path)")
+    for task in [] if tasks is None else tasks:
+        check_count("collect(tasks): each", task, 0)
     count = (len(tasks) if tasks is not None else 1) if groups is None else groups
     if tasks is not None and len(tasks) != count:
         raise ValueError(f"collect: expected one task a group ({count}), got {len(tasks)} tasks")
@@ -175,7 +195,11 @@ def collect(
             progress=progress,
             label=label,
         )
+    if env_options is not None and not isinstance(env_options, Mapping):
+        raise ValueError(f"collect(env_options): expected names and values (a dictionary), got {env_options!r:.80}")
     options = dict(env_options or {})
+    if isinstance(env, str):
+        check_options(env, options)
     factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))
     env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env
     recorded = plain_options(options)
@@ -223,8 +247,8 @@ def _group(members: Sequence[Trajectory]) -> Group:
 
 
 def group_seed(seed: int, group: int) -> int:
-    """The environment seed of a run's n-th start."""
-    return int(np.random.SeedSequence([seed, group]).generate_state(1)[0])
+    """The environment seed of a run's n-th start: 63 bits, of which no two are equal among billions of starts."""
+    return int(np.random.SeedSequence([seed, group]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,16 +275,16 @@ def _already_there(
 ) -> dict[tuple[int, int], Trajectory]:
     if store is None:
         return {}
-    wanted = {(job.seed, job.member): job for job in jobs}
-    plain = json.dumps(dict(options), sort_keys=True)
+    wanted = {(job.group, job.seed, job.member): job for job in jobs}
+    asked = json.dumps(dict(options), sort_keys=True)
     found: dict[tuple[int, int], Trajectory] = {}
     for trajectory in read(store.path):
-        job = wanted.get((trajectory.seed, trajectory.member))
+        job = None if trajectory.group is None else wanted.get((trajectory.group, trajectory.seed, trajectory.member))
         if (
             job is not None
             and trajectory.env_id == env_id
             and trajectory.error is None
-            and json.dumps(dict(trajectory.env_options), sort_keys=True) == plain
+            and json.dumps(dict(trajectory.env_options), sort_keys=True) == asked
             and trajectory.info.get("task_index") == job.task
             and (trajectory.agent, trajectory.policy_version) == agent_id(members[job.member])
             and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *agent_id(prefix_agent)))
@@ -287,6 +311,7 @@ class _Runner:
         self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
         self._prefixes: dict[int, SharedPrefix] = {}
         self._failures_in_a_row = 0
+        self._making, self._any_made = asyncio.Lock(), False
 
     def plan(self, jobs: Sequence[Job], done: Mapping[tuple[int, int], Trajectory]) -> Todo[Job]:
         """What can be played at once, and what after a shared prefix; a shared prefix that a finished member has kept
@@ -317,24 +342,22 @@ class _Runner:
     async def run(self, todo: Todo[Job], width: int, bar: tqdm[Any]) -> dict[tuple[int, int], Trajectory]:
         results: dict[tuple[int, int], Trajectory] = {}
         limit = max(16, 2 * width)
-        with ThreadPoolExecutor(max_workers=min(width, 64), thread_name_prefix="polyturn-env") as pool:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(width):
-                    workers.create_task(self._work(todo, pool, limit, results, bar))
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(width):
+                workers.create_task(self._work(todo, limit, results, bar))
         return results
 
     async def _work(
         self,
         todo: Todo[Job],
-        pool: ThreadPoolExecutor,
         limit: int,
         results: dict[tuple[int, int], Trajectory],
         bar: tqdm[Any],
     ) -> None:
-        held: list[TextEnvironment] = []
+        held: list[tuple[TextEnvironment, Lane]] = []
         try:
             while (job := await todo.next()) is not None:
-                state = await self._tried(held, job, pool)
+                state = await self._tried(held, job)
                 if job.kind == "shared prefix":
                     self._prefixes[job.group] = self._player.prefix(job, state)
                     await todo.stands(job)
@@ -348,29 +371,57 @@ class _Runner:
                 if self._failures_in_a_row >= limit:
                     raise self._all_failed(f"{limit} episodes in a row") from self._player.last_failure
         finally:
-            for env in held:
-                await self._close(env, pool)
+            for each in held:
+                await self._close(*each)
 
-    async def _tried(self, held: list[TextEnvironment], job: Job, pool: ThreadPoolExecutor) -> EpisodeState:
+    async def _tried(self, held: list[tuple[TextEnvironment, Lane]], job: Job) -> EpisodeState:
         """Plays a job in the environment that is held, or in a new one; once more if it fails."""
         prefix = self._prefixes.get(job.group)
         if prefix is not None and prefix.error is not None:
             return EpisodeState(task_id=prefix.task_id, first=dict(prefix.info), error=prefix.error)
         for _ in range(_RETRIES + 1):
             if not held:
-                held.append(self._factory())
-            state = await self._player.play(held[0], job, prefix, pool)
+                lane = Lane()
+                try:
+                    held.append((await self._made(lane), lane))
+                except (SandboxUnavailable, ImageMissing, LoopInterrupted):
+                    raise  # no episode can be played without it
+                except Exception as failure:
+                    lane.close()
+                    # What was never made and is asked for in a wrong way fails each time in the same way.
+                    if not self._any_made and isinstance(failure, _WRONG_USE):
+                        raise
+                    state = self._player.failed(failure, prefix)
+                    continue
+            env, lane = held[0]
+            state = await self._player.play(env, job, prefix, lane)
             if state.error is None:
                 break
             # Whatever state it is in, it is not worth trusting again.
-            await self._close(held.pop(), pool)
+            await self._close(*held.pop())
         return state
 
-    async def _close(self, env: TextEnvironment, pool: ThreadPoolExecutor) -> None:
+    async def _made(self, lane: Lane) -> TextEnvironment:
+        """A new environment, made in its thread; the first one before any other, as it may import and load."""
+        async with self._making:
+            if not self._any_made:
+                env = await lane.run(self._factory)
+                self._any_made = True
+                return env
+        return await lane.run(self._factory)
+
+    async def _close(self, env: TextEnvironment, lane: Lane) -> None:
         """Closes an environment; one that fails even at that takes nothing finished with it."""
+        stuck = lane.busy
+        if stuck:  # in the middle of a call that nothing waits for any more: closing it from outside may end the call
+            lane.close()
+            lane = Lane("polyturn-close")
         try:
-            await call(env, pool, env.close)
+            limit = _CLOSING_S if stuck else None
+            await call(env.close, lane if stuck or may_wait(env.unwrapped) else None, timeout=limit)
         except Exception as error:
             warnings.warn(
                 f"closing {self._env_id} failed: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
             )
+        finally:
+            lane.close()

@@ -7,18 +7,21 @@ import asyncio
 import functools
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+import math
+import numbers
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
-from polyturn.agents.agent import Action, Agent, ContextFull, Episode, Reply
-from polyturn.agents.collecting.blocking import LoopInterrupted
+from polyturn.agents.agent import Action, Agent, ContextFull, Episode
+from polyturn.agents.collecting.blocking import Lane, LoopInterrupted, call
 from polyturn.agents.collecting.branching import SharedPrefix
 from polyturn.envs.outcomes import SUCCESS_KEYS
+from polyturn.envs.plain import plain
 from polyturn.envs.returns import at_least, total
 from polyturn.envs.trajectory import Trajectory, Turn
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
@@ -26,7 +29,10 @@ from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 TextEnvironment = gymnasium.Env[str, str]
 JobKind = Literal["episode", "shared prefix"]
 """What a job plays: a member's episode, or the turns that a group shares."""
-_T = TypeVar("_T")
+
+
+class RewardBoundsWarning(RuntimeWarning):
+    """An episode's total reward lies outside of what its environment declares."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class EpisodePlayer:
         options: Its options, as recorded.
         seed: Of the collection.
         same_noise: Whether the members of a group share the environment's noise.
-        timeout: Seconds for a turn of an agent that is awaited, or None.
+        timeout: Seconds for a turn of the agent, or None.
 
     Attributes:
         last_failure: What made the last invalid episode fail.
@@ -120,14 +126,27 @@ class EpisodePlayer:
         self._members, self._prefix_agent = members, prefix_agent
         self._env_id, self._options, self._seed, self._same_noise = env_id, options, seed, same_noise
         self.last_failure: Exception | None = None
+        self._out_of_bounds = False
 
     def _agent(self, job: Job) -> Agent:
         return self._prefix_agent if job.kind == "shared prefix" else self._members[job.member]
 
-    async def play(
-        self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, pool: ThreadPoolExecutor
-    ) -> EpisodeState:
-        """Plays an episode to its end, or a shared prefix to where it is left."""
+    def failed(self, failure: Exception, prefix: SharedPrefix | None = None) -> EpisodeState:
+        """An episode that failed before it began."""
+        self.last_failure = failure
+        found = EpisodeState(error=_said(failure))
+        return found if prefix is None else replace(found, task_id=prefix.task_id, first=dict(prefix.info))
+
+    async def play(self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, lane: Lane) -> EpisodeState:
+        """Plays an episode to its end, or a shared prefix to where it is left.
+
+        Args:
+            env: The environment.
+            job: What to play.
+            prefix: What the group shares, where it parts later than at the start.
+            lane: The thread of whatever may wait; what says `blocking = False` is called in the event loop.
+        """
+        pool = lane if may_wait(env.unwrapped) else None
         agent = self._agent(job)
         state, episode = EpisodeState(), None
         try:
@@ -137,17 +156,22 @@ class EpisodePlayer:
             at, place = state.observation, 0 if shared else job.member
             episode = Episode(self._env_id, job.seed, state.task_id, place, numbers, at, state.turns, state.first)
             while not state.over and not (shared and len(state.turns) == job.branch_at):
-                await self._turn(env, agent, episode, state, pool, keep=shared)
+                action = await self._ask(agent, episode, state, lane)
+                if action is not None:
+                    await self._turn(env, episode, action, state, pool, keep=shared)
             if shared:
                 await self._leave(env, state, pool)
             else:
                 _note_success(env, state)
+                self._check_bounds(env, state)
         except KeyboardInterrupt as stop:
             raise LoopInterrupted(*stop.args) from None
+        except LoopInterrupted:
+            raise
         except (SandboxUnavailable, ImageMissing):
             raise  # no episode can go on without it; what is finished is in the store
         except Exception as failure:  # infrastructure: recorded on the trajectory, never turned into a reward
-            state.error = f"{type(failure).__name__}: {failure}".strip()
+            state.error = _said(failure)
             self.last_failure = failure
         finally:
             release = getattr(agent, "release", None)
@@ -156,7 +180,7 @@ class EpisodePlayer:
         return state
 
     async def _begin(
-        self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, state: EpisodeState, pool: ThreadPoolExecutor
+        self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, state: EpisodeState, pool: Lane | None
     ) -> None:
         """Brings the environment to the start, or to where the group's shared prefix was left."""
         noisy = bool(getattr(env.unwrapped, "takes_noise", False)) and job.kind == "episode"
@@ -166,7 +190,7 @@ class EpisodePlayer:
         if prefix is None:
             options = ({} if job.task is None else {"task": job.task}) | ({"noise": noise} if noisy else {})
             reset = functools.partial(env.reset, seed=job.seed, options=options or None)
-            state.observation, first = await call(env, pool, reset)
+            state.observation, first = _began(await call(reset, pool))
             state.first |= first
             state.task_id = str(first.get("task_id", ""))
             return
@@ -176,46 +200,65 @@ class EpisodePlayer:
         state.turns += prefix.turns
         # A copy of its own: an environment may go on writing into what it was given.
         snapshot = json.loads(json.dumps(prefix.snapshot))
-        await call(env, pool, functools.partial(env.get_wrapper_attr("restore"), snapshot))
+        await call(functools.partial(env.get_wrapper_attr("restore"), snapshot), pool)
         if noisy and not self._same_noise:
-            await call(env, pool, functools.partial(env.get_wrapper_attr("renew_noise"), noise))
+            await call(functools.partial(env.get_wrapper_attr("renew_noise"), noise), pool)
+
+    async def _ask(self, agent: Agent, episode: Episode, state: EpisodeState, lane: Lane) -> Action | None:
+        """The agent's action; None where its context is full and the episode therefore over."""
+        try:
+            return await _reply(agent, episode, lane, self._timeout)
+        except ContextFull as full:
+            state.truncated = True
+            state.extra |= {"truncated_by": "context", "context": str(full)}
+            return None
 
     async def _turn(
         self,
         env: TextEnvironment,
-        agent: Agent,
         episode: Episode,
+        action: Action,
         state: EpisodeState,
-        pool: ThreadPoolExecutor,
+        pool: Lane | None,
         *,
         keep: bool,
     ) -> None:
-        try:
-            action = await _reply(agent.act(episode), self._timeout)
-        except ContextFull as full:
-            state.truncated = True
-            state.extra |= {"truncated_by": "context", "context": str(full)}
-            return
         if keep:
-            state.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
+            state.before = await call(env.get_wrapper_attr("snapshot"), pool)
         said, step = state.observation, functools.partial(env.step, action.text)
-        state.observation, reward, state.terminated, state.truncated, info = await call(env, pool, step)
+        observation, reward, terminated, truncated, info = _stepped(await call(step, pool))
         if action.info:
-            info = {**info, "agent": dict(action.info)}
-        state.turns.append(
-            Turn(said, action.text, float(reward), action.context_ids, action.action_ids, action.logps, info)
-        )
+            info["agent"] = plain(action.info, "info of the action")
+        turn = Turn(said, action.text, reward, action.context_ids, action.action_ids, action.logps, info)
+        state.observation, state.terminated, state.truncated = observation, terminated, truncated
+        state.turns.append(turn)
         episode.observation = state.observation
         # Where neither agent nor environment ever waits, this is when Ctrl-C is heard.
         await asyncio.sleep(0)
 
-    async def _leave(self, env: TextEnvironment, state: EpisodeState, pool: ThreadPoolExecutor) -> None:
+    def _check_bounds(self, env: TextEnvironment, state: EpisodeState) -> None:
+        """Says once where an environment's rewards are not what it declares: its returns are then compared wrongly."""
+        bounds = env.get_wrapper_attr("reward_bounds") if env.has_wrapper_attr("reward_bounds") else None
+        if bounds is None or self._out_of_bounds:
+            return
+        low, high = map(float, bounds)
+        found = total(turn.reward for turn in state.turns)
+        if not (at_least(found, low) and at_least(high, found)):
+            self._out_of_bounds = True
+            warnings.warn(
+                f"{self._env_id}: expected a total reward in reward_bounds [{low:g}, {high:g}], got {found:g}; correct "
+                f"reward_bounds or the reward (polyturn check-env {self._env_id} helps to find out which)",
+                RewardBoundsWarning,
+                stacklevel=2,
+            )
+
+    async def _leave(self, env: TextEnvironment, state: EpisodeState, pool: Lane | None) -> None:
         """Takes the state a shared prefix is left in: the present one, or that before the last turn of one that
         ended."""
         if state.over and state.turns:
             state.observation = state.turns.pop().observation
         else:
-            state.before = await call(env, pool, env.get_wrapper_attr("snapshot"))
+            state.before = await call(env.get_wrapper_attr("snapshot"), pool)
 
     def prefix(self, job: Job, state: EpisodeState) -> SharedPrefix:
         """What the members of a group go on from."""
@@ -253,6 +296,7 @@ class EpisodePlayer:
             error=state.error,
             env_options=self._options,
             info=info,
+            group=job.group,
         )
 
 
@@ -266,19 +310,95 @@ def _note_success(env: TextEnvironment, state: EpisodeState) -> None:
         state.extra["success"] = at_least(total(turn.reward for turn in state.turns), float(bound))
 
 
-async def _reply(reply: Reply | Awaitable[Reply], timeout: float | None) -> Action:
-    if inspect.isawaitable(reply):
-        try:
-            reply = await asyncio.wait_for(reply, timeout)
-        except TimeoutError as error:
-            if str(error):  # the agent's own
-                raise
-            raise TimeoutError(f"the agent did not answer within {timeout} s") from error
-    return Action(reply) if isinstance(reply, str) else reply
+def _said(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {failure}".strip()
 
 
-async def call(env: TextEnvironment, pool: ThreadPoolExecutor, function: Callable[[], _T]) -> _T:
-    """Calls into an environment: in a thread if it says that it waits for something, here otherwise."""
-    if getattr(env.unwrapped, "blocking", False):
-        return await asyncio.get_running_loop().run_in_executor(pool, function)
-    return function()
+def may_wait(thing: object) -> bool:
+    """Whether an agent or environment may wait for something: yes, unless it says `blocking = False`."""
+    return bool(getattr(thing, "blocking", True))
+
+
+async def _reply(agent: Agent, episode: Episode, lane: Lane, timeout: float | None) -> Action:
+    """What an agent answers.
+
+    Raises:
+        TimeoutError: It took longer than `timeout` seconds.
+        TypeError: It is no action.
+    """
+    waits = may_wait(agent) and not inspect.iscoroutinefunction(agent.act)
+    try:
+        reply = await call(lambda: agent.act(episode), lane if waits else None, timeout=timeout)
+    except TimeoutError as error:
+        if str(error):  # the agent's own
+            raise
+        raise TimeoutError(f"the agent did not answer within {timeout} s") from error
+    return as_action(reply)
+
+
+def as_action(reply: object) -> Action:
+    """An agent's answer as an action.
+
+    Raises:
+        TypeError: It is neither text nor an `Action` with text.
+    """
+    if isinstance(reply, str):
+        return Action(reply)
+    if isinstance(reply, Action) and isinstance(reply.text, str):
+        return reply
+    found = (
+        f"an Action whose text is {type(reply.text).__name__}" if isinstance(reply, Action) else type(reply).__name__
+    )
+    remedy = (
+        "decode it" if isinstance(reply, bytes) else "return text, and the empty text where there is nothing to say"
+    )
+    raise TypeError(f"expected text (str) or an Action from the agent's act, got {found}; {remedy}")
+
+
+def _began(result: Any) -> tuple[str, dict[str, Any]]:
+    """What `reset` gave, checked.
+
+    Raises:
+        TypeError, ValueError: It is not (observation, info).
+    """
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        raise TypeError(f"expected (observation, info) from the environment's reset, got {_shape(result)}")
+    return _text(result[0], "reset"), plain(result[1], "info of reset")
+
+
+def _stepped(result: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    """What `step` gave, checked: nothing that an episode cannot be learned from passes for valid.
+
+    Raises:
+        TypeError, ValueError: It is not (observation, reward, terminated, truncated, info).
+    """
+    if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], Mapping):
+        raise TypeError(
+            "expected (observation, reward, terminated, truncated, info) from the environment's step, got "
+            f"{_shape(result)}"
+        )
+    observation, reward, terminated, truncated, info = result
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"expected True or False as {name} from the environment's step, got {flag!r:.80}")
+    number = reward.item() if callable(getattr(reward, "item", None)) else reward
+    if not isinstance(number, numbers.Real):
+        raise TypeError(f"expected a number as reward from the environment's step, got {reward!r:.80}")
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite reward from the environment's step, got {reward!r:.80}")
+    made = plain(info, "info of step")
+    return _text(observation, "step"), float(number), bool(terminated), bool(truncated), made
+
+
+def _text(observation: object, method: str) -> str:
+    if not isinstance(observation, str):
+        raise TypeError(
+            f"expected text (str) as observation from the environment's {method}, got {_shape(observation)}"
+        )
+    return str(observation)
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(each).__name__ for each in value)}"
+    return type(value).__name__

@@ -6,25 +6,30 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 
-from polyturn.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode, Reply
-from polyturn.agents.collecting.blocking import LoopThread
+from polyturn.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode
+from polyturn.agents.collecting.blocking import Lane, LoopThread, call
+from polyturn.agents.collecting.playing import as_action, may_wait
 from polyturn.envs.conversation import PartnerFull, Scene, Spoken
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 
 async def reply(agent: Agent, episode: Episode) -> Action:
-    """An agent's next action, awaited if need be."""
-    value: Reply | Awaitable[Reply] = agent.act(episode)
-    said = await value if inspect.isawaitable(value) else value
-    return Action(said) if isinstance(said, str) else said
+    """An agent's next action, awaited if need be; one that may wait without being awaitable is called in a thread."""
+    if not may_wait(agent) or inspect.iscoroutinefunction(agent.act):
+        return as_action(await call(lambda: agent.act(episode), None))
+    lane = Lane("polyturn-agent")
+    try:
+        return as_action(await call(lambda: agent.act(episode), lane))
+    finally:
+        lane.close()
 
 
 class AgentPartner:

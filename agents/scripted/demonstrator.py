@@ -50,6 +50,7 @@ class Demonstrator:
     """
 
     name = "demonstrator"
+    blocking = False
 
     def __init__(self, problems: Problems, habits: Habits | None = None) -> None:
         self._problems = {problem.id: problem for problem in problems}

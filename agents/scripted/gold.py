@@ -22,6 +22,7 @@ class GoldAgent:
     """
 
     name = "gold"
+    blocking = False
 
     def __init__(self, problems: Problems) -> None:
         self._problems: dict[str, Problem] = {problem.id: problem for problem in problems}

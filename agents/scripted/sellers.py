@@ -59,6 +59,7 @@ class ScriptedSeller:
     """
 
     name = "scripted seller"
+    blocking = False
 
     def __init__(self, habits: SellingHabits | None = None) -> None:
         self._habits = SellingHabits() if habits is None else habits

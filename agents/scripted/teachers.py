@@ -45,6 +45,7 @@ class ScriptedTeacher:
     """
 
     name = "scripted teacher"
+    blocking = False
 
     def __init__(self, habits: TeachingHabits | None = None) -> None:
         self._habits = TeachingHabits() if habits is None else habits

@@ -209,6 +209,7 @@ class Bandit(gymnasium.Env[str, str]):
         ValueError: Options that make no bandit; all rewards equal.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
 
     def __init__(

@@ -25,6 +25,7 @@ class Guess(gymnasium.Env[str, str]):
         turns: Guesses allowed.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
     success_return = 1.0

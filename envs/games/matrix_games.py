@@ -99,6 +99,7 @@ class MatrixGame(gymnasium.Env[str, str]):
         ValueError: No preference matrix, no distribution, or fewer than one round.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
 

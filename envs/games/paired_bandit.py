@@ -34,6 +34,7 @@ class PairedBandit(gymnasium.Env[str, str]):
         ValueError: Options that make no bandit; all utilities equal.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
 
     def __init__(

@@ -135,6 +135,7 @@ class TabularGameEnv(gymnasium.Env[str, str]):
         ValueError: An unknown family, or no game.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
     reward_bounds = (0.0, 1.0)
     takes_noise = True

@@ -55,6 +55,7 @@ class TokenBandit(gymnasium.Env[str, str]):
         ValueError: Options that make no task; all tokens worth the same.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
 
     def __init__(self, reward: Reward = "R1", vocabulary: int = 100, length: int = 9) -> None:
@@ -150,6 +151,7 @@ class TokenLength(gymnasium.Env[str, str]):
         ValueError: Options that make no task.
     """
 
+    blocking = False
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
 
     def __init__(self, task: Task = "minimum", limit: int = 512, mode: int = MODE, prompts: int = 64) -> None:

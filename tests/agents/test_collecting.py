@@ -158,7 +158,7 @@ def test_tasks_are_named_to_the_environment() -> None:
     assert groups[0][0].seed != groups[2][0].seed
     with pytest.raises(ValueError, match=r"one task a group \(2\), got 3 tasks"):
         collect(ScriptedAgent(["x"]), Chatter, groups=2, tasks=[1, 2, 3], progress=False)
-    with pytest.raises(ValueError, match="positive group_size and concurrency"):
+    with pytest.raises(ValueError, match=r"collect\(concurrency\): expected a whole number of at least 1, got 0"):
         collect(ScriptedAgent(["x"]), Chatter, concurrency=0, progress=False)
 
 
