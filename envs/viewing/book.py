@@ -17,7 +17,7 @@ import numpy as np
 
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.store import Corrupt, read_numbered_groups
-from polyturn.envs.trajectory import Group, Trajectory
+from polyturn.envs.trajectory import Group, Start, Trajectory
 from polyturn.envs.viewing.sources import Found, Results, Run
 from polyturn.envs.viewing.text import roles
 
@@ -156,7 +156,7 @@ class _Writer:
         self._chunks = Chunks()
         self._rows: list[list[Any]] = []
         self._groups: list[dict[str, Any]] = []
-        self._starts: dict[tuple[str, int, str, str], int] = {}
+        self._starts: dict[Start, int] = {}
         self._texts: list[dict[str, Any]] = []
         self._tokens: list[list[list[str]]] = []
         self._length = 0
