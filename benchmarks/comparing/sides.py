@@ -101,7 +101,7 @@ def episodes(paths: Sequence[Path], measure: Measure | None = None) -> Sides:
             if not trajectory.valid:
                 invalid += 1
                 continue
-            env_id, seed, task, options = trajectory.start
+            env_id, seed, task, options, _ = trajectory.start
             key = (task or env_id, str(seed), env_id, options)
             success = success_of(trajectory)
             decided = decided and success is not None
