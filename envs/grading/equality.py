@@ -35,9 +35,7 @@ def equal(answer: Node, gold: Node, evaluator: Evaluator) -> bool:
 
 def _equal(answer: Node, gold: Node, ev: Evaluator) -> bool:
     if "unit" in (answer.kind, gold.kind) and "rel" not in (answer.kind, gold.kind):  # whose value may have a unit
-        return units_agree(*(node.name if node.kind == "unit" else "" for node in (answer, gold))) and _equal(
-            _bare(answer), _bare(gold), ev
-        )
+        return units_agree(_unit(answer), _unit(gold)) and _equal(_bare(answer), _bare(gold), ev)
     about = subject(answer), subject(gold)
     if None not in about and about[0] != about[1]:
         return False
@@ -69,6 +67,12 @@ def _equal(answer: Node, gold: Node, ev: Evaluator) -> bool:
 
 def _bare(node: Node) -> Node:
     return node.parts[0] if node.kind == "unit" else node
+
+
+def _unit(node: Node) -> str:
+    if node.kind == "neg":
+        return _unit(node.parts[0])
+    return node.name if node.kind == "unit" else "degree" if node.kind == "degrees" else ""
 
 
 def _shape(node: Node) -> object:

@@ -168,6 +168,10 @@ i\sqrt{2} <> \sqrt{2}i
 
 # Units with dots and powers, products of letters, names of quantities, inequalities, matrices, Python's way of writing.
 MORE_RIGHT = _pairs(r"""
+18\,\mathrm{m} <> 18 meters
+18 sec <> 18\text{ seconds}
+7 cu cm <> 7\text{ cm}^3
+\sec x <> \frac{1}{\cos x}
 x \equiv 7 \pmod{12} <> 7 (mod 12)
 x = 5 dollars <> \$5
 \mathbb{R}\setminus\{3\} <> x \ne 3
@@ -310,6 +314,11 @@ Solution is: (x, y)=(1,2) <> (1,2)
 """)
 
 MORE_WRONG = _pairs(r"""
+18^\circ <> 18\text{ inches}
+-7° <> -7 meters
+18^{\circ} <> 18\%
+7 cu cm <> 7 sq cm
+18\,\mathrm{m} <> 18\,\mathrm{g}
 45 units <> 45 units^2
 x \equiv 7 \pmod{13} <> 7 \pmod{12}
 7 (mod 13) <> 7 \pmod{12}

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from polyturn.envs.grading.reading.cleaning import clean
-from polyturn.envs.grading.reading.units import KNOWN_WORDS, SHORT_UNITS
+from polyturn.envs.grading.reading.units import KNOWN_WORDS, LETTER_UNITS, SHORT_UNITS
 
 MAX_CHARACTERS = 4000
 MAX_TOKENS = 1200
@@ -115,6 +115,8 @@ class _Cutter:
             elif kind == "letters":
                 if piece in CALLS and text.startswith("(", position):
                     self.tokens.append(Token("command", piece, spaced))
+                elif piece == "sec" and self.tokens and not text[position:].strip():  # a secant of nothing
+                    self.tokens.append(Token("word", piece, spaced))
                 else:
                     self.letters(piece, spaced, wordy)
             elif not self.mark(piece, spaced):
@@ -125,8 +127,9 @@ class _Cutter:
     def font(self, name: str, inner: str, spaced: bool, join_thousands: bool) -> None:
         r"""What stands in `\text{...}`, `\mathrm{...}` and the like."""
         worded = name.startswith(("text", "mbox", "hbox", "emph"))
-        # A single letter is a variable, unless a gap before it says that it is a unit: \\mathrm{~m}.
-        long = len(inner.strip()) > 1 or (inner[:1].isspace() and bool(self.tokens))
+        # A single letter is a variable, unless a gap before it says that it is a unit: \\mathrm{~m}, \\,\\mathrm{m}.
+        gap = inner[:1].isspace() or (spaced and name == "mathrm" and inner in LETTER_UNITS)
+        long = len(inner.strip()) > 1 or (gap and bool(self.tokens))
         wordy = worded or (name not in ("bm", "boldsymbol", "vec", "hat") and long)
         if inner.strip() in FUNCTIONS or (name.startswith("operatorname") and inner.strip() in CALLS):
             self.tokens.append(Token("command", inner.strip(), spaced))

@@ -56,7 +56,16 @@ _SYNONYMS = {
 }
 _CANONICAL = {word: unit for unit, words in _SYNONYMS.items() for word in (*words.split(), unit)}
 
-SHORT_UNITS = frozenset(word for word in _CANONICAL if len(word) == 2) | {"sq", "th", "st", "nd", "rd", "am", "pm"}
+SHORT_UNITS = frozenset(word for word in _CANONICAL if len(word) == 2) | {
+    "sq",
+    "cu",
+    "th",
+    "st",
+    "nd",
+    "rd",
+    "am",
+    "pm",
+}
 """Two-letter words that are units rather than products of two variables."""
 
 LETTER_UNITS = "mgslLh"
@@ -105,7 +114,7 @@ def canonical_unit(text: str) -> tuple[str, int] | None:
     for word in words:
         if word in ("square", "sq"):
             power = 2
-        elif word == "cubic":
+        elif word in ("cubic", "cu"):
             power = 3
         elif word.startswith("^"):
             power = int(word[1:]) if word[1:].isdigit() else 0
