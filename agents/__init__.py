@@ -1,4 +1,4 @@
-"""Floor 2: who acts, and how trajectories are collected.
+"""Floor 2: agents, and how trajectories are collected.
 
 The public names stand in `__init__.pyi` and are loaded when first used, so that importing this package loads no torch.
 """

@@ -1,7 +1,7 @@
-"""Who acts: the agent protocol and the agents that need no model.
+"""The agent protocol, and the agents that need no model.
 
 An agent is anything with `act(episode)`, returning text, an `Action`, or an awaitable of either. It keeps nothing
-between episodes: what it may know stands in the `Episode`, and its random numbers come from `episode.rng`.
+between episodes: all that it may know is in the `Episode`, and its random numbers come from `episode.rng`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from polyturn.envs.trajectory import Logps, TokenIds, Turn
 
 
 class ContextFull(Exception):
-    """The conversation no longer fits the agent's context: the episode is cut here, through no fault of the world."""
+    """The conversation no longer fits the agent's context: the episode is truncated here, not failed."""
 
 
 class AgentFailed(Exception):
-    """An agent gave up for reasons outside the conversation, after trying as often as is any use: ask it no more."""
+    """An agent failed for reasons outside the conversation, after its own retries: it is not asked again."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Agent(Protocol):
 
 
 class ScriptedAgent:
-    """Says what a function says.
+    """Answers from a function or from a list of actions.
 
     Args:
         script: Maps the episode to the next action; or a sequence of actions said in order, the last one repeated.

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible chat server: as agent, as partner, as judge.
+"""A model served through an OpenAI-compatible chat API: as agent, as partner, as judge.
 
     ServerError (AgentFailed)    the agent gave up: an episode is invalid, a pair unasked; never a zero reward, no guess
     |-- ServerUnreachable        no connection, too slow, overloaded, failing, and still so after all retries
@@ -55,9 +55,9 @@ class BadAnswer(ServerError):
 class _Again(Exception):
     """Something that may pass: `error` says what, `after` the seconds that the server asks to wait."""
 
-    def __init__(self, error: ServerError, after: float = 0.0, *, nobody: bool = False) -> None:
+    def __init__(self, error: ServerError, after: float = 0.0, *, unreachable: bool = False) -> None:
         super().__init__(str(error))
-        self.error, self.after, self.nobody = error, after, nobody
+        self.error, self.after, self.unreachable = error, after, unreachable
 
 
 class ServerAgent:
@@ -65,15 +65,15 @@ class ServerAgent:
 
     Observations are sent as "user" messages, the agent's own turns as "assistant" ones.
 
-    Whatever may pass (status 408, 409, 425, 429, 5xx, no connection, silence, an answer that is no completion) is tried
-    again after `backoff * 2^n` seconds, of which a random half is left off so that many clients do not come back at
-    once, and not before the server's Retry-After. Where nobody ever answered, a refused connection is tried only once
-    more.
+    Failures that may pass (status 408, 409, 425, 429, 5xx, no connection, a time-out, an answer that is no completion)
+    are tried again after `backoff * 2^n` seconds, of which a random half is left off so that many clients do not come
+    back at once, and not before the server's Retry-After. If the server has never answered, a refused connection is
+    tried only once more.
 
     The key is read from the environment at every request; it is in no message, name, record or log of this project, and
     cut out of what servers say.
 
-    A turn's info holds under "agent": `finish_reason`, `usage` where the server tells, and with `logprobs=True`
+    A turn's info holds under "agent": `finish_reason`, `usage` where the server reports it, and with `logprobs=True`
     `tokens` and `logprobs` of the answer. These are the server's tokens: they are read, not trained on.
 
     Usable from many threads and event loops at once; `concurrency` bounds all of them together.
@@ -147,7 +147,7 @@ class ServerAgent:
         self._loop = LoopThread()
         self._places: asyncio.Semaphore | None = None
         self._client: Any = None
-        self._met = False  # whether anybody ever answered
+        self._answered = False  # whether the server has ever answered
 
     @property
     def name(self) -> str:
@@ -203,7 +203,9 @@ class ServerAgent:
                             f"{again.error}; it asks to wait {again.after:g} s, longest_wait is {self._longest_wait:g}",
                         ) from None
                     # A mistyped address should not be found out after minutes.
-                    if attempt == (min(1, self._retries) if again.nobody and not self._met else self._retries):
+                    if attempt == (
+                        min(1, self._retries) if again.unreachable and not self._answered else self._retries
+                    ):
                         raise type(again.error)(f"{again.error} ({attempt + 1} attempts)") from again.__cause__
                     wait = self._backoff * 2.0**attempt * (0.5 + 0.5 * float(self._jitter.random()))
                     await self._sleep(min(max(wait, again.after), self._longest_wait))
@@ -212,7 +214,7 @@ class ServerAgent:
         return await self._loop.awaited(with_patience)
 
     async def _once(self, body: bytes) -> dict[str, Any]:
-        # Made here, in the one event loop that they live in.
+        # Made here, in the one event loop that they belong to.
         if self._places is None:
             self._places = asyncio.Semaphore(self.max_concurrency)
         if self._client is None:
@@ -241,8 +243,8 @@ class ServerAgent:
                 raise _Again(self._error(ServerUnreachable, f"no answer within {self._timeout:g} s")) from error
             except self._http.HTTPError as error:
                 what = f"{type(error).__name__}: {error}".strip(": ")
-                nobody = isinstance(error, self._http.ConnectError)
-                raise _Again(self._error(ServerUnreachable, what), nobody=nobody) from error
+                unreachable = isinstance(error, self._http.ConnectError)
+                raise _Again(self._error(ServerUnreachable, what), unreachable=unreachable) from error
         self._met = True
         return self._read(response.status_code, response.headers, bytes(content))
 
@@ -311,7 +313,7 @@ class ServerChooser(ServerAgent):
         if not isinstance(likeliest, list) or not likeliest:
             raise self._error(
                 BadAnswer,
-                "expected log-probabilities, got an answer without any; use ServerAgent, whose words are read",
+                "expected log-probabilities, got an answer without any; use ServerAgent, whose text is read",
             )
         # "1" and " 1" are two tokens and one answer.
         known = {

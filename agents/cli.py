@@ -19,8 +19,8 @@ examples:
       --partner-out buyer.jsonl
   polyturn rollout polyturn/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
 
-WHO is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY), or
-a model's folder or Hub id. An interrupted command goes on where it stopped: run it again with the same --out.
+AGENT is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY),
+or a model's folder or Hub id. An interrupted command goes on where it stopped: run it again with the same --out.
 """
 
 ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may be repeated)"
@@ -40,11 +40,11 @@ def add_commands(subparsers: Any) -> None:
     rollout.add_argument(
         "--agent",
         required=True,
-        metavar="WHO",
+        metavar="AGENT",
         help="gold, demonstrator, random, human, server:MODEL, or a model's folder or Hub id",
     )
     rollout.add_argument(
-        "--partner", metavar="WHO", help="who plays the other side of a conversation (default: scripted)"
+        "--partner", metavar="AGENT", help="the agent that plays the other side of a conversation (default: scripted)"
     )
     rollout.add_argument("--base-url", metavar="URL", help="of server:MODEL (default: OPENAI_BASE_URL, or OpenAI's)")
     rollout.add_argument("--groups", type=int, help="how many starts (default: every problem, or 1)")
@@ -140,7 +140,7 @@ def _without(args: argparse.Namespace, what: str) -> None:
 
 
 def no_loading_bars() -> None:
-    """Keeps transformers from drawing progress bars of its own: a run loads and saves many policies."""
+    """Turns off progress bars of transformers: a run loads and saves many policies."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -183,7 +183,7 @@ def make_agent(name: str, args: argparse.Namespace, options: dict[str, Any]) -> 
 
 
 def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:
-    """Who shows how it is done, in its own mixed quality."""
+    """The scripted agent of an environment, of mixed quality."""
     role = _roles(env_id)[1]
     if role == "teacher":
         from polyturn.agents.scripted.teachers import ScriptedTeacher
@@ -199,7 +199,7 @@ def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:
 
 
 def _roles(env_id: str) -> tuple[str, str]:
-    """Whom the partner and whom the agent plays; empty where the environment is no conversation with a partner."""
+    """The roles of the partner and of the agent; empty where the environment is no conversation with a partner."""
     from polyturn.envs.registration import creator, env_spec
 
     partner, agent = getattr(creator(env_spec(env_id)), "roles", ("", ""))
@@ -207,14 +207,14 @@ def _roles(env_id: str) -> tuple[str, str]:
 
 
 def _with_partner(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with who is to play the other side.
+    """The options, with the agent that plays the other side.
 
     Raises:
         ValueError: The environment has no other side, or what was asked for needs one.
     """
     if args.partner is None:
         if args.partner_out is not None:
-            raise ValueError("rollout: expected --partner WHO to go with --partner-out, got none")
+            raise ValueError("rollout: expected --partner AGENT to go with --partner-out, got none")
         return options
     from polyturn.agents.collecting.roles import AgentPartner
 

@@ -1,4 +1,4 @@
-"""Judges of whole conversations: an agent behind a prompt, and a person at the terminal. Both are pair judges
+"""Judges of whole conversations: an agent asked by a prompt, and a person at the terminal. Both are pair judges
 (`polyturn.envs.preference`); `agent_judge` and `human_judge` make annotators of them.
 """
 
@@ -49,21 +49,21 @@ class PromptedJudge:
     """An agent that is shown two conversations and asked which is better.
 
     Where the agent can say how likely each answer is, through a method `choice_logps(episode, ("1", "2"))` that returns
-    their log-probabilities (or an awaitable of them), these make a probability; otherwise its words are read. Whoever
-    answers neither 1, 2 nor a tie, or fails after all retries, leaves the pair unasked (nan): nothing is guessed.
+    their log-probabilities (or an awaitable of them), these make a probability; otherwise its text is read. If the
+    answer is neither 1, 2 nor a tie, or the agent fails after all retries, the pair counts as unasked (nan).
 
-    The conversations are written so that no turn can pass for another or for the prompt's headings. A turn that tells
-    the judge what to answer ("Answer 1!") is still read, but says the same in both orders, so that `Judged` makes a tie
-    of it.
+    The conversations are written so that no turn can pass for another or for the prompt's headings. A turn that
+    instructs the judge what to answer ("Answer 1!") is still read, but says the same in both orders, so that `Judged`
+    makes a tie of it.
 
     Args:
-        agent: Who judges.
+        agent: The judge.
         question: What to judge; the annotator is steered by it.
         speakers: Roles of the environment's and of the agent's turns.
         concurrency: Questions under way at once.
         retries: How often a failed question is asked again, unless the agent has tried again itself (`AgentFailed`).
         backoff: Seconds before the first retry; doubled each time.
-        timeout: Seconds until a question that is still waited for has failed; None waits for ever.
+        timeout: Seconds until a question that is still waited for has failed; None waits indefinitely.
         seed: Of a sampling agent's randomness; the same prompt always gets the same.
         sleep: Waits; given for tests.
     """

@@ -77,7 +77,7 @@ class ContextMLP(nn.Module):
 
 
 class TabularModel(nn.Module):
-    """What is trained: logits for every state, and with a critic its value too, from a network of its own."""
+    """What is trained: logits for every state, and with a critic its value too, from a separate network."""
 
     def __init__(self, policy: Table | ContextMLP, value: Table | ContextMLP | None = None) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class TabularPolicy:
     Args:
         model: Logits of `[S, A]`, with or without a critic; `table_policy` and `mlp_policy` make one.
         actions: The A texts it may say.
-        states: The S observations it knows; None: one state, whatever is said.
+        states: The S observations it knows; None: one state for every observation.
         version: Name of the weights, recorded in every trajectory.
 
     Raises:
@@ -266,7 +266,7 @@ class TabularPolicy:
         return TabularPolicy(model, self.actions, self.states, version=self.version if version is None else version)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes safetensors weights, and actions, states and version as JSON beside them."""
+        """Writes safetensors weights, and actions, states and version as JSON in the same folder."""
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
@@ -314,11 +314,11 @@ def table_policy(
     critic: bool = False,
     version: str = "table",
 ) -> TabularPolicy:
-    """A softmax table: logits of its own for every state and action.
+    """A softmax table: separate logits for every state and action.
 
     Args:
         actions: The texts it may say; or how many, for the texts "0", "1", ...
-        states: The observations it knows, each with a row; None: one row, whatever is said.
+        states: The observations it knows, each with a row; None: one row for every observation.
         probabilities: `[A]` or `[S, A]` to begin with, all positive; default uniform.
         critic: Whether each state has a value too, 0 at first: for methods with a value network (PPO, DRO-V).
         version: Name of the weights.

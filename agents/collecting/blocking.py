@@ -17,14 +17,14 @@ _T = TypeVar("_T")
 
 
 class LoopInterrupted(Exception):
-    """Carries a KeyboardInterrupt raised by an agent (a person who left) out of an event loop.
+    """Carries a KeyboardInterrupt raised by an agent (a person at the terminal who left) out of an event loop.
 
-    Left to itself it would tear the loop down, and with it whatever else lives there.
+    Otherwise it would end the loop, and with it everything else that runs there.
     """
 
 
 class LoopThread:
-    """An event loop in a thread of its own, where agents that must be awaited live. Started at the first use."""
+    """An event loop in its own thread, for agents that must be awaited. Started at the first use."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -49,7 +49,7 @@ class LoopThread:
             raise KeyboardInterrupt(*left.args) from None
 
     async def awaited(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """`run` for asyncio callers, in whatever loop they live; cancelling them cancels the work."""
+        """`run` for asyncio callers in any loop; cancelling the caller cancels the work."""
         return await asyncio.wrap_future(self._start(work))
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
@@ -171,7 +171,7 @@ def block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="polyturn-collect") as pool:
         result = pool.submit(_run, announced)
         try:
-            # Ctrl-C reaches this thread alone, as an exception or as a request to the loop that waits for us.
+            # Ctrl-C reaches only this thread, as an exception or as a request to the loop that waits for us.
             while not wait([result], timeout=0.1).done:
                 if outer is not None and outer.cancelling():
                     raise asyncio.CancelledError

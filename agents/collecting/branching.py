@@ -26,7 +26,7 @@ class SharedPrefix:
 
     Attributes:
         asked: The turn at which the group was to part.
-        agent: Name of who played it.
+        agent: Name of the agent that played it.
         version: Which weights played it.
         turns: The shared turns, at most `asked`: a shared prefix that ends before is left at its last turn.
         observation: What the environment said then.
@@ -47,7 +47,7 @@ class SharedPrefix:
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """What members keep of it beside its turns, so that a killed collection goes on from the same state."""
+        """What members keep of it besides its turns, so that a killed collection goes on from the same state."""
         return {
             "asked": self.asked,
             "agent": self.agent,
@@ -112,10 +112,10 @@ def _tokenizer(agent: Agent) -> Any:
 
 
 class Todo(Generic[_J]):
-    """What is left to play, in an order in which nobody waits for long.
+    """What is left to play, in an order in which few shared prefixes are held at once.
 
-    Members come as soon as their shared prefix stands and before any other shared prefix is begun, so that no more
-    shared prefixes are held than are being worked on.
+    Members come as soon as their shared prefix has been played and before any other shared prefix is begun, so that no
+    more shared prefixes are held than are being worked on.
 
     Args:
         ready: Jobs that may be played at once.

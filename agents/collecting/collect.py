@@ -108,7 +108,7 @@ def collect(
     ends before it has k turns is left at its last turn, which the members then take anew.
 
     Args:
-        agent: Who acts; or one agent for each member of a group (`group_size` of them), for example 20 of the
+        agent: The agent; or one agent for each member of a group (`group_size` of them), for example 20 of the
             current policy and 10 of the previous one.
         env: Registered id, or a function that makes the environment; or an agent program
             (`polyturn.agents.AgentProgram`), which has tasks, limits and no branches of its own.
@@ -121,7 +121,7 @@ def collect(
         env_options: Keyword arguments for the environment.
         branch_at: The agent's turn, counted from 0, at which the members of a group part; or a function of the group's
             index that gives it, the same at every call. None: they part at the start.
-        prefix_agent: Who plays the shared turns; default the first member's agent. A transformer among the members
+        prefix_agent: The agent of the shared turns; default the first member's agent. A transformer among the members
             needs turns with tokens, so a transformer with the same tokenizer.
         same_noise: Whether members share the environment's noise too.
         timeout: Seconds that an agent may take for a turn; then the episode has failed. None waits indefinitely. A
@@ -132,8 +132,9 @@ def collect(
             on where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
             another `policy.version`, or another store, else the old weights' episodes are taken for theirs.
         partner_store: Where to append the other side of every conversation (see
-        `polyturn.agents.collecting.roles.other_side`) where an `AgentPartner` plays it; `store` itself, or another that
-        is to be trained on alone. progress: Show a progress bar.
+            `polyturn.agents.collecting.roles.other_side`) where an `AgentPartner` plays it; `store` itself, or another
+            one to train on separately.
+        progress: Show a progress bar.
         label: What the bar says.
 
     Returns:
@@ -239,7 +240,7 @@ def collect(
 
 
 def _group(members: Sequence[Trajectory]) -> Group:
-    """The group of a start; who failed before the environment named the task is given the task of the others."""
+    """The group of a start; a member that failed before the environment named the task is given the others' task."""
     task = next((member.task_id for member in members if member.task_id), "")
     named = tuple(m if m.task_id or m.error is None else replace(m, task_id=task) for m in members)
     prefix = named[0].info.get("shared_prefix")
@@ -295,7 +296,7 @@ def _already_there(
 
 
 def _parted(trajectory: Trajectory) -> tuple[int, str, str] | None:
-    """Where its group was to part, and who played the shared prefix."""
+    """Where its group was to part, and which agent played the shared prefix."""
     prefix = trajectory.info.get("shared_prefix")
     return None if prefix is None else (prefix["asked"], prefix["agent"], prefix["version"])
 

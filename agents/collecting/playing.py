@@ -100,8 +100,8 @@ class EpisodePlayer:
     """Plays the episodes of one collection.
 
     Args:
-        members: Who acts, one agent a member.
-        prefix_agent: Who plays the shared prefixes.
+        members: One agent a member.
+        prefix_agent: The agent of the shared prefixes.
         env_id: What trajectories say of the environment.
         options: Its options, as recorded.
         seed: Of the collection.
@@ -198,7 +198,7 @@ class EpisodePlayer:
         state.observation, state.task_id = prefix.observation, prefix.task_id
         state.first |= prefix.info
         state.turns += prefix.turns
-        # A copy of its own: an environment may go on writing into what it was given.
+        # A copy: an environment may go on writing into what it was given.
         snapshot = json.loads(json.dumps(prefix.snapshot))
         await call(functools.partial(env.get_wrapper_attr("restore"), snapshot), pool)
         if noisy and not self._same_noise:
@@ -233,7 +233,7 @@ class EpisodePlayer:
         state.observation, state.terminated, state.truncated = observation, terminated, truncated
         state.turns.append(turn)
         episode.observation = state.observation
-        # Where neither agent nor environment ever waits, this is when Ctrl-C is heard.
+        # Where neither agent nor environment ever waits, Ctrl-C is handled here.
         await asyncio.sleep(0)
 
     def _check_bounds(self, env: TextEnvironment, state: EpisodeState) -> None:
@@ -277,7 +277,7 @@ class EpisodePlayer:
         )
 
     def trajectory(self, job: Job, state: EpisodeState) -> Trajectory:
-        """What an episode leaves behind."""
+        """The record of an episode."""
         name, version = agent_id(self._agent(job))
         info: dict[str, Any] = {"group": job.group} | ({} if job.task is None else {"task_index": job.task})
         last = {key: value for key, value in state.turns[-1].info.items() if key != "agent"} if state.turns else {}

@@ -1,4 +1,4 @@
-"""An agent behind a role: any agent plays the other side of a conversation, and that side's trajectory is kept."""
+"""An agent in a role: any agent plays the other side of a conversation, and that side's trajectory is kept."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class AgentPartner:
     own turns are its actions. A transformer reads only what is new, as in any episode. What it sampled is recorded in
     the step's info, so that `other_side` can rebuild its trajectory with every token.
 
-    Use another agent object here than the one that `collect` drives: one rollout engine lives in one event loop. They
+    Use another agent object here than the one that `collect` drives: one rollout engine belongs to one event loop. They
     may share the policy. Collect with `concurrency=1` where two local models must agree to the last bit from run to
     run: their engines work in two threads, and which attention kernel torch uses is one setting for the process.
 
     Args:
-        agent: Who plays.
+        agent: The agent that plays.
         retries: How often an agent that fails is asked again; then its error ends the episode as invalid. One that
             has tried again itself (`AgentFailed`, as a `ServerAgent` does) is not.
         backoff: Seconds before the first retry; doubled each time.
-        timeout: Seconds until an agent that is still waiting has failed; None waits for ever.
+        timeout: Seconds until an agent that is still waiting has failed; None waits indefinitely.
         sleep: Waits; given for tests.
     """
 
@@ -73,7 +73,7 @@ class AgentPartner:
 
     @property
     def max_concurrency(self) -> int:
-        """Conversations that the agent holds at once; `collect` begins no more, since who waits holds a thread."""
+        """Conversations that the agent holds at once; `collect` begins no more: one that waits holds a thread."""
         return int(getattr(self.agent, "max_concurrency", sys.maxsize))
 
     def __call__(self, scene: Scene, heard: str, /) -> Spoken:
@@ -131,8 +131,8 @@ def other_side(trajectory: Trajectory) -> Trajectory:
 
     Its observations are what it heard, its actions what it wrote, with the tokens as sampled; the final reward is the
     environment's `partner_reward` where there is one. It is trained on like any other; groups stay groups, as both
-    sides share the start (`other_sides`). Its options say `"side": "partner"`, its info `played_with`: whom it talked
-    to.
+    sides share the start (`other_sides`). Its options say `"side": "partner"`, its info `played_with`: the
+    agent it talked to.
 
     Raises:
         ValueError: The partner was no agent.

@@ -29,11 +29,11 @@ _STEP = 500
 
 @dataclass(frozen=True)
 class SellingHabits:
-    """How often a dealer does what; probabilities, drawn once a conversation.
+    """Probability of each habit of a dealer, drawn once a conversation.
 
     Attributes:
         asks: Asks about each of brand, type, feature and budget before it offers anything.
-        listens: Offers the car that it was told of, and prices it by the budget it was told.
+        listens: Offers the car that the buyer asked for, and prices it by the budget that the buyer named.
         kind: Begins its turns with a kind word.
         shoots_high: Opens high above what it expects.
         yields: Comes down after every refusal; else it says its price again.
@@ -55,7 +55,7 @@ class ScriptedSeller:
     price for any car, so the better ones can be found by reward or by preferences.
 
     Args:
-        habits: How often it does what.
+        habits: Probability of each habit.
     """
 
     name = "scripted seller"
@@ -67,7 +67,7 @@ class ScriptedSeller:
     def act(self, episode: Episode) -> str:
         """The next turn."""
         asks, *rest = astuple(self._habits)
-        # The manner is drawn from the start alone, as an agent keeps nothing between turns.
+        # The habits are drawn from the start only, as an agent keeps nothing between turns.
         manner = np.random.default_rng([episode.seed, episode.member])
         questions = [kind for kind in _ASKING if manner.random() < asks]
         listens, kind, high, yields, takes = (manner.random(5) < rest).tolist()

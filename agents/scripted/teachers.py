@@ -38,10 +38,10 @@ class ScriptedTeacher:
     """Teaches by habits that nothing in the conversation announces.
 
     A policy that imitates it holds the whole mixture, from teachers who never listen to teachers who ask and adapt, so
-    the better ones can be found by preferences over conversations alone.
+    the better ones can be found from preferences over conversations only.
 
     Args:
-        habits: How often it does what.
+        habits: Probability of each habit.
     """
 
     name = "scripted teacher"
@@ -57,7 +57,7 @@ class ScriptedTeacher:
             KeyError: The episode is of another environment.
         """
         topic, habits, turn = BY_ID[episode.task_id], self._habits, len(episode.turns)
-        # The manner is drawn from the start alone, as an agent keeps nothing between turns.
+        # The habits are drawn from the start only, as an agent keeps nothing between turns.
         manner = np.random.default_rng([episode.seed, episode.member])
         asks, listens, wanders, questions, states, praises, dwells = (manner.random(7) < astuple(habits)).tolist()
         own = WAYS[int(manner.integers(len(WAYS)))]

@@ -2,7 +2,7 @@
 
 An adapter's folder names its base model only where loading that name gives the base in memory, to the last bit.
 Otherwise (edited in memory, merged, resized, cast, never stored) the base is written into the folder, and buffers that
-a model computes for itself where they are not what it computes. Whatever was written is read back before it counts as
+a model computes for itself where they are not what it computes. What was written is read back before it counts as
 saved.
 """
 
@@ -29,7 +29,7 @@ from polyturn.envs.extras import how_to_install
 from polyturn.envs.settings import check_choice, check_count
 
 BASE = "base"
-"""Folder, inside an adapter's, of a base model that stands nowhere else as it is."""
+"""Folder, inside an adapter's, of a base model that is stored nowhere else in this form."""
 _NOTE, _BUFFERS = "adapters.json", "buffers.safetensors"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _DEFAULT = "default"
@@ -128,10 +128,10 @@ def with_lora(model: Any, rank: int, *, existing: Existing = "continue", seed: i
 
 
 def save_adapters(model: Any, folder: Path, load: Callable[..., PreTrainedModel]) -> None:
-    """Writes all adapters of a model, and its base unless that stands elsewhere as it is; then reads them back.
+    """Writes all adapters of a model, and its base unless that is stored elsewhere in this form; then reads them back.
 
-    The first time, and whenever anything but the adapters' weights has changed, the whole model is loaded again beside
-    the present one and compared with it: weights bit for bit, settings, and the log-probabilities of a few tokens.
+    The first time, and whenever anything but the adapters' weights has changed, the whole model is loaded again and
+    compared with the present one: weights bit for bit, settings, and the log-probabilities of a few tokens.
     Otherwise the adapters' files are.
 
     Args:
@@ -196,7 +196,7 @@ def load_adapted(folder: Path, load: Callable[..., PreTrainedModel], **options: 
         options = {"revision": revision, **options}
     base: Any = load(place, **options)
     if inside:
-        base.config._name_or_path = base.name_or_path = ""  # it stands nowhere else
+        base.config._name_or_path = base.name_or_path = ""  # it is stored nowhere else
     if (folder / _BUFFERS).is_file():
         for name, value in load_file(folder / _BUFFERS).items():
             module, _, buffer = name.rpartition(".")
@@ -306,7 +306,7 @@ def _place(inner: PreTrainedModel) -> tuple[str, str | None] | None:
 
 
 def _wrapped(inner: nn.Module) -> list[tuple[str, str]]:
-    """Layers that peft has put itself around: their prefix, and the prefix of what was there before."""
+    """Layers that peft has wrapped: their prefix, and the prefix of what was there before."""
     return [
         (f"{name}.", f"{name}.{child}.")
         for name, module in inner.named_modules()
@@ -424,7 +424,7 @@ def _reloaded_differs(model: Any, folder: Path, load: Callable[..., PreTrainedMo
     custom = {"trust_remote_code": True} if type(inner).__module__.startswith("transformers_modules") else {}
     try:
         other: Any = load_adapted(folder, load, dtype="auto", **custom)
-    except Exception as error:  # whatever it is, the folder cannot be used
+    except Exception as error:  # of any kind: the folder cannot be used
         reason = str(error).splitlines()[0] if str(error) else ""
         return _Difference(f"loading it fails with {type(error).__name__}: {reason}", "base")
     cast("nn.Module", other).eval()

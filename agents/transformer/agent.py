@@ -174,7 +174,7 @@ class TransformerAgent:
         """
         if any(len(turn.action_ids) == 0 for turn in episode.turns):
             raise ValueError(
-                "TransformerAgent: expected an episode whose turns have tokens, got one with text alone; "
+                "TransformerAgent: expected an episode whose turns have tokens, got one with text only; "
                 "give them tokens with policy.chat.written(trajectory)"
             )
         pieces = [piece for turn in episode.turns for piece in (turn.context_ids, turn.action_ids)]

@@ -1,8 +1,8 @@
 """Token rows as a forest: what several rows share is held, and computed, once.
 
-Rows that begin alike are one tree that parts where they part, token by token: a prompt that all members of a group
-share, turns played before a branch, whole duplicates. Trees stand one after another in one packed line, without
-padding. Three integers a token describe it all:
+Rows with the same first tokens are one tree that branches where they differ, token by token: a prompt that all members
+of a group share, turns played before a branch, whole duplicates. Trees stand one after another in one packed line,
+without padding. Three integers a token describe it all:
 
 - `depth`: how many tokens stand before it in its rows, which is its position;
 - `parent`: the packed index of the token before it, -1 at a row's beginning;
@@ -110,7 +110,7 @@ def pack(ids: Index, lengths: Index) -> Forest:
 
 
 def chains(ids: Index, lengths: Index) -> Forest:
-    """The same rows with nothing shared: each a tree of its own, in the order given. What packing is compared with."""
+    """The same rows with nothing shared: each is its own tree, in the order given. What packing is compared with."""
     count, width = ids.shape
     real = np.arange(width)[None] < lengths[:, None]
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
@@ -129,7 +129,7 @@ def distinct(ids: Index, lengths: Index) -> int:
 def cut(ids: Index, lengths: Index, limit: int) -> list[Index]:
     """Rows in sets of at most `limit` distinct tokens each, neighbours in sorted order together.
 
-    A row longer than the limit is a set of its own: rows are never cut.
+    A row longer than the limit is its own set: rows are never cut.
 
     Args:
         ids: `[N, T]` tokens, right padded.

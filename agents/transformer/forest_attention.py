@@ -2,7 +2,7 @@
 
 The forest reaches the attention function in the place of the attention mask: a `ForestMask`, which models hand on
 unopened. Queries are taken in blocks, each against the keys on their paths, by the exact fused kernel; on a GPU by
-kernels of their own, see `polyturn.agents.transformer.forest_kernels`.
+the kernels in `polyturn.agents.transformer.forest_kernels`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Plan:
         self._masks: dict[int | None, BlockMask] = {}
 
     def blocks(self, window: int | None) -> list[_Block]:
-        """The blocks under a sliding window of so many tokens, the query's own included; None for no window."""
+        """The blocks under a sliding window of `window` tokens, the query's own included; None for no window."""
         if window not in self._blocks:
             self._blocks[window] = list(self._made(window))
         return self._blocks[window]

@@ -94,7 +94,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, **options: 
 
 
 def block_mask(forest: Forest, window: int | None, device: torch.device) -> BlockMask:
-    """Who sees whom, tile by tile: tiles without a pair are left out, tiles of nothing but pairs need no test.
+    """Which tokens see which, tile by tile: tiles without a pair are left out, tiles of nothing but pairs need no test.
 
     Made from the forest's integers in time linear in the number of tiles, without any `[P, P]` array.
 

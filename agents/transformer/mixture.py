@@ -18,7 +18,7 @@ class MixtureAgent(TransformerAgent):
     Args:
         policy: The trained policy; its present weights are used.
         reference: The policy it is mixed with, of the same tokenizer.
-        beta: The reference's share in [0, 1]; 0 samples from the policy alone.
+        beta: The reference's share in [0, 1]; 0 samples from the policy only.
         sampling: How tokens are drawn.
         max_tokens: Tokens a whole episode may have; then it is truncated.
         slots: Episodes held at once; changes speed and memory, never a result.

@@ -1,4 +1,4 @@
-"""One causal language model as a policy: load, save, and score tokens. Sampling is in `generation.py` beside it."""
+"""One causal language model as a policy: load, save, and score tokens. Sampling is in `generation.py`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Policy:
 
         Args:
             source: Folder written by `save_pretrained`, or a Hub id.
-            version: Name of the weights; default the one saved beside them, else `source`.
+            version: Name of the weights; default the one saved with them, else `source`.
             system: System prompt put before every conversation.
             device: Where to put the model; default the accelerator if there is one.
             dtype: Weights' type; "auto" takes the saved one.
@@ -147,7 +147,7 @@ class Policy:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes safetensors weights, config, tokenizer, and the version and system prompt beside them.
+        """Writes safetensors weights, config, tokenizer, and the version and system prompt.
 
         Of a peft model its adapters are written, and where their base is to be found; a base that is not, to the last
         bit, what loading it from there gives (edited in memory, merged, resized, cast, never stored) is written into
@@ -179,7 +179,7 @@ class Policy:
         return next(self.model.parameters()).device
 
     def fingerprint(self) -> str:
-        """A digest of all weights: equal for equal weights, whatever they are called."""
+        """A digest of all weights: equal for equal weights, whatever their version is called."""
         return weights_digest(dict(self.model.named_parameters()))
 
     def logps(self, ids: Tensor, mask: Tensor, token_mask: Tensor | None = None) -> Tensor:
@@ -193,7 +193,7 @@ class Policy:
         return self._around(model, name)
 
     def snapshot(self) -> Policy | Snapshot:
-        """The policy as it is now, for a reference: of a peft model a copy of what is trained alone, else a `copy`."""
+        """The policy as it is now, for a reference: of a peft model a copy of only what is trained, else a `copy`."""
         return Snapshot(self.model, self.scorer) if has_adapters(self.model) else self.copy()
 
     def bare(self) -> WithoutAdapters:

@@ -37,9 +37,9 @@ def position_limit(model: nn.Module) -> int | None:
 
     Some rotary embeddings are recomputed from the length of a pass once it exceeds what the model was trained at
     (dynamic NTK scaling; the long factors of LongRoPE, arXiv 2402.13753). Beyond that length a row's log-probabilities
-    depend on the rows beside it, and those of a conversation that grew token by token are not those of the whole: such
-    passes cannot be trained on. The model's own embeddings are asked, so that kinds unknown here are found too; the
-    names of its settings count for code that cannot be asked.
+    depend on the other rows of the batch, and those of a conversation that grew token by token are not those of the
+    whole: such passes cannot be trained on. The model's own embeddings are asked, so that kinds unknown here are found
+    too; the names of its settings count for code that cannot be asked.
 
     Args:
         model: A transformers model, or a peft model around one. Neither its state nor its weights change.

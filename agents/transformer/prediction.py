@@ -1,4 +1,4 @@
-"""What a model predicts at every token, kept small enough to hand over: hidden states and the head that reads them.
+"""What a model predicts at every token, kept small enough to pass on: hidden states and the head that reads them.
 
 Two models' whole distributions can then be compared a chunk at a time, without ever holding all their logits.
 """

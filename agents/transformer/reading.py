@@ -105,8 +105,8 @@ class Reader(nn.Module):
     def _tried(self) -> bool:
         """Reads a small forest both ways.
 
-        Architectures that place tokens, mask keys or carry state along the row in ways of their own would otherwise be
-        scored wrongly, and nothing would say so.
+        Architectures that place tokens, mask keys or carry state along the row differently would otherwise be
+        scored wrongly, without an error.
         """
         model = self.model
         if not isinstance(model, PreTrainedModel):
@@ -117,7 +117,7 @@ class Reader(nn.Module):
         tokens = np.arange(1, length + 1) * 7 % max(config.vocab_size - 1, 1)
         other = (tokens + 3) % max(config.vocab_size - 1, 1)
         half = length // 2
-        # Parts early and late, and a tree of its own.
+        # Branches early and late, and a row that shares nothing.
         lines = [tokens, np.concatenate([tokens[:half], other[half:]]), np.concatenate([tokens[:-2], other[:1]]), other]
         rows = Rows.on(pack(*spread(lines)), next(model.parameters()).device)
         training = [module for module in model.modules() if module.training]

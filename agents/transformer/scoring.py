@@ -1,7 +1,7 @@
 """From token rows to the log-probability of every token: one seam for every kind of policy.
 
 Rows are packed into the forest of their distinct tokens. A scorer says what it predicts after each of those
-(`predict`); log-probabilities, divergences from another model's predictions, and whatever else it has to say
+(`predict`); log-probabilities, divergences from another model's predictions, and its other outputs
 (`outputs`) belong to the edges of the forest, are computed once for every edge that some row asks for, and are read
 back into rows. Gradients of rows that share an edge add up.
 """

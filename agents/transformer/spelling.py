@@ -1,7 +1,7 @@
 """Text to tokens and back, where a mark such as `<|im_end|>` or `<think>` is a token only if its writer may write it.
 
 A conversation is written by three writers: the chat template, the agent, and everything outside (the environment, a
-tool, a file). The tokenizer alone cannot tell them apart, because it reads one text. So the text is read by a twin of
+tool, a file). The tokenizer cannot tell them apart, because it reads one text. So the text is read by a twin of
 the tokenizer that knows every mark under another name, made of private-use characters. Where a writer may use a mark,
 its spelling is replaced by that name; everywhere else the spelling is ordinary text. All pieces are read in ONE pass,
 so merges over their boundaries, prefix spaces (SentencePiece) and stripped spaces are those of the whole text.
@@ -95,7 +95,7 @@ class TwinSpeller:
         """See `Speller.encode`."""
         clean = [(writer, text.encode("utf-8", "replace").decode("utf-8")) for writer, text in pieces]
         # Names begin with more leads than any text holds in a row, so no text can spell one. A power of two, as each
-        # number of leads needs a twin of its own.
+        # number of leads needs another twin.
         held = max((len(run) for _, text in clean for run in re.findall(f"{_LEAD}+", text)), default=0)
         lead = 1 << held.bit_length()
         named = [
@@ -134,12 +134,12 @@ class TwinSpeller:
             self._twins[lead] = self._twin(lead)
         twin, number_of = self._twins[lead]
         ids = twin.encode(text, add_special_tokens=False).ids
-        # A mark comes from its name alone. One that the model made all the same is left out: better a gap than a
-        # forged turn.
+        # A mark comes only from its name. One that the tokenizer made in another way is left out: a gap is better than
+        # a forged turn.
         return [number_of.get(number, number) for number in ids if number in number_of or number not in self._forged]
 
     def _twin(self, lead: int) -> tuple[Tokenizer, dict[int, int]]:
-        """A twin that knows the marks by names with so many leads, and the tokenizer's numbers of its added tokens."""
+        """A twin that knows the marks by names with `lead` leads, and the tokenizer's numbers of its added tokens."""
         twin = _without(
             self._backend, {token.content: self._name(token.content, lead) for token in self._marks.values()}
         )

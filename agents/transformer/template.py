@@ -10,7 +10,7 @@ from datetime import date, datetime
 from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = date(2024, 7, 26)
-"""The day that every template is told it is: a conversation must not read otherwise tomorrow."""
+"""The date that every template is given: a conversation must be rendered the same tomorrow."""
 
 # Digits: templates may trim, escape or change the case of what they are given.
 _OBSERVATIONS = ("31415926535897", "27182818284590", "16180339887498")
@@ -140,7 +140,7 @@ class ChatTemplate:
             text = self._tokenizer.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, add_generation_prompt=prompt
             )
-        except Exception as error:  # jinja raises whatever the template's author chose
+        except Exception as error:  # a template may raise any exception
             raise ChatTemplateError(
                 "expected a chat template that renders "
                 + ("a system prompt and " if self.system is not None else "")
@@ -151,14 +151,14 @@ class ChatTemplate:
     def _cut(self) -> _Shape:
         once = self.render(_OBSERVATIONS[:1], [])
         if once != self.render(_OBSERVATIONS[:1], []):
-            raise ChatTemplateError("expected a chat template that renders alike every time, got one that does not")
+            raise ChatTemplateError("expected a chat template that renders the same every time, got one that does not")
         twice = self.render(_OBSERVATIONS[:2], _ACTIONS[:1])
         first, ending = _parted(once, _OBSERVATIONS[0])
         _, tail = _parted(twice, _ACTIONS[0])
         middle, again = _parted(tail, _OBSERVATIONS[1])
         if again != ending:
             raise ChatTemplateError(
-                "expected a chat template that opens every assistant turn alike, got "
+                "expected a chat template that opens every assistant turn the same way, got "
                 f"{ending!r} after the first observation and {again!r} after the second"
             )
         _, answered = _parted(self.render(_OBSERVATIONS[:1], _ACTIONS[:1], prompt=False), _OBSERVATIONS[0])
@@ -175,7 +175,7 @@ class ChatTemplate:
         if _SAMPLE not in sample:
             raise ChatTemplateError(
                 "expected a chat template that writes what an assistant said as it was said, got one that renders "
-                f"{_SAMPLE!r} as {sample.partition(_OBSERVATIONS[0])[2]!r}; what is sampled could not be told from it"
+                f"{_SAMPLE!r} as {sample.partition(_OBSERVATIONS[0])[2]!r}; the two cannot be distinguished"
             )
         return _Shape(first, middle, header, ending, lead, close, extra)
 

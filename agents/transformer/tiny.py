@@ -27,7 +27,7 @@ def tiny_tokenizer(texts: Iterable[str], *, vocab_size: int = 512) -> PreTrained
         vocab_size: Largest vocabulary; at least the 256 bytes and 3 special tokens are kept.
     """
     tokenizer = Tokenizer(models.BPE())
-    # Numbers are cut into single digits first, so that every number is written the same way wherever it stands.
+    # Numbers are cut into single digits first, so that every number is written the same way in every place.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

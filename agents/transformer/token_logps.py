@@ -59,7 +59,7 @@ def projected_logps(
         bias: `[V]` or None.
         softcap: c of c tanh(z / c) on the final logits (30 in Gemma 2).
         temperature: Divides the capped logits.
-        chunk: Predictions projected at once; default as many as fit a fixed size.
+        chunk: Predictions projected at once; default what fits a fixed size.
 
     Returns:
         `[M]` float32 or wider.
@@ -90,7 +90,7 @@ class _ProjectedLogps(torch.autograd.Function):
     def _scores(
         hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, temperature: float
     ) -> Tensor:
-        """`[C, V]` scores in a buffer of their own, float32 or wider."""
+        """`[C, V]` scores in a separate buffer, float32 or wider."""
         scores = _wide(hidden @ weight.t())
         if bias is not None:
             scores.add_(bias)
@@ -209,7 +209,7 @@ def projected_kl(
         reference_weight: `[V, E]`.
         reference_first: True for KL(reference || policy), False for KL(policy || reference).
         softcap: c of c tanh(z / c) on both models' final logits.
-        chunk: Predictions projected at once; default as many as fit a fixed size.
+        chunk: Predictions projected at once; default what fits a fixed size.
 
     Returns:
         `[M]` float32 or wider, nats.
@@ -219,7 +219,7 @@ def projected_kl(
     """
     if len(hidden) != len(reference_hidden) or len(weight) != len(reference_weight):
         raise ValueError(
-            f"projected_kl: expected as many predictions over one vocabulary, got {len(hidden)} and "
+            f"projected_kl: expected equal numbers of predictions over one vocabulary, got {len(hidden)} and "
             f"{len(reference_hidden)} over {len(weight)} and {len(reference_weight)} tokens"
         )
     chunk = _chunk(weight, hidden.device) if chunk is None else chunk

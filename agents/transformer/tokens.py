@@ -55,7 +55,7 @@ class ChatFormat:
         tokenizer: A tokenizer with a chat template.
         system: System prompt put before the conversation.
         stop_ids: The model's end tokens; the tokenizer's and the template's end of turn are added.
-        vocabulary: Tokens that the model has embeddings for; None: as many as the tokenizer makes.
+        vocabulary: Tokens that the model has embeddings for; None: all that the tokenizer makes.
 
     Raises:
         ChatTemplateError: There is no template, it cannot render user/assistant turns (with `system`, if given) or
@@ -87,7 +87,7 @@ class ChatFormat:
         if not self.stop_ids:
             raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
         self.end_id: int = number_of[self._end] if self._end else eos if isinstance(eos, int) else min(ends)
-        # The agent may write every mark but those that tell turns apart.
+        # The agent may write every mark but those that separate turns.
         written = f"{template.first}\0{template.middle}\0{template.header}"
         apart = {number for number, token in marks.items() if token.content in written} | self.stop_ids
         others = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "pad", "unk"))
@@ -129,7 +129,7 @@ class ChatFormat:
         Args:
             observation: What the environment said.
             answer: What the agent says: its own marks, such as `<think>`, become the tokens that the template gives;
-                those that tell turns apart stay text.
+                those that separate turns stay text.
             previous_action: As in `context`.
             ended: Whether the end of the turn is among the answer's tokens.
         """
@@ -192,14 +192,14 @@ class ChatFormat:
         return np.asarray(self._tokens(said, previous_action), np.int32)
 
     def plain(self, text: str) -> TokenIds:
-        """Tokens of text from outside: never one that has a meaning in the template, whatever the text spells."""
+        """Tokens of text from outside: never one that has a meaning in the template, even where the text spells it."""
         return np.asarray(self._speller.encode([("outside", text)]), np.int32)
 
     def text(self, action: TokenIds) -> str:
         """What an agent said: its marks spelled out; without the end of its turn, and spaces that the template adds."""
         ids = action.tolist()
         stop = next((place for place, number in enumerate(ids) if number in self.stop_ids), len(ids))
-        # Spaces may follow the end in a rendered conversation; whatever else does was written by the agent.
+        # Spaces may follow the end in a rendered conversation; anything else was written by the agent.
         ended = stop < len(ids) and not self._speller.decode(ids[stop + 1 :], after_mark=True).strip()
         said = self._speller.decode(ids[:stop] if ended else ids, after_mark=self._after_mark)
         if self._template.lead.isspace():

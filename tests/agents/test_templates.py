@@ -118,7 +118,7 @@ def test_a_template_s_date_is_the_same_every_day(monkeypatch: pytest.MonkeyPatch
     [
         (DATED.replace("'%d %b %Y'", "'%d' ~ ' %Y'"), "computes the format"),
         ("{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}" * 9 + CHATML,
-         "renders alike every time"),
+         "renders the same every time"),
     ],
 )  # fmt: skip
 def test_templates_of_clocks_and_chance_are_refused(template: str, message: str) -> None:
