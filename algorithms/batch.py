@@ -1,6 +1,6 @@
 """Examples as padded tensors: rows are trajectories, comparisons are row indices.
 
-Everything here is deterministic; whatever is random was drawn before, when examples were made.
+Everything here is deterministic; random choices were made before, when examples were made.
 """
 
 from __future__ import annotations
@@ -261,6 +261,6 @@ def _joined(prompt: Trajectory, continuation: Trajectory) -> _Row:
     return (
         np.concatenate([head, ids[skip:]]),
         np.concatenate([np.full(len(head), -1, np.int16), turn_ids[skip:]]),
-        # Nobody sampled this row, so nobody's log-probabilities belong to it.
+        # This row was not sampled, so no recorded log-probabilities belong to it.
         np.concatenate([np.zeros(len(head), np.float32), np.full(len(logps) - skip, np.nan, np.float32)]),
     )

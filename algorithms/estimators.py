@@ -1,7 +1,7 @@
 """From per-token numbers to what the losses take: masked sums, quantities to go, baselines, KL estimates.
 
 `turn_ids [N, T]` says which turn of the agent wrote each token, -1 where the agent did not (observations, template
-headers, padding). Only tokens with turn >= 0 ever count, whatever the other positions hold, nan and inf included.
+headers, padding). Only tokens with turn >= 0 count, even where the other positions hold nan or inf.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sequence_sum(values: Tensor, turn_ids: Tensor, *, turns: Turns = "all") -> T
     Args:
         values: `[N, T]`.
         turn_ids: `[N, T]` int, -1 where the agent did not write the token.
-        turns: "all" for the whole trajectory (M-DPO, M-KTO), "last" for the last turn alone (single-turn baselines).
+        turns: "all" for the whole trajectory (M-DPO, M-KTO), "last" for only the last turn (single-turn baselines).
 
     Returns:
         `[N]`; 0 for a row without policy tokens.
@@ -63,7 +63,7 @@ def log_ratio_to_go(logps: Tensor, reference: Tensor, turn_ids: Tensor) -> Tenso
     """Log-ratio of each policy token and all later policy tokens of its row.
 
     As an advantage, minus this makes an unbiased gradient of minus KL(pi || pi_ref) (arXiv 2312.00886): a token answers
-    for its own log-ratio and for those it leads to. The token's own log-ratio alone is NOT the gradient of the KL.
+    for its own log-ratio and for those it leads to. The token's own log-ratio by itself is NOT the gradient of the KL.
 
     Returns:
         `[N, T]` nats, 0 at tokens the agent did not write; entry of a row's first policy token is `sequence_logratio`.
@@ -99,7 +99,7 @@ def turn_sums(values: Tensor, turn_ids: Tensor, *, count: int | None = None) -> 
         raise ValueError(f"turn_sums: expected turns below count={count}, got turn {longest - 1}")
     mask = turn_ids >= 0
     kept = torch.where(mask, values, torch.zeros_like(values))
-    # Tokens of nobody go to an extra column that is cut off.
+    # Tokens that the agent did not write go to an extra column that is cut off.
     column = torch.where(mask, turn_ids, torch.full_like(turn_ids, count)).long()
     return values.new_zeros(values.shape[0], count + 1).scatter_add(1, column, kept)[:, :count]
 
@@ -258,7 +258,7 @@ def group_normalised(scores: Tensor, group: Tensor, *, scale: bool = True) -> Te
 
 
 def _settled(values: Tensor, group: Tensor) -> Tensor:
-    """`[N]`: where a group's values differ by rounding alone, all are its lowest."""
+    """`[N]`: where a group's values differ only by rounding, all are its lowest."""
     _, index = torch.unique(group, return_inverse=True)
     count = int(index.max()) + 1 if index.numel() else 0
     empty = values.new_zeros(count)
@@ -285,7 +285,7 @@ def _group_mean(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_balance(accepted: Tensor) -> Tensor:
-    """Weights under which the mean over rows is mean(accepted) + mean(rejected), whatever the two counts.
+    """Weights under which the mean over rows is mean(accepted) + mean(rejected) for any two counts.
 
     Args:
         accepted: `[N]` bool.
@@ -301,7 +301,7 @@ def class_balance(accepted: Tensor) -> Tensor:
 def whiten(values: Tensor, mask: Tensor | None = None, *, shift_mean: bool = True) -> Tensor:
     """Values over their standard deviation, mean removed, over the mask; 0 outside it, and where all are equal.
 
-    Values are equal where they differ by rounding alone.
+    Values are equal where they differ only by rounding.
 
     Args:
         values: Any shape.

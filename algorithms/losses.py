@@ -78,7 +78,7 @@ def _both_orders(x: Tensor, f: MarginFunction, probability: Tensor | float | Non
         return f(x)
     p = torch.as_tensor(probability, dtype=x.dtype, device=x.device)
     zero = torch.zeros_like(x)
-    # The conditions are written so that nan, a pair nobody judged, is not taken for a weight of zero.
+    # The conditions are written so that nan, an unjudged pair, is not taken for a weight of zero.
     first = torch.where(p == 0, zero, x)
     second = torch.where(p == 1, zero, -x)
     return p * f(first) + (1.0 - p) * f(second)
@@ -107,7 +107,7 @@ def gpo(
         margin: `[...]` h in nats; positive where the policy favours the first more than the reference does.
         beta: Strength of the pull to the reference; larger stays closer.
         f: Decreasing function of beta * h.
-        probability: `[...]` P(first beats second), None for 1. A nan stays nan: drop pairs that nobody judged.
+        probability: `[...]` P(first beats second), None for 1. A nan stays nan: drop unjudged pairs.
 
     Returns:
         `[...]` loss. Its derivative in the margin is beta (p f'(beta h) - (1 - p) f'(-beta h)).
@@ -123,7 +123,7 @@ def ipo(margin: Tensor, *, tau: float, probability: Tensor | float | None = None
     pairs that are both drawn from the geometric mixture; neither takes a gradient through the sampling.
 
     Deviation to know of: some libraries average the margin over tokens; then the same tau asks for 1/(2 tau) nats PER
-    TOKEN. Here the margin is a sum; a caller who wants the average divides by the count of policy tokens.
+    TOKEN. Here the margin is a sum; for the average, divide it by the count of policy tokens before.
 
     Args:
         margin: `[...]` h in nats.
@@ -177,8 +177,8 @@ def pmpo(
 ) -> Tensor:
     """Preference optimisation as inference: -alpha log pi (accepted), +(1 - alpha) log pi (rejected), + beta KL.
 
-    arXiv 2410.04166, negated. Pairs are not needed: alpha = 1 learns from accepted rows alone, alpha = 0 from
-    rejected rows alone. The rejected term has no lower bound of its own; where the KL is too weak, mass collapses to
+    arXiv 2410.04166, negated. Pairs are not needed: alpha = 1 learns from accepted rows only, alpha = 0 from
+    rejected rows only. The rejected term has no lower bound; where the KL is too weak, mass collapses to
     the boundary (`polyturn.algorithms.exact.closed_forms.pmpo_optimum` says when).
 
     The paper takes the mean over accepted and over rejected rows separately. The loss is linear in `logps`, so
@@ -201,8 +201,8 @@ def dro(reward: Tensor, value: Tensor, logratio: Tensor, *, tau: float) -> tuple
     """Direct reward optimisation with a value: 1/2 (r - V - tau g)^2, one loss for each of the two networks.
 
     arXiv 2405.19107. Both are zero exactly at pi* proportional to pi_ref exp(r / tau) and
-    V* = tau log E_ref[exp(r / tau)], whatever full-support policy wrote the data. V is no baseline for variance: a
-    wrong V biases the policy. Give it a network of its own.
+    V* = tau log E_ref[exp(r / tau)], for data of any full-support policy. V is no baseline for variance: a
+    wrong V biases the policy. Give it a separate network.
 
     Where the value is given per token position, pass the log-ratio from that token on
     (`polyturn.algorithms.estimators.log_ratio_to_go`) and the reward repeated: the identity holds for every prefix.
@@ -256,13 +256,13 @@ def ppo_clip(logps: Tensor, behaviour_logps: Tensor, advantage: Tensor, *, clip:
 
 
 def nash_md(logps: Tensor, preference: Tensor, logratio_to_go: Tensor, *, tau: float) -> Tensor:
-    """Nash-MD-PG and Nash-EMA-PG: -log pi(y) [P(y > y') - 1/2 - tau log pi/pi_ref (y)], gradient through y alone.
+    """Nash-MD-PG and Nash-EMA-PG: -log pi(y) [P(y > y') - 1/2 - tau log pi/pi_ref (y)], gradient through y only.
 
     arXiv 2312.00886. y is drawn from the policy; y' from the per-token geometric mixture with the reference
     (Nash-MD), or from the moving average of the weights (Nash-EMA), or from the policy (self-play). Descent raises the
     log-probability of answers that beat the opponent by more than their cost in KL.
 
-    A token's weight contains the log-ratio from that token ON. Weighing each token by its own log-ratio alone is not
+    A token's weight contains the log-ratio from that token ON. Weighing each token by only its own log-ratio is not
     the gradient of the KL.
 
     Args:
@@ -276,7 +276,7 @@ def nash_md(logps: Tensor, preference: Tensor, logratio_to_go: Tensor, *, tau: f
 
 
 def nll(logps: Tensor) -> Tensor:
-    """-log pi: supervised fine-tuning; on winners alone it is Pref-FT, on the best of N samples RAFT or best-of-N."""
+    """-log pi: supervised fine-tuning; on winners only it is Pref-FT, on the best of N samples RAFT or best-of-N."""
     return -logps
 
 

@@ -87,7 +87,7 @@ class Example:
                 "graded feedback into scores"
             )
         if bool(np.any(~((self.probability >= 0) & (self.probability <= 1)))):
-            raise ExampleError("Example.probability: expected numbers in [0, 1]; leave out pairs that nobody judged")
+            raise ExampleError("Example.probability: expected numbers in [0, 1]; leave out unjudged pairs")
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -151,7 +151,7 @@ def pairs_by_outcome(
 def judged_pairs(
     group: Group, preference: Preference, rng: np.random.Generator, *, pairs_per_group: int | None = None
 ) -> Pairs:
-    """Pairs of valid members that somebody compared, ties included, for methods that read the probability.
+    """Pairs of valid members that were compared, ties included, for methods that read the probability.
 
     Args:
         group: The trajectories that were compared.
@@ -206,7 +206,7 @@ def winners(
             None the members with the highest win rate do, if it is above 1/2.
 
     Returns:
-        `[W]` member indices in order; empty where nobody won.
+        `[W]` member indices in order; empty where no member won.
 
     Raises:
         ValueError: The preference is not over this group, or `above` is given and it has no scores.
@@ -256,7 +256,7 @@ def usable_members(group: Group) -> NDArray[np.bool_]:
     """`[K]` members that can be learned from: valid, and with at least one action.
 
     An episode whose first prompt leaves no room for an answer is valid and has none: the agent was cut off, rightly,
-    and there is no token of its own to learn from.
+    and there is no agent token to learn from.
     """
     return np.array([member.valid and len(member.turns) > 0 for member in group])
 
@@ -281,7 +281,7 @@ def own_members(group: Group) -> NDArray[np.bool_]:
 def ends_in_error(trajectory: Trajectory) -> bool:
     """Whether the last thing the environment said, before or after the last action, was a tool error.
 
-    A turn's `info["tool_error"]` tells of what its action caused, which is the observation of the next turn.
+    A turn's `info["tool_error"]` says what its action caused, which is the observation of the next turn.
     """
     return any(bool(turn.info.get("tool_error", False)) for turn in trajectory.turns[-2:])
 

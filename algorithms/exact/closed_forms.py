@@ -122,7 +122,7 @@ def psipo_optimum(
     Args:
         reference: `[A]`.
         preference: `[A, A]`.
-        behaviour: `[A]`, who y' is drawn from.
+        behaviour: `[A]`, the distribution of y'.
         tau: Weight of the KL, positive.
         psi: Elementwise, non-decreasing.
     """
@@ -169,7 +169,7 @@ def ipo_on_pairs(
 def dro_optimum(reference: ArrayLike, reward: ArrayLike, *, tau: float) -> tuple[Vector, float]:
     """Where both DRO losses vanish: pi_ref exp(r / tau) normalised, and V = tau log E_ref[exp(r / tau)].
 
-    arXiv 2405.19107. It does not depend on who wrote the data, as long as every answer has mass there.
+    arXiv 2405.19107. It does not depend on the policy that wrote the data, as long as every answer has mass there.
 
     Returns:
         The policy `[A]` and the value.
@@ -195,7 +195,7 @@ def pmpo_optimum(
         beta: Weight of the KL.
 
     Raises:
-        ValueError: A coefficient is negative: the objective is unbounded, mass flees that answer for ever. Or all
+        ValueError: A coefficient is negative: the objective is unbounded, mass leaves that answer without limit. Or all
             are zero.
     """
     coefficients = (
@@ -222,7 +222,7 @@ def best_of_n(behaviour: ArrayLike, reward: ArrayLike, *, n: int) -> Vector:
     P(best reward <= r) = F(r)^n; answers of equal reward share in proportion to their own mass.
 
     Args:
-        behaviour: `[A]` who the n samples come from.
+        behaviour: `[A]` the distribution of the n samples.
         reward: `[A]`.
         n: At least 1.
     """

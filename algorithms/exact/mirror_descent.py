@@ -1,7 +1,7 @@
 """Mirror descent to regularised equilibria: Nash-MD, Nash-EMA and self-play on a matrix, MTPO on multi-turn games.
 
 Each function is an endless generator of iterates pi_0, pi_1, ...; take as many as wanted with `itertools.islice`. The
-step size 2 / (tau (t + 2)) is the papers' own; at t = 0 it gives the old policy weight 0, so pi_0 matters to nobody.
+step size 2 / (tau (t + 2)) is the papers' own; at t = 0 it gives the old policy weight 0, so pi_0 has no effect.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def nash_ema(
     step_size: float,
     start: ArrayLike | None = None,
 ) -> Iterator[Vector]:
-    """Nash-EMA: regularised mirror steps against the exponential moving average of one's own logits.
+    """Nash-EMA: regularised mirror steps against the exponential moving average of the policy's own logits.
 
     The tabular form of Nash-EMA-PG (arXiv 2312.00886): pi_{t+1} prop. to ref^{eta tau} pi_t^{1 - eta tau}
     exp(eta P(y beats average_t)), average_t the policy whose logits are the moving average. `decay=0` is self-play.

@@ -1,4 +1,4 @@
-"""Exact evaluation of multi-turn tabular games: who wins, Q-functions, best responses, exploitability, equilibrium.
+"""Exact evaluation of multi-turn tabular games: win rates, Q-functions, best responses, exploitability, equilibrium.
 
 A policy is one `[S_h, A]` array of probabilities a turn. KL between policies is summed over turns along the FIRST
 policy's own play. The regularised objective of arXiv 2405.14655 is
@@ -61,8 +61,8 @@ def q_values(
 
     Args:
         game: The game.
-        policy: Who answers.
-        opponent: Who is compared with.
+        policy: The policy that is evaluated.
+        opponent: The policy that it is compared with.
         reference: What the KL is taken to.
         alpha: Weight of the KL.
 

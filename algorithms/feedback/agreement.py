@@ -19,7 +19,7 @@ class Calibration:
         accuracy: Share of pairs, labelled ties left out, whose likelier winner was predicted; 1/2 counts half.
         ece: Expected calibration error: mean over bins, by their pairs, of |mean prediction - mean label|. Both orders
             of every pair are counted, so it does not depend on which is called the first.
-        log_loss: Mean cross-entropy in nats; ln 2 for a model that knows nothing.
+        log_loss: Mean cross-entropy in nats; ln 2 for a model that always says 1/2.
         brier: Mean squared difference of prediction and label.
         pairs: How many were compared.
         bins: Mean prediction, mean label and number of (ordered) pairs of every bin that has some.

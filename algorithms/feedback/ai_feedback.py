@@ -1,4 +1,4 @@
-"""Online AI feedback (arXiv 2402.04792): an annotator that is any agent behind instructions, asked in both orders."""
+"""Online AI feedback (arXiv 2402.04792): an annotator that is any agent with instructions, asked in both orders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ai_feedback(
     learns from it. The instructions steer it: asked for short answers, it prefers short ones, and the policy follows.
 
     Args:
-        agent: Who judges: a transformer, an API's model, anything with `act`; or with `choice_logps`, as
+        agent: The judge: a transformer, an API's model, anything with `act`; or with `choice_logps`, as
             `polyturn.agents.transformer.choosing.PolicyChooser` has, whose probabilities then make soft labels.
         instructions: What to judge by.
         speakers: What the environment's and the agent's turns are called in the prompt.
@@ -41,7 +41,8 @@ def ai_feedback(
 
 
 def position_bias(judge: PairJudge, groups: Sequence[Group]) -> float:
-    """How much likelier a judge finds whoever it is shown first: the mean of P(a, b) + P(b, a) - 1, in [-1, 1].
+    """How much likelier a judge finds the conversation that is shown first: the mean of P(a, b) + P(b, a) - 1, in [-1,
+    1].
 
     0 is a judge without bias (or with none on average), 1 one that always says the first. Averaging both orders, as
     `ai_feedback` does, removes it from the preference but not the information it cost.

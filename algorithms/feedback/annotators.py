@@ -1,4 +1,4 @@
-"""Who compares, by the name the command line knows them by."""
+"""Annotators by the names that the command line knows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _NAMES = ("return", "education", "reward_model", "preference_model", "judge", "s
 
 
 def annotator(name: str, *, question: str | None = None) -> Annotator:
-    """From a name to who beats whom in a group.
+    """From a name to an annotator.
 
     Args:
         name: "return": by total reward. "education": the exact oracle of Education Dialogue's scripted student.
             "reward_model:FOLDER" and "preference_model:FOLDER": fitted models (`polyturn fit`). "judge:MODEL": a
-            language model behind a prompt, asked in both orders; "server:MODEL": one behind the OpenAI-compatible
+            language model with a prompt, asked in both orders; "server:MODEL": one of the OpenAI-compatible
             server at OPENAI_BASE_URL. "module:attribute": your own.
         question: What a "judge" or "server" is asked to judge by.
 
     Raises:
-        ValueError: No such kind, or a question for somebody who is not asked one.
+        ValueError: No such kind, or a question for an annotator that takes none.
     """
     kind, _, rest = name.partition(":")
     if question is not None and kind not in ("judge", "server"):
@@ -59,7 +59,7 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
         return ai_feedback(ServerAgent(rest, temperature=0.0, max_tokens=16), question or HELPFUL)
     if rest and kind not in _NAMES:
         return _own(kind, rest)
-    raise ValueError(f"expected who compares as one of {', '.join(KINDS)}, got {name!r}.{did_you_mean(kind, _NAMES)}")
+    raise ValueError(f"expected an annotator out of {', '.join(KINDS)}, got {name!r}.{did_you_mean(kind, _NAMES)}")
 
 
 def _own(module: str, attribute: str) -> Annotator:

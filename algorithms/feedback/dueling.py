@@ -1,4 +1,4 @@
-"""Who beats whom: win rates between agents by a judge of whole conversations, with intervals over starts."""
+"""Win rates between agents by a judge of whole conversations, with intervals over starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Duels:
 
     Attributes:
         names: The agents.
-        rate: `[A, A]` P(row beats column), mean over starts; 1/2 on the diagonal, nan where nobody judged.
+        rate: `[A, A]` P(row beats column), mean over starts; 1/2 on the diagonal, nan where no pair was judged.
         half: `[A, A]` half width of the 95% interval over starts (normal); nan with fewer than two starts.
         starts: Starts in which at least one pair was judged.
         groups: The conversations, all agents' members of a start together.
@@ -73,7 +73,7 @@ def duel(
     Args:
         agents: By name; at least two.
         env: Registered id, or a function that makes the environment.
-        judge: From a group to who beats whom; only pairs of different agents are looked at.
+        judge: The annotator of a group; only pairs of different agents are looked at.
         starts: How many.
         each: Conversations of each agent from each start; all pairs of two agents' are compared.
         seed: Fixes everything.
@@ -140,9 +140,9 @@ class Rivals:
     same starts.
 
     Args:
-        reference: Whom it is compared with throughout, for example the SFT policy.
+        reference: The agent that it is compared with throughout, for example the SFT policy.
         env: Registered id, or a function that makes the environment.
-        judge: From a group to who beats whom.
+        judge: The annotator of a group.
         starts: Conversations of each.
         seed: Fixes the starts and the sampling; take another than the training's.
         tasks: Task of each start; default: the environment draws.

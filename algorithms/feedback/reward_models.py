@@ -1,6 +1,6 @@
 """Learned feedback: a Bradley-Terry reward model and a pairwise preference model over whole conversations.
 
-Both are annotators, usable wherever an oracle is, and both are trained by the one loop: a comparison is a row each way
+Both are annotators, usable in place of an oracle, and both are trained by the one loop: a comparison is a row each way
 (or a row each), and `BradleyTerry` is the logistic loss on the difference of two rows' scores. They read text with
 their own tokenizer, so they may judge agents of any kind.
 """
@@ -128,7 +128,7 @@ class _Judge:
         return made
 
     def _row(self, ids: TokenIds, start: Trajectory) -> Trajectory:
-        """Tokens as a trajectory from the same start, whose score stands at its last token."""
+        """Tokens as a trajectory from the same start, whose score is at its last token."""
         if self.limit is not None and len(ids) > self.limit:
             raise ValueError(
                 f"{type(self).__name__}: expected at most {self.limit} tokens, its model's limit, got {len(ids)}; "
@@ -165,7 +165,7 @@ class RewardModel(_Judge):
     """A score for each conversation; P(a beats b) = sigmoid(score(a) - score(b)).
 
     Args:
-        policy: Whose body and tokenizer it starts from; copied.
+        policy: The source of its body and tokenizer, which are copied.
         version: Name of the weights.
     """
 
@@ -207,7 +207,7 @@ class RewardModel(_Judge):
         return Preference(matrix, "model", scores)
 
     def example(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """All judged pairs, each conversation read once; None where nobody judged."""
+        """All judged pairs, each conversation read once; None where no pair was judged."""
         pairs = judged_pairs(group, preference, rng)
         if not len(pairs):
             return None
@@ -223,7 +223,7 @@ class PreferenceModel(_Judge):
     Nash methods ask for (arXiv 2312.00886).
 
     Args:
-        policy: Whose body and tokenizer it starts from; copied.
+        policy: The source of its body and tokenizer, which are copied.
         version: Name of the weights.
     """
 
@@ -242,7 +242,7 @@ class PreferenceModel(_Judge):
         return Judged(self.probabilities, source="model", both_orders=False)(group)
 
     def example(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """All judged pairs, each as two rows, one for each order; None where nobody judged."""
+        """All judged pairs, each as two rows, one for each order; None where no pair was judged."""
         pairs = judged_pairs(group, preference, rng)
         if not len(pairs):
             return None
@@ -289,8 +289,8 @@ def fit(
 
     Args:
         model: What is trained.
-        annotated: Groups and who beats whom in them; soft labels and ties count as they are.
-        held_out: Groups of other starts, for the report alone.
+        annotated: Groups and preferences over them; soft labels and ties count as they are.
+        held_out: Groups of other starts, only for the report.
         steps: Updates.
         batch_size: Groups an update.
         options: How it trains; default `TrainOptions(lr=1e-5)`.
@@ -325,7 +325,7 @@ def fit(
 
 
 def _as_text(trajectory: Trajectory) -> Trajectory:
-    """The conversation as text, without the tokens of whoever wrote it."""
+    """The conversation as text, without the tokens of its writers."""
     turns = tuple(Turn(turn.observation, turn.action) for turn in trajectory.turns)
     return replace(trajectory, turns=turns, segment_starts=())
 

@@ -1,8 +1,8 @@
 """Feedback on single turns, for the baselines that multi-turn methods are measured against.
 
-Two answers are given at the same point of the same conversation (`collect(..., branch_at=...)`), somebody says which is
-better, and a reward model learns to score an answer after what was said before it. Single-turn RLHF maximises that
-score turn by turn (`PPO(over="turn", reward="turns", discount=0.0)` with `online(turn_reward=...)`).
+Two answers are given at the same point of the same conversation (`collect(..., branch_at=...)`), an annotator says
+which is better, and a reward model learns to score an answer after what was said before it. Single-turn RLHF maximises
+that score turn by turn (`PPO(over="turn", reward="turns", discount=0.0)` with `online(turn_reward=...)`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Look = Literal["now", "end"]
 
 
 def upto(trajectory: Trajectory, turns: int) -> Trajectory:
-    """The conversation as it was after the agent's first `turns` turns, whatever came later.
+    """The conversation as it was after the agent's first `turns` turns, without what came later.
 
     What the environment noted of the last of them (`info`) stands for the whole. What it answered is left out, so that
     the last words are the agent's.

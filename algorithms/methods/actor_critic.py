@@ -51,9 +51,9 @@ class PPO:
     value network as it is at each step, also where a draw is used again. Policy and reference are scored at the
     temperature of the samples, so the ratio to what sampled is 1 at the start.
 
-    What it optimises is decided by who scores: a reward model on whole conversations makes it multi-turn RLHF, the
+    What it optimises depends on the scores: a reward model on whole conversations makes it multi-turn RLHF, the
     environment's own reward reward-based RL; with `reward="turns"`, `over="turn"` and `discount=0` every turn answers
-    for its own reward alone, as in single-turn RLHF.
+    for only its own reward, as in single-turn RLHF.
 
     Reported besides the loss: "explained_variance" of the value (1 - mean squared error / variance of the targets),
     "entropy" (nats a token, from the sampled tokens), "kl" (nats a row) and "kl_turn_1", ... (nats of each turn), all
@@ -69,7 +69,7 @@ class PPO:
         lam: GAE's lambda.
         value_weight: Weight of the value's loss, (V - target)^2 / 2.
         policy_weight: Weight of the policy's loss.
-        value_warmup: Steps in which the value alone learns, before the policy moves.
+        value_warmup: Steps in which only the value learns, before the policy moves.
         whiten: Advantages to mean 0 and deviation 1 over all agent tokens of the step; costs one more forward pass.
     """
 
@@ -202,7 +202,7 @@ class MTPO(PPO):
     whose fixed point in self-play is the Nash equilibrium of the preference regularised with alpha. Nothing is assumed
     of what the environment says: it may be stochastic, where M-DPO is biased (`polyturn bench stochastic_bias`).
 
-    Who tau' is from, the source decides: nobody in particular for MTPO, whose two conversations are both learned from,
+    The data source decides which policy plays tau': for MTPO the policy itself, both conversations are learned from,
     one with P and the other with 1 - P (`online(policy, env, preference=judge, group_size=2)`); for MTPO-tau
     `opponent=MixtureAgent(policy, reference, beta=...)`, whose members are not learned from.
 

@@ -6,7 +6,7 @@ A method is an object with a `name`, `needs` and `loss`. It may also have
 - `token_mask(batch)`: the tokens whose log-probability it needs, by default all that the agent wrote;
 - `step_statistics(logps, reference, batch)`: numbers whose mean over the whole step its loss reads from
   `batch.statistics`, however the step is cut into micro-batches;
-- `row_statistics(batch)`: the same of the rows alone, without any log-probability.
+- `row_statistics(batch)`: the same from the rows only, without log-probabilities.
 
 `hooks_of` reads all of these once, at the start of a run, and refuses what looks like a mistyped one.
 """
@@ -186,7 +186,7 @@ def hooks_of(method: Method) -> Hooks:
         if hint := did_you_mean(part, (*_REQUIRED, *_OPTIONAL)):
             raise ValueError(
                 f"{method.name}: expected parts named {', '.join((*_REQUIRED, *_OPTIONAL))}, got {part!r}.{hint} "
-                "If it is a part of your own, give it a leading underscore."
+                "If it is another part of your class, give it a leading underscore."
             )
     if (method.needs.mismatched or method.needs.look_ahead) and "step_statistics" not in found:
         raise ValueError(f"{method.name}: expected step_statistics with needs {method.needs}, got none")
@@ -207,7 +207,7 @@ def _agent_tokens(batch: Batch) -> Tensor:
 
 
 def scored(group: Group, preference: Preference, *, own: bool = False) -> Example | None:
-    """Every member that has a score (without scores: a win rate) as a row of its own; None where there is none.
+    """Every member that has a score (without scores: a win rate) as a row; None where there is none.
 
     With `own` only the policy's members: others may have been compared with it, but are not its samples.
     """
@@ -227,7 +227,7 @@ def output(batch: Batch, name: str, method: str) -> Tensor:
     if name not in batch.outputs:
         raise ValueError(
             f'{method}: expected a policy whose scorer also gives "{name}", got one that gives '
-            f"{', '.join(sorted(batch.outputs)) or 'log-probabilities alone'}; train "
+            f"{', '.join(sorted(batch.outputs)) or 'log-probabilities only'}; train "
             "polyturn.algorithms.networks.value.ActorCritic(policy)"
         )
     return batch.outputs[name]

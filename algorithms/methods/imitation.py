@@ -1,4 +1,4 @@
-"""Imitation: the likelihood of rows that are to be copied, all alike or weighted."""
+"""Imitation: the likelihood of rows that are to be copied, with equal weights or others."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class RWR:
     Settings as in the runs of arXiv 2404.14367, which clip the weight to [0, 20].
 
     Attributes:
-        beta: Temperature of the reward; smaller imitates the best alone.
+        beta: Temperature of the reward; smaller imitates only the best.
         max_weight: Largest weight of a row.
     """
 

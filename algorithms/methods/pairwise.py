@@ -98,7 +98,7 @@ class MDPO(Pairwise):
         beta: Strength of the pull to the reference (eta in the paper).
         mask: "agent"; or "all", the ablation that also counts what the environment said after the first observation.
         f: Member of the GPO family (arXiv 2402.05749), a decreasing function of beta h.
-        nll_weight: Adds this times the winner's NLL per token of its own, as in the paper's ablation.
+        nll_weight: Adds this times the winner's NLL per agent token, as in the paper's ablation.
         soft_labels: See `Pairwise`, as for the other fields.
     """
 

@@ -1,6 +1,6 @@
 """Policy gradients without a critic, and the Nash methods: they learn from the policy's own fresh samples.
 
-Give them groups from `polyturn.algorithms.online`. Scores are what the annotator gave; where it gave preferences alone,
+Give them groups from `polyturn.algorithms.online`. Scores are what the annotator gave; where it gave only preferences,
 a member's score is its win rate over the others. In a group, members of the same agent and version as the first are the
 policy's; others, an opponent's or an earlier policy's, are compared with and never learned from.
 
@@ -67,10 +67,10 @@ class REINFORCE:
         return Needs(reference=self.kl > 0, sampled=True)
 
     def examples(self, group: Group, preference: Preference, rng: np.random.Generator) -> Example | None:
-        """The policy's members with a score; None where a baseline over the group has nobody to compare with."""
+        """The policy's members with a score; None where a baseline over the group has nothing to compare with."""
         example = scored(group, preference, own=True)
-        alone = example is not None and len(example.trajectories) < 2 and self.baseline != "none"
-        return None if alone else example
+        single = example is not None and len(example.trajectories) < 2 and self.baseline != "none"
+        return None if single else example
 
     def loss(self, logps: Tensor, reference: Tensor | None, batch: Batch) -> Loss:
         """-(A - kl log-ratio to go) log pi, summed over the row's tokens."""
@@ -162,10 +162,10 @@ class GRPO:
 class NashPG:
     """Nash-MD-PG, Nash-EMA-PG and self-play (arXiv 2312.00886): -log pi(y) [P(y > y') - 1/2 - tau log pi/pi_ref (y)].
 
-    Who y' is from, the source decides: `MixtureAgent(policy, reference, beta=...)` for Nash-MD-PG, a `MovingAverage`
-    for Nash-EMA-PG, nobody for self-play (the group's other members). The gradient goes through y alone, and a token
-    answers for the log-ratio from itself on. With the policy itself as opponent the fixed point is the Nash equilibrium
-    regularised with tau.
+    The data source decides which policy samples y': `MixtureAgent(policy, reference, beta=...)` for Nash-MD-PG, a
+    `MovingAverage` for Nash-EMA-PG, none for self-play (the group's other members). The gradient goes only through y,
+    and a token answers for the log-ratio from itself on. With the policy itself as opponent the fixed point is the Nash
+    equilibrium regularised with tau.
 
     In a group, members of the same agent and version as the first are the policy's, all other are opponents.
 

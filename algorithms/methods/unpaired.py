@@ -41,7 +41,7 @@ class MKTO:
         turns: "all", or "last" for the single-turn KTO baseline.
         desirable_weight: Weight of desirable rows.
         undesirable_weight: Weight of undesirable rows.
-        pairs_per_group: How many desirable and as many undesirable rows of a group; None for all pairs' rows.
+        pairs_per_group: Number of desirable, and of undesirable, rows of a group; None for all pairs' rows.
         drop_error_winners: Leave out desirable rows that ended on a tool error.
     """
 
@@ -116,13 +116,13 @@ class PMPO:
     The loss is -alpha mean(accepted log pi) + (1 - alpha) mean(rejected log pi) + beta mean KL(pi_ref || pi), the KL
     reference first, over the full vocabulary, at every token of the rows. That is the KL of whole answers only where
     the rows were drawn from the reference: collect with the policy that is the reference of the step (what `iterate`
-    does), or put the policy that wrote the data there. Without any label a row counts in the KL alone.
+    does), or put the policy that wrote the data there. A row without a label counts only in the KL.
 
     The rejected term has no lower bound: with alpha = 0 keep beta above 1, with alpha = 1/2 near 1/2 or above
     (`polyturn.algorithms.exact.closed_forms.pmpo_optimum`).
 
     Attributes:
-        alpha: Weight of accepted rows, 1 - alpha of rejected ones; 1 and 0 learn from one side alone.
+        alpha: Weight of accepted rows, 1 - alpha of rejected ones; 1 and 0 learn from one side only.
         beta: Weight of the KL.
         above: Rows with a score above this are accepted, all other rejected (0: by the sign of an advantage). None: by
             win rate, above and below 1/2, ties neither; of 4 different samples the best 2 and the worst 2.
@@ -190,7 +190,7 @@ class DROV:
     Attributes:
         tau: Temperature, in units of the reward; the paper standardises rewards over the data set (`standardised`).
         per_token: One residual for each prefix, averaged over the row's tokens (the paper's better form); otherwise the
-            value of the prompt alone.
+            value of only the prompt.
         value_weight: Weight of the value's loss; it moves the value network only.
     """
 

@@ -1,1 +1,1 @@
-"""Networks beside the policy: values, moving averages, several trained as one."""
+"""Networks besides the policy: values, moving averages, several trained as one."""

@@ -1,4 +1,4 @@
-"""Several networks trained, saved and resumed as one: the policy's first, whatever goes with it beside it."""
+"""Several networks trained, saved and resumed as one: the policy's first, the others in folders of theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A moving average of a policy's weights, trained beside it: the opponent of Nash-EMA-PG."""
+"""A moving average of a policy's weights, updated as it trains: the opponent of Nash-EMA-PG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MovingAverage:
     opponent: `online(tracked.policy, env, opponent=tracked, ...)`.
 
     Args:
-        policy: What is trained and acts. The average is kept in float32 whatever the policy is in.
+        policy: What is trained and acts. The average is kept in float32, also of a policy in another type.
         decay: Share of the average that stays at each update.
 
     Raises:

@@ -58,7 +58,7 @@ class ValueNetwork(nn.Module):
 
 
 class _ActorCriticScorer(TokenScorer):
-    """What the policy's scorer predicts, and values beside it."""
+    """What the policy's scorer predicts, and values."""
 
     def __init__(self, scorer: ModelScorer, value: ValueNetwork) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class _ActorCriticScorer(TokenScorer):
 class ActorCritic:
     """A policy and a value network that `train` trains, saves and resumes together.
 
-    Acting and references need the policy alone: `TransformerAgent(both.policy)`, `both.policy.copy()`.
+    Acting and references need only the policy: `TransformerAgent(both.policy)`, `both.policy.copy()`.
 
     Args:
         policy: What acts. What is trained beside one in half precision is in float32, as half precision loses updates.
         shared: The head reads the policy's own hidden states, which costs little and lets the value's loss move the
-            policy's body. Otherwise the value has a body of its own, a copy of the policy's as it is now (DRO-V needs
+            policy's body. Otherwise the value has a separate body, a copy of the policy's as it is now (DRO-V needs
             that, and measured better so).
         lr_scale: The value's learning rate over the policy's.
 
@@ -127,7 +127,7 @@ class ActorCritic:
         return rows.to_rows(self.value(rows, states))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the policy, loadable on its own, and the value network beside it."""
+        """Writes the policy, loadable by itself, and the value network next to it."""
         self.policy.save_pretrained(folder)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.value.state_dict().items()}
         note = {"shared": str(int(self.shared)), "lr_scale": repr(self.lr_scale)}

@@ -109,7 +109,7 @@ def iterate(
         One record for the starting policy and each iteration.
 
     Raises:
-        NothingToLearn: All groups of an iteration were alike, right throughout or wrong throughout.
+        NothingToLearn: In every group of an iteration all members were right, or all wrong.
         CheckpointError: The folder holds a run of another architecture.
         ValueError: Arguments that do not fit together, or not with those that the run in the folder was started with.
     """

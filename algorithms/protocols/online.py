@@ -1,4 +1,4 @@
-"""Fresh groups for every training step: the policy as it is now acts, somebody compares, the method learns."""
+"""Fresh groups for every training step: the policy as it is now acts, an annotator compares, the method learns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def online(
     (arXiv 2312.00886) is `NashPG` with that mixture as the `opponent`, Nash-EMA-PG with a `MovingAverage`, self-play
     with none; RLOO and GRPO are those methods with groups of more members and a `reward`.
 
-    What is drawn depends on the seed, the draw and the weights alone, so a resumed run goes on bit for bit. With
+    What is drawn depends on the seed, the draw and the weights only, so a resumed run goes on bit for bit. With
     several processes either all draw the same groups and share them out, or, with `train(..., sharded=False)`, each
     draws its own: give each another seed.
 
@@ -64,11 +64,11 @@ def online(
         collect: What each draw collects, and how the policy samples; default 8 groups of 2. Policy gradients and the
             Nash methods score at the temperature of the samples, so what they optimise is the policy at that
             temperature; they refuse top_p below 1 and temperature 0.
-        opponent: Who draws the others that they are compared with; None: they are compared with each other. Methods
-            know it from the policy by its name and version, so one of them must be another than the policy's. A group
-            in which the episodes of either side all failed is left out.
+        opponent: The agent that draws the members they are compared with; None: they are compared with each other.
+            Methods know it from the policy by its name and version, so one of them must be another than the policy's. A
+            group in which the episodes of either side all failed is left out.
         opponents: How many of those per start; default `group_size`.
-        actor: Who draws in the policy's place; default the policy itself.
+        actor: The agent that draws in the policy's place; default the policy itself.
         reuse: Training steps on each draw (inner steps). Above 1 the groups are no longer on-policy; methods that
             look at the log-probabilities as sampled (PPO, GRPO) correct for it.
         moving_baseline: Decay of the average of earlier draws' mean score, which is taken off all scores; None for
@@ -102,8 +102,8 @@ def online(
         if agent_id(rival) == agent_id(members[0]):
             raise ValueError(
                 f"online: expected an opponent of another name or version than the policy, got {agent_id(rival)} for "
-                "both, which cannot be told apart; name its weights, as in policy.copy(version='opponent'), or leave "
-                "the opponent out for self-play"
+                "both, which cannot be distinguished; name its weights, as in policy.copy(version='opponent'), or "
+                "leave the opponent out for self-play"
             )
         members += [rival] * (collect.group_size if opponents is None else opponents)
     annotate = preference or (by_return if reward is None else _by_reward(reward))
@@ -218,7 +218,7 @@ class Online:
         if self._decay is not None and any(preference.scores is None for _, preference in annotated):
             raise ValueError(
                 "online: expected a reward, or a preference with scores, to take a moving_baseline off, got "
-                "preferences alone; leave moving_baseline out, as a win rate has its own mean of 1/2"
+                "only preferences; leave moving_baseline out, as a win rate has its own mean of 1/2"
             )
         self.metrics = {"sample/draw": float(number), "sample/invalid": float(len(members) - len(valid))}
         if valid:

@@ -48,7 +48,7 @@ class Saveable(Protocol):
         ...
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the weights and whatever else the policy needs."""
+        """Writes the weights and everything else that the policy needs."""
         ...
 
     @classmethod

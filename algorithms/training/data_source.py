@@ -23,7 +23,7 @@ class AnnotatedGroup:
     Attributes:
         group: Valid trajectories from one start.
         preference: Over all members of `group`.
-        seed: Of whatever the method draws at random: which pairs, which winners.
+        seed: Of the method's random choices: which pairs, which winners.
     """
 
     group: Group
@@ -43,7 +43,7 @@ A step is a batch, or examples, or annotated groups that the method makes exampl
 A function is asked with 0, 1, 2, ...; a step's groups that teach nothing are left out, and the next number is asked. A
 sequence, or anything else that can be iterated again, starts over at its end. An iterator ends the training where it
 ends. A resumed run goes on with what would have come next: an iterable with `state_dict` and `load_state_dict` (JSON
-values) is put back where it was, any other source is moved on by as many steps as were asked for. A source with
+values) is put back where it was, any other source is moved on by the number of steps that were asked for. A source with
 `samplers`, names of the agents whose turns will be learned from, lets a run refuse them before they act.
 """
 
@@ -134,7 +134,7 @@ class DataSource:
         return item
 
     def ahead(self) -> Iterator[Step]:
-        """The next steps, at most one pass of a sequence, without moving on; none where only `next` can tell."""
+        """The next steps, at most one pass of a sequence, without moving on; none where only `next` knows."""
         source: Any = self._source
         if self._items is None:
             yield from (source(self._asked + more) for more in range(_LOOK_AHEAD))

@@ -50,7 +50,7 @@ class Scorable(Protocol):
     def scorer(self) -> nn.Module:
         """Module around `model`, from `Rows` and a mask `[N, T]` to a dictionary of `[N, T]` tensors.
 
-        "logps" are log-probabilities; whatever else it says of each token reaches the loss as `batch.outputs`. Where a
+        "logps" are log-probabilities; its other tensors reach the loss as `batch.outputs`. Where a
         method wants the KL over the whole vocabulary, it must work as
         `polyturn.agents.transformer.scoring.TokenScorer` does.
         """
@@ -393,7 +393,7 @@ class Learner:
         return context
 
     def _row_statistics(self, rows: Batch) -> dict[str, Tensor]:
-        """Means over all rows of the step of what a method reads from the rows alone."""
+        """Means over all rows of the step of what a method reads from the rows only."""
         if self._method.row_statistics is None:
             return {}
         sums: Sums = {}
@@ -482,7 +482,7 @@ class Learner:
 
     @contextlib.contextmanager
     def _dropout_stream(self, step: int, micro: int, piece: int) -> Iterator[None]:
-        """The same dropout for the same part of a step, whatever was drawn before: nothing to keep in a checkpoint."""
+        """The same dropout for the same part of a step, so that a checkpoint need not keep its state."""
         if not self._options.dropout:
             yield
             return

@@ -86,7 +86,7 @@ def train(
 ) -> TrainResult:
     """Trains a policy in place, on one device or under `accelerate launch` on many.
 
-    A step's loss is sum(values) / sum(count) over ALL its rows, whatever the micro-batches and processes they were cut
+    A step's loss is sum(values) / sum(count) over ALL its rows, however many micro-batches and processes they were cut
     into, so those change speed and memory but not the update. A resumed run on CPU ends with the same weights, bit for
     bit, as one that was never interrupted.
 
@@ -224,8 +224,8 @@ def train(
                 if interruptions.received:
                     raise Interrupted(farewell(path, done, steps))
         except Exception as error:
-            # A step that fails changes nothing, so what was learned before is worth keeping. One process that fails
-            # alone cannot save: the others are waiting elsewhere.
+            # A step that fails changes nothing, so what was learned before is worth keeping. If only one
+            # process fails, it cannot save: the others are waiting elsewhere.
             together = accelerator.num_processes == 1 or isinstance(error, NonFiniteError)
             if done > start and together and not isinstance(error, CheckpointError):
                 with contextlib.suppress(CheckpointError):
@@ -263,7 +263,7 @@ def _check(method: Hooks, policy: Trainable, reference: Scorable | None) -> None
 
 
 def _snapshot(policy: Trainable) -> Snapshot:
-    """The policy as it is, apart from networks that are trained beside it."""
+    """The policy as it is, without networks that are trained with it."""
     acting: Any = getattr(policy, "policy", policy)
     return Snapshot(acting.model, acting.scorer)
 
@@ -354,7 +354,7 @@ def _accelerator(options: TrainOptions, trackers: Sequence[str | GeneralTracker]
     if promised > accelerator.num_processes:
         raise ValueError(
             f"expected one run of {promised} processes, as WORLD_SIZE says, but Accelerate sees "
-            f"{accelerator.num_processes}: each process would train a run of its own; start them with `accelerate "
+            f"{accelerator.num_processes}: each process would train a separate run; start them with `accelerate "
             "launch` or torchrun (on a CPU with ACCELERATE_USE_CPU=true), or unset WORLD_SIZE"
         )
     known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -383,6 +383,6 @@ def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _shown(numbers: Mapping[str, float]) -> list[str]:
-    """The numbers that stand beside the progress bar: the loss, and the first three of the method's own."""
+    """The numbers that are shown at the progress bar: the loss, and the first three of the method's own."""
     own = [name for name in numbers if name not in ("loss", "grad_norm", "lr", "tokens", "distinct_tokens")]
     return ["loss", *own[:3]]

@@ -56,7 +56,7 @@ def split(batch: Batch, *, pieces: int = 1, tokens: int | None = None, cost: Cos
     Args:
         batch: Whole groups.
         pieces: About how many micro-batches; fewer where there are fewer groups.
-        tokens: What a micro-batch may cost; a group that alone costs more is read in pieces, each of which holds to it
+        tokens: What a micro-batch may cost; a single group that costs more is read in pieces, each of which holds to it
             unless it is a single row.
         cost: Of some rows.
 

@@ -43,7 +43,7 @@ class TrainOptions:
         dropout: Leave dropout on; off by default, because a policy must score as it samples.
         cache_reference: Keep reference log-probabilities, for data that repeats.
         sharded: With several processes: True if all see the same batches and each takes its part of every step; False
-            if each iterates over batches of its own.
+            if each iterates over its own batches.
         fully_sharded: Cut weights, gradients and the optimizer's state over all processes (FSDP2), the reference's
             weights too, instead of keeping them whole in each. None for what `accelerate launch` says; one process has
             nothing to cut.

@@ -19,8 +19,8 @@ from polyturn.algorithms.batch import Batch
 class ReferenceCache:
     """Reference log-probabilities of rows seen before, in a SQLite file that a resumed run finds again.
 
-    What is kept for a row was computed beside the rows it first came with, and its last bits depend on those. A resumed
-    run therefore ends with the same bits only because it reads the same numbers: the file is part of the run.
+    What is kept for a row was computed together with the rows it first came with, and its last bits depend on those. A
+    resumed run therefore ends with the same bits only because it reads the same numbers: the file is part of the run.
 
     Args:
         path: The file; None keeps everything in memory.

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so a resumed run needs no scheduler's state."""
+"""The learning rate as a function of only the step, so a resumed run needs no scheduler's state."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_a_moving_baseline_needs_scores() -> None:
     """A judge's preferences have none: the baseline was silently taken off nothing."""
     matrix = np.array([[0.5, 0.8], [0.2, 0.5]])
     stream = Online(lambda number: [toy()], lambda group: Preference(matrix, "judge"), moving_baseline=0.9)
-    with pytest.raises(ValueError, match="with scores, to take a moving_baseline off, got preferences alone"):
+    with pytest.raises(ValueError, match="with scores, to take a moving_baseline off, got only preferences"):
         next(stream)
 
 
