@@ -92,8 +92,8 @@ def add_commands(subparsers: Any) -> None:
     export.add_argument("--to", required=True, choices=("parquet", "sft", "dpo"), help="format of the output")
     export.add_argument("out", metavar="OUT", help="the new file")
     export.add_argument("--min-return", type=float, help="sft: only trajectories with at least this total reward")
-    export.add_argument("--pairs-per-group", type=int, help="dpo: at most so many pairs of each group")
-    export.add_argument("--skip-damaged", action="store_true", help="go on behind damaged records")
+    export.add_argument("--pairs-per-group", type=int, help="dpo: at most this many pairs of each group")
+    export.add_argument("--skip-damaged", action="store_true", help="go on after damaged records")
     export.set_defaults(run=_export)
 
 

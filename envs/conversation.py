@@ -1,8 +1,8 @@
-"""Two speakers who take turns: the agent, and a partner that an environment plays or lets somebody else play.
+"""Two speakers who take turns: the agent, and a partner that the environment or another agent plays.
 
 A partner is a plain callable. It is given the whole scene, which is a JSON value, and what it just heard; everything it
-wants to remember goes into `scene.memory`, so an environment can be snapshotted between any two turns whoever plays
-the partner. Words never travel in one concatenated string, so no text can pass for somebody else's turn; where text
+wants to remember goes into `scene.memory`, so an environment can be snapshotted between any two turns, whatever plays
+the partner. Words never travel in one concatenated string, so no text can pass for the other speaker's turn; where text
 *looks* like one ("Student: ..." in the teacher's turn, or the end marker) it is cut or defused before it is heard.
 """
 
@@ -32,7 +32,7 @@ _COLONS = dict.fromkeys(map(ord, "\uff1a\ufe55\ufe13\u2236\ua789"), ":")
 
 
 class PartnerFull(Exception):
-    """The partner's context holds no more: the episode is cut off here, through nobody's fault."""
+    """The partner's context holds no more: the episode is truncated here, not failed."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Scene:
     """A conversation from the partner's side; every field is a JSON value.
 
     Attributes:
-        role: Whom the partner plays, for example "student".
-        other: Whom the agent plays.
-        brief: What the partner is told about itself. The agent never sees it.
-        opening: What the agent was told at the start, in the partner's voice.
+        role: The role of the partner, for example "student".
+        other: The role of the agent.
+        brief: The partner's description of itself. The agent never sees it.
+        opening: What the partner said to the agent at the start.
         facts: The partner's hidden attributes.
         turns: How many turns the agent has in all.
         seed: Fixes a sampling partner's randomness, and what noise is drawn if it is drawn anew.
@@ -89,13 +89,13 @@ class Scene:
     lines: list[Line] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """A copy of its own as a JSON value, which `from_json` reads back."""
+        """A copy as a JSON value, which `from_json` reads back."""
         copied: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return copied
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Scene:
-        """Reads what `to_json` gave, into a copy of its own."""
+        """Reads what `to_json` gave, into another copy."""
         copied = json.loads(json.dumps(dict(data)))
         return cls(**{**copied, "lines": [Line(**line) for line in copied["lines"]]})
 
@@ -123,7 +123,7 @@ def defused(text: str) -> str:
 
 
 def own_words(text: str, speaker: str, other: str) -> str:
-    """What a speaker really said: no control characters, not beyond `LONGEST_HEARD`, nobody else's lines.
+    """What a speaker really said: no control characters, not beyond `LONGEST_HEARD`, no lines of the other speaker.
 
     Everything from the first line that begins with the other's name and a colon is dropped; the speaker's own name at
     the start of a line is removed.

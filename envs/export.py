@@ -1,7 +1,7 @@
 """Stores in the formats that other tools read: Parquet, and chat messages for SFT and DPO trainers.
 
-Every function streams, writes to a temporary file beside its output and renames it at the end, never replaces a file
-that exists, and leaves invalid trajectories out unless told otherwise. Those formats cannot hold lone surrogates; each
+Every function streams, writes to a temporary file in the same folder and renames it at the end, never replaces a file
+that exists, and leaves invalid trajectories out unless asked for them. Those formats cannot hold lone surrogates; each
 becomes U+FFFD.
 """
 
@@ -41,7 +41,7 @@ def export_parquet(
     Args:
         store: What to export.
         out: The new file.
-        invalid: Whether to include trajectories that failed; the column `valid` tells them apart.
+        invalid: Whether to include trajectories that failed; the column `valid` marks them.
         corrupt: What to do at a damaged record; as `polyturn.envs.read`.
 
     Returns:
@@ -150,7 +150,7 @@ def export_dpo(
         store: What to export.
         out: The new file.
         annotate: Prefers members of a group; called with the valid members only.
-        pairs_per_group: At most so many pairs of a group, in index order; None for all.
+        pairs_per_group: At most this many pairs of a group, in index order; None for all.
         corrupt: What to do at a damaged record; as `polyturn.envs.read`.
 
     Returns:

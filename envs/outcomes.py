@@ -54,7 +54,7 @@ class Estimate:
 
     Attributes:
         value: The mean.
-        low: Lower end; nan where a single problem says nothing of others.
+        low: Lower end; nan for a single problem, which says nothing of others.
         high: Upper end; nan there too.
         trials: Number of problems.
     """

@@ -95,7 +95,7 @@ class PartnerEnv(gymnasium.Env[str, str]):
         raise NotImplementedError
 
     def _brief(self, facts: dict[str, Any]) -> str:
-        """What a partner that is not scripted is told about its role."""
+        """The brief of a partner that is not scripted."""
         raise NotImplementedError
 
     def _heard(self, scene: Scene, action: str) -> str:

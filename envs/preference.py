@@ -1,7 +1,7 @@
 """Feedback on a group: a matrix of pairwise preferences, or unary scores; and judges of pairs, which make such a
 matrix.
 
-A pair judge is asked "is the first better than the second?" for many pairs at once (so that one behind a server can
+A pair judge is asked "is the first better than the second?" for many pairs at once (so that a served one can
 work on them together) and answers with probabilities; nan means that it did not or could not say.
 """
 
@@ -26,12 +26,12 @@ Source = Literal["oracle", "reward", "judge", "model", "human"]
 
 @dataclass(frozen=True, eq=False)
 class Preference:
-    """Who beats whom in one group.
+    """The pairwise preferences of one group.
 
     Attributes:
-        matrix: `[K, K]`, entry (i, j) is P(i beats j) in [0, 1]; nan where nobody asked. `matrix[i, j]` and
+        matrix: `[K, K]`, entry (i, j) is P(i beats j) in [0, 1]; nan where unasked. `matrix[i, j]` and
             `matrix[j, i]` add to 1 where both are known; the diagonal is 1/2 or nan.
-        source: Who said so.
+        source: Where the preference comes from.
         scores: `[K]` unary feedback (for example the return), or None.
 
     Raises:
@@ -153,7 +153,7 @@ class Judged:
     about.
 
     Attributes:
-        judge: Who compares.
+        judge: The pair judge.
         source: Recorded in the preference.
         both_orders: False asks once a pair, in index order: for judges that are antisymmetric already.
 

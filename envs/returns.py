@@ -1,4 +1,4 @@
-"""Sums of rewards without rounding of their own, and which differences between sums are rounding.
+"""Sums of rewards without rounding errors, and which differences between sums are rounding.
 
 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1 differ in floating point, and neither episode was better. Rewards are therefore
 summed exactly and rounded once (`math.fsum`), and two numbers that differ by no more than the rounding that is in the
@@ -39,7 +39,7 @@ def at_least(value: float, bound: float) -> bool:
 
 
 def settled(values: NDArray[np.float64], slack: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """The values with those that differ by rounding made equal, so that whatever compares them finds them so.
+    """The values with those that differ by rounding made equal, so that every comparison finds them equal.
 
     Args:
         values: `[K]`; nan and infinite ones stay as they are.

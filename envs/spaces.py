@@ -22,7 +22,7 @@ _SAMPLE_LENGTH = 256
 
 
 class UnicodeText(Space[str]):
-    """Every `str` of a length between the bounds, both included, whatever its characters.
+    """Every `str` of a length between the bounds, both included, of any characters.
 
     Samples mix plain ASCII with a handful of Unicode blocks and can always be encoded as UTF-8: lone surrogates, which
     a Python `str` may hold, are in the space but are never sampled. Vector environments work; asynchronous ones need

@@ -24,7 +24,7 @@ Errors:
     StoreError (ValueError)
     |-- NotAStore         the first line is not the header
     |-- UnknownSchema     written by another version
-    `-- CorruptRecord     a checksum does not match; `corrupt="skip"` goes on behind it
+    `-- CorruptRecord     a checksum does not match; `corrupt="skip"` goes on after it
     StoreWriteError (OSError)   the disk is full, the folder read-only, ...; what was written before stays readable
     StoreLocked (OSError)       there is a writer already
 """
@@ -93,19 +93,19 @@ class StoreWriteError(OSError):
 
 
 class StoreLocked(OSError):
-    """Somebody else has the store open for writing."""
+    """Another process or object has the store open for writing."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one record lies and whose it is, read without its turns.
+    """Where one record lies and what it belongs to, read without its turns.
 
     Attributes:
         number: Position in the store, from 1.
         offset: First byte of the record.
         start: What comparable trajectories share; as `Trajectory.start`.
         member: Position in its group.
-        agent: Who acted.
+        agent: Name of the agent.
         policy_version: Which weights acted.
         valid: As `Trajectory.valid`.
     """
@@ -224,7 +224,7 @@ class Store:
                 if os.getpid() == self._pid:
                     if self._fsync != "never":
                         os.fsync(fd)
-                    fcntl.flock(fd, fcntl.LOCK_UN)  # closing alone would leave it with forked children
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # closing would leave it with forked children
             except OSError as error:
                 raise _write_error(self.path, "cannot flush", error) from error
             finally:
@@ -252,7 +252,7 @@ def read(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterato
 
 
 def index(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterator[Entry]:
-    """Reads who is in the store without parsing turns: what a resumed run asks for.
+    """Reads what is in the store without parsing turns: what a resumed run asks for.
 
     Example:
         `done = {(entry.start, entry.member) for entry in index("runs.jsonl") if entry.valid}`
@@ -449,7 +449,7 @@ def _dump(record: dict[str, Any], *, ascii_only: bool) -> str:
 
 @contextlib.contextmanager
 def _written_by_schema(path: str | os.PathLike[str], number: int, offset: int) -> Iterator[None]:
-    """Reports a record whose checksum holds but whose content is not ours: written on purpose by something else."""
+    """Reports a record whose checksum holds but whose content is not ours: written by another program."""
     try:
         yield
     except (ValueError, KeyError, TypeError) as error:

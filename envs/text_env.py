@@ -3,14 +3,14 @@
 `polyturn.envs.check_text_env` holds an environment to all of this. Beyond `gymnasium.Env`:
 
 - `reset(seed=s)` fixes everything that follows: the same seed and the same actions give byte-identical observations,
-  rewards, flags and infos, in any instance, whatever was played before or is played beside it. Randomness comes from
-  `self.np_random` only; an environment that is the same for every seed says so: `metadata["deterministic"] = True`.
-  Where there are several tasks, the info of `reset` names the one drawn: `"task_id": str`.
+  rewards, flags and infos, in any instance, independent of what was played before or is played at the same time.
+  Randomness comes from `self.np_random` only; an environment that is the same for every seed says so:
+  `metadata["deterministic"] = True`. Where there are several tasks, the info of `reset` names the one drawn: `"task_id": str`.
 - `step` answers *any* text, however long, broken or hostile. Text that means nothing costs the agent its turn or ends
   the episode; it is never an exception, and never the best return.
 - An exception in `step` or `reset` says that something outside the agent failed (a sandbox died, a server is down):
   the episode is then recorded as invalid. Such a failure is never returned as a reward of zero.
-- `terminated` means that the task itself ended, a limit that the agent was told of included; `truncated` that a limit
+- `terminated` means that the task itself ended, a limit that the agent knows included; `truncated` that a limit
   outside the task cut it off. Never both. A step after the end, or before the first reset, raises.
 - `reward_bounds` are the smallest and the largest total reward that an episode can have.
 - An environment in which an episode succeeds or fails says which: `success_return` is the total reward from which one
@@ -23,7 +23,7 @@
 - `snapshot()` gives the state between two turns as a JSON value, and `restore(snapshot)`, in any instance made with the
   same options, reset or not, goes on from there exactly as the original would have. Taking one changes nothing.
 - An environment whose noise can be drawn apart from its start says `takes_noise = True`. Then `reset(options={"noise":
-  n})` gives the identical start with other noise for another n, n = 0 being the noise of the seed alone, and
+  n})` gives the identical start with other noise for another n, n = 0 being the noise of the seed only, and
   `renew_noise(n)` draws what is left of a running episode's noise anew. `collect` gives each member of a group its own.
 """
 

@@ -1,4 +1,4 @@
-"""What an episode leaves behind: turns, trajectories, and groups of trajectories that may be compared.
+"""Records of episodes: turns, trajectories, and groups of trajectories that may be compared.
 
 Everything here is text and numpy arrays. Tokens and log-probabilities are kept exactly as they were sampled;
 nothing in this project ever tokenizes an action a second time.
@@ -55,7 +55,7 @@ def _token_ids(name: str, value: ArrayLike) -> TokenIds:
         return _NO_TOKENS
     if array.dtype == np.int32:
         return _frozen(array, array)
-    # A silent wrap or rounding here would train on tokens that nobody sampled.
+    # A silent wrap or rounding here would train on tokens that were never sampled.
     if array.dtype.kind not in "iu":
         raise ValueError(f"Turn.{name}: expected whole numbers, got {array.dtype}")
     if array.min() < _INT32.min or array.max() > _INT32.max:
@@ -73,7 +73,7 @@ def _logps(name: str, value: ArrayLike) -> Logps:
 
 
 def _canonical(value: object) -> str:
-    """Text that is equal for equal JSON values, whatever the order of keys; nan equals nan."""
+    """Text that is equal for equal JSON values with keys in any order; nan equals nan."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 
@@ -174,11 +174,11 @@ class Trajectory:
         seed: Seed the environment was reset with; together with `env_id` and `env_options` it fixes the start.
         turns: The exchanges in order.
         task_id: Which problem or topic of the environment this was ("" where there is only one).
-        agent: Name of who acted.
+        agent: Name of the agent that acted.
         policy_version: Which weights acted, for example "iteration-2" ("" for agents without weights).
         member: Position in its group; together with the run's seed it fixes the agent's random numbers.
         final_observation: What the environment said after the last action.
-        terminated: The environment reached an end of its own.
+        terminated: The environment reached its own end.
         truncated: A limit ended the episode.
         error: Why the episode failed, or None.
         env_options: Keyword arguments the environment was made with; JSON values only.
@@ -216,7 +216,7 @@ class Trajectory:
                 f"Trajectory.segment_starts: expected rising indices of turns from 1 to {len(self.turns) - 1}, got "
                 f"{list(self.segment_starts)}"
             )
-        # Environments hand out numpy scalars; plain numbers compare, print and serialise alike everywhere.
+        # Environments hand out numpy scalars; plain numbers compare, print and serialise the same everywhere.
         for name in ("seed", "member"):
             object.__setattr__(self, name, operator.index(getattr(self, name)))
         if self.group is not None:
@@ -360,7 +360,7 @@ class Group:
 def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
     """Gathers trajectories into groups by identical start, in order of first appearance.
 
-    Those that share a prefix (`collect(..., branch_at=...)`) make a group of their own, which says where it parted.
+    Those that share a prefix (`collect(..., branch_at=...)`) make a separate group, which says where it parted.
     """
     buckets: dict[Start, list[Trajectory]] = {}
     for trajectory in trajectories:
@@ -374,11 +374,11 @@ def by_shared_prefix(members: Iterable[Trajectory]) -> Iterator[Group]:
     for member in members:
         prefix = member.info.get("shared_prefix")
         shared = prefix["turns"] if isinstance(prefix, Mapping) and "turns" in prefix else None
-        alike = found.setdefault(shared, [])
-        same = (each for each in alike if shared is None or each[0].turns[:shared] == member.turns[:shared])
+        buckets = found.setdefault(shared, [])
+        same = (each for each in buckets if shared is None or each[0].turns[:shared] == member.turns[:shared])
         bucket = next(same, None)
         if bucket is None:
-            alike.append([member])
+            buckets.append([member])
         else:
             bucket.append(member)
     for shared, buckets in found.items():

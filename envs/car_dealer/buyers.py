@@ -1,4 +1,4 @@
-"""The scripted buyer of Car Dealer: a small simulator of somebody who wants a car and does not want to overpay.
+"""The scripted buyer of Car Dealer: a small simulator of a customer who wants a car and does not want to overpay.
 
 It reads cue words and prices (`polyturn.envs.car_dealer.talk`), believes every claim about the car, and its constants
 were chosen, not fitted.

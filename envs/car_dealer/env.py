@@ -52,7 +52,7 @@ class CarDealer(PartnerEnv):
 
     Options of `reset`: `task`, an index into (brand, type) pairs; `buyer`, a dict that fixes hidden attributes
     (brand, type, feature, personality, budget); `noise`, an int: another number gives other noise from the identical
-    start. Starts and noise 0 depend on the seed alone.
+    start. Starts and noise 0 depend on the seed only.
 
     Args:
         buyer: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.collecting.roles.AgentPartner`
@@ -116,7 +116,7 @@ class CarDealer(PartnerEnv):
 
 
 def buyer_brief(facts: dict[str, Any]) -> str:
-    """What a buyer played by a model is told about itself."""
+    """The brief of a buyer that a model plays."""
     return (
         f"You want to buy a car and talk to a dealer. You like {facts['brand']}, want a {facts['type']}, and "
         f"{facts['feature']} would be nice. You can spend at most ${facts['budget']:,}, and the less the better. "

@@ -118,7 +118,7 @@ def _written(match: re.Match[str], text: str) -> float | None:
     if scale:
         return value * _SCALES[scale]
     if money:
-        # "$9 to $10k" and "between $9 and 10k" mean thousands, but nobody can be sure: small amounts stay small.
+        # "$9 to $10k" and "between $9 and 10k" mean thousands, but that is not certain: small amounts stay small.
         return value
     if _NOT_MONEY.match(text, match.end()):
         following = re.match(r"\s*-\s*\d", text[match.end() : match.end() + 4])

@@ -184,7 +184,7 @@ class _Checker:
             self._close()
         finally:
             for made in self.made:
-                with contextlib.suppress(Exception):  # whether closing works is a rule of its own
+                with contextlib.suppress(Exception):  # whether closing works is another rule
                     made.close()
         longest = max(len(episode.actions) for episode in plain.values())
         return CheckReport(self.name, self.player.episodes, self.player.turns, longest, tuple(RULES))
@@ -337,7 +337,10 @@ class _Checker:
         for turn, (state, text) in enumerate(taken):
             if canonical(state) != text:
                 raise ContractViolation(
-                    "snapshot", "a value of its own", f"one that changed after turn {turn}", "copy what is mutable"
+                    "snapshot",
+                    "a value that does not change",
+                    f"one that changed after turn {turn}",
+                    "copy what is mutable",
                 )
         remedy = "put everything the rest of the episode depends on into the snapshot, and all of it back in restore"
         for turn, (_, text) in enumerate(taken):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 Agent = Callable[[np.random.Generator, str], str]
-"""Writes an action, given random numbers of its own and the observation."""
+"""Writes an action, given a generator and the observation."""
 
 RULES = {
     "gymnasium": "it is a gymnasium.Env that passes Gymnasium's own check_env",
@@ -184,7 +184,7 @@ class ContractPlayer:
                 "one-end",
                 "terminated or truncated",
                 "both",
-                "an end of the task's own is terminated, whatever the limit says (polyturn.envs.make keeps to that)",
+                "the task's own end is terminated, also at the limit (polyturn.envs.make keeps to that)",
             )
         return observation, float(reward), terminated, truncated, info
 

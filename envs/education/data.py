@@ -2,7 +2,7 @@
 
 A file is a JSON list (or JSON lines) of objects with `background_info` {topic, student_prefrences, teacher_prefrences,
 student_reactions, teacher_reactions} (spelt so) and `conversation` [{role, text}]. `dialogues.json`, shipped
-beside this module, holds four dialogues of our own in that layout. Conversations played here also say
+in the same folder, holds four example dialogues in that layout. Conversations played here also say
 `student_knowledge`.
 
 Dialogues make teachers and students by supervised fine-tuning. A student fitted to recorded ones plays the other side:
@@ -44,7 +44,7 @@ class Dialogue:
 
     Attributes:
         background: `BACKGROUND` to text, and `KNOWLEDGE` where it is on record.
-        lines: (role, text) in order, role "teacher" or "student"; nobody speaks twice in a row.
+        lines: (role, text) in order, role "teacher" or "student"; no role speaks twice in a row.
     """
 
     background: Mapping[str, str]
@@ -89,15 +89,15 @@ class Dialogue:
         }
 
     def trajectory(self, side: Side = "teacher", *, index: int = 0, turns: int = 10) -> Trajectory:
-        """The dialogue as one side lived it, for imitation; rewards are 0.
+        """The dialogue as one side saw it, for imitation; rewards are 0.
 
         The teacher's first observation is the environment's opening for the topic, so that what is imitated is what
         will be asked for; words with which the student began follow it. The student's first observation holds its
         brief. Actions are the side's texts; text after the side's last turn is the final observation.
 
         Args:
-            side: Whose actions.
-            index: Recorded as the seed, so that the two sides and copies of a dialogue can be told apart.
+            side: The role whose turns are the actions.
+            index: Recorded as the seed, so that the two sides and copies of a dialogue can be distinguished.
             turns: Turns that the opening promises.
         """
         topic = self.background["topic"]
@@ -122,7 +122,7 @@ class Dialogue:
         )
 
     def _brief(self) -> str:
-        """What the environment tells an agent in that role, word for word where the attributes are its own."""
+        """What the environment says to an agent in that role, word for word where the attributes are its own."""
         said = self.background
         preference, reaction = said["student_prefrences"], said["student_reactions"]
         return student_brief(

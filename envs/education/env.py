@@ -45,21 +45,21 @@ class EducationDialogue(PartnerEnv):
 
     Infos: `task_id` and `noise` at reset; at every step what the student's player recorded (the scripted one:
     `outcome` and `phase` after this turn); at the end `background_info` in the layout of the released data, with
-    `student_knowledge` beside it, and `ended_by`. Observations hold none of these.
+    `student_knowledge`, and `ended_by`. Observations hold none of these.
 
     Options of `reset`: `task`, an index into the topics; `student`, a dict that fixes hidden attributes (preference,
     reaction, knowledge, pace); `noise`, an int: another number gives other noise from the identical start. Starts and
-    noise 0 depend on the seed alone.
+    noise 0 depend on the seed only.
 
     Args:
         student: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.collecting.roles.AgentPartner`
         makes one of any agent).
         turns: Turns the teacher has; the student says so at the start.
-        teacher_style: Whether the teacher is given a preference and a reaction of its own, told in the first
+        teacher_style: Whether the teacher is given its own preference and reaction, stated in the first
             observation.
         reward: "none"; "outcome": at the end the mean of the student's understanding, enjoyment and participation;
             "progress": after every turn how much that mean changed (the same total). Scripted students only.
-        ends: Who may end the conversation by writing the marker.
+        ends: The role that may end the conversation by writing the marker.
         topics: Ids or names of the topics to teach; all 80 by default.
 
     Raises:
@@ -82,7 +82,7 @@ class EducationDialogue(PartnerEnv):
         self._one_of("ends", ends, get_args(Side))
         if self.blocking and reward != "none":
             raise ValueError(
-                f"EducationDialogue: expected reward='none' with a student of your own, got {reward!r}; "
+                f"EducationDialogue: expected reward='none' with a custom student, got {reward!r}; "
                 "only the scripted student has an outcome to reward"
             )
         by_name = BY_ID | {topic.name: topic for topic in TOPICS}
@@ -126,7 +126,7 @@ class EducationDialogue(PartnerEnv):
         reward = self._pay(scene, info, last=bool(ended))
         if ended:
             facts, teacher = scene.facts, scene.table["teacher"]
-            # At the last turn time is up, whatever the student says.
+            # The last turn ends the conversation, also if the student asks for more.
             info["ended_by"] = ended if len(scene.lines) < scene.turns else TIME_UP
             info["background_info"] = {
                 "topic": BY_ID[facts["topic"]].name,
@@ -147,7 +147,7 @@ class EducationDialogue(PartnerEnv):
 
 
 def teacher_brief(teacher: dict[str, str]) -> str:
-    """What a teacher with a style of its own is told."""
+    """The brief of a teacher with its own style."""
     return (
         f"You are the teacher. You like {TEACHER_PREFERENCES[teacher['preference']]}. When that does not work, "
         f"somebody like you {TEACHER_REACTIONS[teacher['reaction']]}."

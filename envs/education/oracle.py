@@ -77,10 +77,10 @@ class EducationOracle:
 
 
 def outcome(trajectory: Trajectory) -> NDArray[np.float64]:
-    """`[3]` what the conversation left behind, in the order of `CRITERIA`.
+    """`[3]` the state after the conversation, in the order of `CRITERIA`.
 
     Raises:
-        ValueError: Another student than the scripted one, whose state nobody knows, or no turn at all.
+        ValueError: Another student than the scripted one, whose state is unknown, or no turn at all.
     """
     return _numbers(trajectory.info)
 

@@ -29,7 +29,7 @@ REACTIONS = {
     "changes the subject": ("Did you see the game last night?", "What is for lunch today?"),
     "pretends": ("Yes, I see. That is all clear.", "Sure, I understand everything."),
 }
-"""While the student reacts; who "speaks up" voices the preference instead."""
+"""While the student reacts; one that "speaks up" voices the preference instead."""
 
 FAREWELLS = {
     "speaks up": "I am sorry, this is not working for me. Let us stop.",

@@ -1,8 +1,8 @@
-"""The scripted student: a small simulator of somebody who is being taught, moved by whatever text a teacher writes.
+"""The scripted student: a small simulator of a learner, driven by the text that a teacher writes.
 
 It is a simulator for studying learning from preferences, not a model of people. It knows English cue words
-(`polyturn.envs.education.speech`), it does not judge whether what it is told is true, and its constants were chosen,
-not fitted.
+(`polyturn.envs.education.speech`), it does not judge whether what the teacher says is true, and its constants were
+chosen, not fitted.
 
 Hidden for good: preference (4 approaches), reaction (6), prior knowledge (0 to 2), pace (1 or 2 new concepts a turn).
 State: understanding u_c of each of the topic's four concepts, engagement e and patience p, all in [0, 1]. Every turn
@@ -15,13 +15,13 @@ State: understanding u_c of each of the topic's four concepts, engagement e and 
     p   -= 0.40 [rude] + 0.15 [off topic or repeated] + 0.08 per concept beyond the pace + 0.08 [more than 70 words]
     u_c += g (1 - u_c) for each concept c stated,
            g = (0.3 + 0.25 e) min(1, pace / number stated) min(1, sqrt(1.5 / proper sentences)) (0.85 to 1.15)
-           a quarter of it for who daydreams while reacting; + 0.1 with an example or something to do
+           a quarter of it for a student that daydreams while reacting; + 0.1 with an example or something to do
     u_c += 0.25 e (1 - u_c) for the first concept asked about, if the student answers
 
 An answer is given with probability 0.4 + 0.6 e to at most two proper questions a turn; more is an interrogation, which
-nobody answers and which costs 0.1 of patience. Asking how the student likes to learn costs the turn but neither e nor p
-the first time, and is a repetition after that; it is answered truthfully, except that who "pretends" shrugs half of the
-time. A turn of nothing but a few kind words costs 0.1 of patience and draws e towards 0.1.
+is not answered and which costs 0.1 of patience. Asking how the student likes to learn costs the turn but neither e nor
+p the first time, and is a repetition after that; it is answered truthfully, except that one that "pretends" shrugs half
+of the time. A turn of nothing but a few kind words costs 0.1 of patience and draws e towards 0.1.
 
 The phases, of which only words and silence can be seen:
 

@@ -1,7 +1,7 @@
-"""Bandits: one turn, one arm. The coverage study of arXiv 2404.14367, and any reward of your own.
+"""Bandits: one turn, one arm. The coverage study of arXiv 2404.14367, and any other reward.
 
 The numbers (rewards, the data policy, sampling) are plain numpy functions: `play` draws millions of arms a second and
-`BanditPlays.groups` turns them into the same trajectories that an agent in the text environment leaves behind.
+`BanditPlays.groups` turns them into the same trajectories that an agent in the text environment makes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def reward_table(reward: Reward, *, contexts: int, arms: int) -> Array:
 
 
 def data_policy(arms: int = 100, *, draws: int | None = None, rng: np.random.Generator | None = None) -> Array:
-    """Who wrote the offline data in arXiv 2404.14367: tanh of a Cauchy(-0.7, 0.4) variable, in equal bins of [-1, 1].
+    """The policy that wrote the offline data in arXiv 2404.14367: tanh of a Cauchy(-0.7, 0.4) variable, in equal bins
+    of [-1, 1].
 
     Most mass lies in the first bin and around bin 16 of 100; bin 70 has .002.
 

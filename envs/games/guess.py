@@ -73,7 +73,7 @@ class Guess(gymnasium.Env[str, str]):
                 hint = f"My number is {'higher' if self._secret > guess else 'lower'} than {guess}."
             rest = f"You have {self._count()} left." if self._left else f"You lose; it was {self._secret}."
             observation = f"{hint} {rest}"
-        # Running out of guesses is a rule of the game that the agent was told, so it is an end, not a truncation.
+        # Running out of guesses is a rule of the game that the agent knows, so it is an end, not a truncation.
         # A key without a value is left out: Gymnasium's vector environments cannot mix None with numbers.
         info = {} if guess is None else {"guess": guess}
         return observation, float(found), self._left == 0, False, info

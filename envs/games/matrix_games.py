@@ -1,4 +1,4 @@
-"""Matrix games: one answer each, and a matrix that says who beats whom, without any need for an order."""
+"""Matrix games: one answer each, and a matrix of win probabilities, which need not follow any order."""
 
 from __future__ import annotations
 

@@ -14,14 +14,14 @@ from polyturn.envs.spaces import UnicodeText
 
 
 class PairedBandit(gymnasium.Env[str, str]):
-    """Several duels an episode: name two arms, hear the winner, and be paid their mean utility without being told it.
+    """Several duels an episode: name two arms, hear the winner, and be paid their mean utility without seeing it.
 
     The first of the two wins with probability sigmoid((u_first - u_second) / temperature): Bradley-Terry on hidden
     utilities (Yue and Joachims 2009). The last two numbers in the agent's text are its arms; naming one arm twice is
     how to exploit; a single number challenges the last winner (at first: itself). Text without a valid number earns the
     lowest utility.
 
-    Each episode hides its utilities behind a random numbering of the arms, unless `shuffle` is False.
+    Each episode hides its utilities under a random numbering of the arms, unless `shuffle` is False.
 
     Args:
         reward: Utilities: "R1", "R2", values for each arm, or a function of (context, arm) with context 0.
@@ -62,7 +62,7 @@ class PairedBandit(gymnasium.Env[str, str]):
         self._winner: int | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
-        """Hides the utilities behind a new numbering."""
+        """Hides the utilities under a new numbering."""
         super().reset(seed=seed)
         order = self.np_random.permutation(self.arms)
         self._order = order.tolist() if self.shuffle else list(range(self.arms))

@@ -65,7 +65,7 @@ class TabularGame:
 
 
 def random_preference(size: int, rng: np.random.Generator, *, sharpness: float = 1.0) -> Array:
-    """A random `[size, size]` preference matrix without any order behind it.
+    """A random `[size, size]` preference matrix that follows no order.
 
     Args:
         size: Number of items.

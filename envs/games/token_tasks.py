@@ -97,7 +97,7 @@ class TokenBandit(gymnasium.Env[str, str]):
         return "", float(token_rewards(tokens, self.values)), True, False, {"valid_tokens": valid}
 
     def snapshot(self) -> dict[str, bool]:
-        """The state before the turn; the prompt is known to whoever goes on."""
+        """The state before the turn; the prompt is in the observation."""
         return {"running": self._running}
 
     def restore(self, snapshot: dict[str, bool]) -> None:
@@ -165,7 +165,7 @@ class TokenLength(gymnasium.Env[str, str]):
         self.task: Task = task
         self.limit, self.mode, self.prompts = limit, mode, prompts
         possible = length_rewards(np.arange(1, limit + 1), task, mode=mode)
-        # Worse than any answer: an invalid one must not tie with an honest attempt.
+        # Worse than any answer: an invalid one must not tie with a valid attempt.
         self.reward_bounds = float(possible.min()) - 1.0, float(possible.max())
         self._running = False
 
@@ -192,7 +192,7 @@ class TokenLength(gymnasium.Env[str, str]):
         return "", float(length_rewards(length, self.task, mode=self.mode)), True, False, {"length": length}
 
     def snapshot(self) -> dict[str, bool]:
-        """The state before the turn; the prompt is known to whoever goes on."""
+        """The state before the turn; the prompt is in the observation."""
         return {"running": self._running}
 
     def restore(self, snapshot: dict[str, bool]) -> None:

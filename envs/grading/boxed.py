@@ -15,7 +15,7 @@ def extract_answer(text: str) -> str | None:
 
     Escaped braces (`\{`) do not group. `\boxed 5`, which TeX reads as a box around one token, counts. A box that
     is never closed (a text cut off) is passed over in favour of the last complete one. Time is linear in the
-    text, whatever the text.
+    text, for any text.
 
     Returns:
         The content without surrounding white space, possibly "", or None if there is no complete box.

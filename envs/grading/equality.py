@@ -25,7 +25,7 @@ _ALL_REAL = frozenset({"all real numbers", "all reals", "all real", "real number
 def equal(answer: Node, gold: Node, evaluator: Evaluator) -> bool:
     """Whether an answer is the gold one; see `polyturn.envs.grading.grade.grade` for what counts as the same.
 
-    What is beyond the budget of operations, or cannot be decided, is equal only if it is written alike.
+    What is beyond the budget of operations, or cannot be decided, is equal only if it is written the same way.
     """
     try:
         return answer == gold or _equal(answer, gold, evaluator)

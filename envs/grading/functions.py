@@ -50,7 +50,7 @@ class Trace:
         branched: Whether a root, power, logarithm or inverse function of something that varies was taken outside its
             real domain, so that the value depends on the choice of a branch.
         lost: Bits of precision lost to cancellation so far.
-        vanished: Whether all digits of a sum cancelled, so that it is zero or too small to tell from zero.
+        vanished: Whether all digits of a sum cancelled, so that it is zero or too small to distinguish from zero.
     """
 
     def __init__(self, bits: int, work: Work) -> None:
@@ -247,7 +247,7 @@ class Trace:
         return hyperbolic[name](x)
 
     def _inverse(self, name: str, x: Any, varies: bool) -> Any:
-        """An inverse sine or cosine; near 1 and -1 it loses half as many digits as x shares with them."""
+        """An inverse sine or cosine; near 1 and -1 it loses half of the digits that x shares with them."""
         mp = self.mp
         self.branched |= varies and (mp.im(x) != 0 or abs(x) > 1)
         margin = abs(1 - x * x)

@@ -68,7 +68,7 @@ def grade(answer: str | None, gold: str) -> bool:
         gold: The gold answer.
 
     Returns:
-        True if they are the same. Never raises, whatever the texts.
+        True if they are the same. Never raises, for any texts.
     """
     if answer is None:
         return False

@@ -99,7 +99,7 @@ def identical(
         None if that cannot be decided at points.
 
     Raises:
-        TooHard: A tree is no number, wherever it is evaluated, or the budget is used up.
+        TooHard: A tree is no number at any point, or the budget is used up.
     """
     domain = Domain((one, other), evaluator)
     if not domain.names:

@@ -57,7 +57,7 @@ class Domain:
 
 
 def first_points(domain: Domain) -> Iterator[Point]:
-    """Two points that already tell most different expressions apart; they depend on the variables' names only."""
+    """Two points that already separate most different expressions; they depend on the variables' names only."""
     for index in range(2):
         yield {name: _number(name, f"first {index}", (-2, 1), name in domain.whole) for name in domain.names}
 

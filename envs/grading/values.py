@@ -1,7 +1,7 @@
 """What an expression is worth at a point, to fifty digits or more.
 
 Sizes are bounded and so is the work, which is counted in operations. Where digits cancel, the value is computed again
-with as many more as were lost.
+with the number that was lost added.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Value(NamedTuple):
         number: An mpmath number, or None where the expression has no value.
         branched: Whether the value depends on a choice of branch, or (with None) lies outside a function's real
             domain; a value with neither is the one any definition gives.
-        vanished: Whether some sum in it is zero, or too small to tell from zero.
+        vanished: Whether some sum in it is zero, or too small to distinguish from zero.
     """
 
     number: Any
@@ -70,7 +70,7 @@ class Evaluator:
             key: Names the point, so that a value asked for again is not computed again; None keeps nothing.
 
         Raises:
-            TooHard: The tree is no number, wherever it is evaluated.
+            TooHard: The tree is no number at any point.
             OutOfWork: The budget is used up.
         """
         if key is not None and (id(node), key) in self._values:

@@ -83,7 +83,7 @@ class ToolMath(gymnasium.Env[str, str]):
         limits: All limits of the interpreter; default `Limits()` with `time_limit_s`.
         render_mode: "ansi", with which `render()` gives the episode so far as text, or None.
 
-    A copy (`copy.deepcopy`, pickle) is an environment with an interpreter of its own, in which the programs so far have
+    A copy (`copy.deepcopy`, pickle) is an environment with another interpreter, in which the programs so far have
     run again; problems and sandbox are shared with the original.
 
     Raises:

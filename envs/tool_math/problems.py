@@ -32,7 +32,7 @@ def load_problems(
     limit: int | None = None,
     mapping: Mapping[str, str] | None = None,
 ) -> Problems:
-    """Problems from wherever they are.
+    """Problems from a file, a data set on the Hub, or a generator.
 
     GSM8K rows (question, answer ending in `#### x`) and MATH rows (problem, solution with a last box, level, type)
     are recognised by their keys; so are rows with question or problem and a plain answer. Anything else needs a

@@ -105,7 +105,7 @@ def test_a_server_may_speak_for_either_side(
 @pytest.mark.parametrize(
     ("command", "code", "text"),
     [
-        (f"{EDUCATION} --agent random --partner-out {{tmp}}/b", 2, "--partner WHO to go with --partner-out"),
+        (f"{EDUCATION} --agent random --partner-out {{tmp}}/b", 2, "--partner AGENT to go with --partner-out"),
         (f"{EDUCATION} --agent random --partner random --partner-out {{tmp}}/b", 2, "--out to go with --partner-out"),
         (f"{EDUCATION} --agent random --partner demonstrator", 2, "leave --partner out for the scripted student"),
         (f"{EDUCATION} --agent random --partner random -o student=scripted", 2, "no -o student="),

@@ -113,7 +113,7 @@ class Arithmetic(Numerals):
                 return joined("mul", factors)
 
     def factor(self) -> Node:
-        """A factor after a written sign of operation, which may carry a minus of its own: 3 * -2."""
+        """A factor after a written sign of operation, which may carry a minus: 3 * -2."""
         negative = self.symbol("-")
         if negative:
             self.take()

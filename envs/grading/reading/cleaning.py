@@ -74,7 +74,7 @@ def clean(text: str) -> str:
         text = text.replace(mark, plain)
     text = _PRIMES.sub(lambda match: "'" * max(len(re.findall(r"\\prime|'", match.group())), 1), text)
     text = _NOT_EQUAL.sub(r"\\ne ", text).replace("==", "=")
-    # Thousands separators go, then whatever only moves ink.
+    # Thousands separators go, then commands that only change the layout.
     text = _THOUSANDS_GAP.sub("", text).replace("\\!", "")
     text = _SPACE.sub(" ", _LOOK.sub(" ", text))
     text = _ROW_GAP.sub(r"\\\\ ", text)

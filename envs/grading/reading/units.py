@@ -108,7 +108,7 @@ KNOWN_WORDS = (
 
 
 def canonical_unit(text: str) -> tuple[str, int] | None:
-    """A unit's name and power: "square feet" is ("foot", 2); "units" is ("", 1), whatever they are; None if unknown."""
+    """A unit's name and power: "square feet" is ("foot", 2); "units" is ("", 1), any units; None if unknown."""
     words = text.replace("^", " ^").split()
     power, names = 1, []
     for word in words:
