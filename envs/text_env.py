@@ -5,7 +5,8 @@
 - `reset(seed=s)` fixes everything that follows: the same seed and the same actions give byte-identical observations,
   rewards, flags and infos, in any instance, independent of what was played before or is played at the same time.
   Randomness comes from `self.np_random` only; an environment that is the same for every seed says so:
-  `metadata["deterministic"] = True`. Where there are several tasks, the info of `reset` names the one drawn: `"task_id": str`.
+  `metadata["deterministic"] = True`. Where there are several tasks, the info of `reset` names the one drawn:
+  `"task_id": str`.
 - `step` answers *any* text, however long, broken or hostile. Text that means nothing costs the agent its turn or ends
   the episode; it is never an exception, and never the best return.
 - An exception in `step` or `reset` says that something outside the agent failed (a sandbox died, a server is down):
