@@ -42,9 +42,11 @@ from .transformer.choosing import PolicyChooser as PolicyChooser
 from .transformer.generation import GenerationError as GenerationError, Sampling as Sampling
 from .transformer.mixture import MixtureAgent as MixtureAgent
 from .transformer.policy import Policy as Policy, PolicyLoadError as PolicyLoadError
+from .transformer.rows import Rows as Rows
 from .transformer.tiny import tiny_policy as tiny_policy
 from .transformer.tokens import (
     ChatFormat as ChatFormat,
     ChatTemplateError as ChatTemplateError,
     HistoryRewrittenWarning as HistoryRewrittenWarning,
+    VocabularyError as VocabularyError,
 )

@@ -7,6 +7,7 @@ from .feedback.ai_feedback import ai_feedback as ai_feedback, position_bias as p
 from .feedback.dueling import Duels as Duels, Rivals as Rivals, duel as duel
 from .feedback.reward_models import (
     BradleyTerry as BradleyTerry,
+    Fit as Fit,
     PreferenceModel as PreferenceModel,
     RewardModel as RewardModel,
     fit as fit,
@@ -37,7 +38,16 @@ from .training.checkpoint import (
     latest as latest,
 )
 from .training.data_source import AnnotatedGroup as AnnotatedGroup, minibatches as minibatches
-from .training.learner import NonFiniteError as NonFiniteError
-from .training.loop import ResumeWarning as ResumeWarning, TrainResult as TrainResult, train as train
+from .training.learner import (
+    NonFiniteError as NonFiniteError,
+    OutOfMemoryError as OutOfMemoryError,
+    Scorable as Scorable,
+)
+from .training.loop import (
+    ResumeWarning as ResumeWarning,
+    Trainable as Trainable,
+    TrainResult as TrainResult,
+    train as train,
+)
 from .training.options import TrainOptions as TrainOptions
 from .training.signals import Interrupted as Interrupted

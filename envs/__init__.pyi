@@ -4,7 +4,13 @@ from .car_dealer.buyers import ScriptedBuyer as ScriptedBuyer
 from .car_dealer.env import CarDealer as CarDealer
 from .checking.checker import CheckReport as CheckReport, check_text_env as check_text_env
 from .checking.contract import ContractViolation as ContractViolation
-from .conversation import Partner as Partner, PartnerFull as PartnerFull, Scene as Scene, Spoken as Spoken
+from .conversation import (
+    Line as Line,
+    Partner as Partner,
+    PartnerFull as PartnerFull,
+    Scene as Scene,
+    Spoken as Spoken,
+)
 from .education.data import (
     Dialogue as Dialogue,
     DialogueFormatError as DialogueFormatError,
@@ -16,11 +22,18 @@ from .education.data import (
 from .education.env import EducationDialogue as EducationDialogue
 from .education.oracle import EducationOracle as EducationOracle
 from .education.student import ScriptedStudent as ScriptedStudent
-from .export import export_dpo as export_dpo, export_parquet as export_parquet, export_sft as export_sft
+from .export import (
+    ExportError as ExportError,
+    export_dpo as export_dpo,
+    export_parquet as export_parquet,
+    export_sft as export_sft,
+)
 from .games.bandits import Bandit as Bandit
 from .games.guess import Guess as Guess
 from .games.matrix_games import MatrixGame as MatrixGame
+from .games.paired_bandit import PairedBandit as PairedBandit
 from .games.tabular_env import TabularGameEnv as TabularGameEnv
+from .games.tabular_games import TabularGame as TabularGame
 from .games.token_tasks import TokenBandit as TokenBandit, TokenLength as TokenLength
 from .grading.boxed import extract_answer as extract_answer
 from .grading.grade import grade as grade

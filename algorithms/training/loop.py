@@ -112,6 +112,7 @@ def train(
         CheckpointError: `out` cannot be written, is full, is another run's at this moment, holds another run's
             checkpoints, or `resume` was not said.
         NonFiniteError: A loss or gradient was nan or infinite; its batch is saved.
+        OutOfMemoryError: The device ran out of memory; the message says what would take less.
         Interrupted: Ctrl-C or SIGTERM.
         ValueError: Wrong arguments, or a step with nothing to learn from.
         Exception: Whatever `batches` or `evaluate` raise. With `out`, all that was learned until then is saved first.

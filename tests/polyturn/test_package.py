@@ -186,3 +186,17 @@ def test_no_floor_is_imported_by_its_bare_name() -> None:
                     names = [node.module or ""]
                 wrong += [f"{path.name}:{name}" for name in names if name.partition(".")[0] in FLOORS]
     assert wrong == []
+
+
+def test_the_former_name_stands_in_one_line_of_the_changelog_only() -> None:
+    """Another package has it on PyPI, so no message may say to install it."""
+    name, found = "turn" + "wise", []
+    kinds = {"", ".py", ".pyi", ".md", ".toml", ".txt", ".json", ".sh", ".svg", ".jinja"}
+    for path in ROOT.rglob("*"):
+        inside = path.relative_to(ROOT)
+        hidden = any(part.startswith(".") or part in ("__pycache__", "build", "dist", "runs") for part in inside.parts)
+        if path.is_file() and not hidden and path.suffix in kinds:
+            lines = path.read_text("utf-8", "ignore").lower().splitlines()
+            found += [f"{inside}: {line}" for line in lines if name in line]
+    assert len(found) == 1
+    assert found[0].startswith("CHANGELOG.md: ")
