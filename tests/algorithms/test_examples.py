@@ -123,6 +123,18 @@ def test_what_an_example_is_not_given_has_its_documented_default() -> None:
             Example((member(0), member(1)), **{name: np.ones(1)})
 
 
+def test_an_example_holds_a_tuple_and_arrays_of_the_documented_types() -> None:
+    given = {"probability": [1], "weight": np.ones(1), "scores": np.array([1, 2]), "desirable": [1, 0]}
+    made = Example([member(0), member(1)], np.array([[0, 1]], np.int8), **given)  # type: ignore[arg-type]
+    assert isinstance(made.trajectories, tuple)
+    assert made.pairs.dtype == np.int64
+    assert {getattr(made, name).dtype for name in given} == {np.dtype(np.float32)}
+    with pytest.raises(ExampleError, match="got .*0.5"):
+        Example((member(0), member(1)), desirable=np.array([1.0, 0.5], np.float32))
+    with pytest.raises(ValueError, match="longer|shorter"):
+        made.keep(np.array([True, True, True]))
+
+
 def test_keeping_rows_of_an_example_keeps_what_belongs_to_them() -> None:
     """Rows 0, 2 and 3 of four; the pairs (3, 0) and (2, 3) stay, (1, 0) goes with row 1."""
     made = Example(
@@ -160,7 +172,8 @@ def test_pairs_by_outcome_leaves_out_ties_invalid_members_and_winners_that_ended
     assert seen == {(0, 1), (0, 4)}
     two = pairs_by_outcome(many, by_return(many), rng(), pairs_per_group=2)
     assert two.tolist() == [[0, 1], [0, 4]]
-    assert pairs_by_outcome(group(1.0, 1.0), by_return(group(1.0, 1.0)), rng()).shape == (0, 2)
+    none = pairs_by_outcome(group(1.0, 1.0), by_return(group(1.0, 1.0)), rng())
+    assert (none.shape, none.dtype) == ((0, 2), np.int64)
 
 
 def test_pairs_are_drawn_without_repetition_and_in_order() -> None:
@@ -222,6 +235,20 @@ def test_compare_takes_the_named_members_and_their_probabilities() -> None:
 # ---- single rows
 
 
+def test_a_valid_member_without_a_turn_is_not_used() -> None:
+    """It was cut off before it could answer: nothing to learn from, and not an opponent either."""
+    empty = Group((member(0, turns=(), terminated=False, truncated=True), member(1, 1.0), member(2, 0.0)))
+    assert pairs_by_outcome(empty, by_score(np.array([5.0, 1.0, 0.0])), rng(), pairs_per_group=None).tolist() == [
+        [1, 2]
+    ]
+    np.testing.assert_array_equal(unary(empty, by_score(np.array([5.0, 1.0, 0.0])), scores=False), [NAN, 1.0, 0.0])
+
+
+def test_a_score_exceeds_a_bound_by_more_than_rounding() -> None:
+    large = by_score(np.array([1e6 * (1 + 1e-13), 1e6 + 1.0]))
+    assert winners(group(0.0, 0.0), large, rng(), count=None, above=1e6).tolist() == [1]
+
+
 def test_unary_feedback_is_the_score_or_the_win_rate_of_valid_members() -> None:
     lost = Group((member(0, 3.0), member(1, 1.0, error="lost"), member(2, 2.0)))
     preference = by_score(np.array([3.0, 1.0, 2.0]))
@@ -241,7 +268,10 @@ def test_winners_are_above_a_score_or_have_the_highest_win_rate() -> None:
     assert {tuple(drawn) for drawn in two} == {(1, 2), (1, 3), (2, 3)}
     even = by_score(np.zeros(4))
     assert winners(four, even, rng(), count=None, above=None).tolist() == []  # 1/2 each: not above 1/2
-    assert winners(four, matrix(4), rng(), count=None, above=None).tolist() == []
+    nothing = winners(four, matrix(4), rng(), count=None, above=None)
+    assert (nothing.tolist(), nothing.dtype) == ([], np.int64)
+    rising = group(0.0, 1.0, 2.0, 3.0)  # win rates 0, 1/3, 2/3 and 1
+    assert winners(rising, by_return(rising), rng(), count=None, above=None).tolist() == [3]
     best_lost = Group((four[0], replace(four[1], error="lost"), four[2], replace(four[3], error="lost")))
     assert winners(best_lost, preference, rng(), count=None, above=0.0).tolist() == [2]
     assert winners(best_lost, preference, rng(), count=None, above=None).tolist() == [2]
@@ -254,6 +284,8 @@ def test_against_opponents_scores_the_policy_by_the_opponents_it_met() -> None:
     two = {"agent": "a", "policy_version": "v1"}
     many = Group((member(0, **two), member(1, **two), member(2, agent="b"), member(3, agent="a", policy_version="v0")))
     assert own_members(many).tolist() == [True, True, False, False]
+    older = Group((many[0], many[3], many[1]))
+    assert own_members(older).tolist() == [True, False, True]
     example = against_opponents(many, matrix(4, p02=0.9, p30=0.8, p01=1.0))
     assert example is not None
     assert taken(example) == [0]  # member 1 was compared with the policy only

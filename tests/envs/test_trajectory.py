@@ -59,8 +59,9 @@ def test_every_int32_is_a_token_whatever_its_type() -> None:
         ({"context_ids": np.array([-(2**31) - 1])}, "fit int32"),
         ({"action_ids": [1.0]}, "whole numbers, got float64"),
         ({"action_ids": [True]}, "whole numbers, got bool"),
-        ({"action_ids": ["7"]}, "whole numbers"),
-        ({"action_ids": [1], "logps": ["x"]}, "real numbers"),
+        ({"action_ids": ["7"]}, "action_ids: expected whole numbers"),
+        ({"action_ids": [1], "logps": ["x"]}, "Turn.logps: expected real numbers"),
+        ({"action_ids": [1], "logps": [[0.5]]}, "Turn.logps: expected one dimension"),
         ({"action_ids": [1, 2], "logps": [-0.1]}, r"one per action token \(2\) or none, got 1"),
         ({"logps": [-0.1]}, r"one per action token \(0\) or none, got 1"),
     ],
@@ -194,6 +195,18 @@ def test_trajectories_are_equal_only_if_every_field_is(change: dict[str, Any]) -
     assert base != 1
 
 
+def test_sequences_become_tuples_and_nan_in_info_equals_nan() -> None:
+    base = trajectory(turns=[turn()], info={"x": float("nan")})  # type: ignore[arg-type]
+    assert isinstance(base.turns, tuple)
+    assert isinstance(Group([base]).trajectories, tuple)  # type: ignore[arg-type]
+    assert base == trajectory(turns=(turn(),), info={"x": float("nan")})
+
+
+def test_options_that_are_no_json_value_are_compared_by_their_text() -> None:
+    first, same, other = (trajectory(env_options={"range": value}) for value in (range(3), range(3), range(4)))
+    assert first.start == same.start != other.start
+
+
 def test_numpy_scalars_become_plain() -> None:
     made = trajectory(np.int64(5), terminated=np.bool_(True), member=np.int32(1))
     assert json.loads(json.dumps(made.to_json()))["seed"] == 5
@@ -216,7 +229,7 @@ def test_start_does_not_depend_on_the_order_of_options() -> None:
         ({"env_id": "other"}, "environment 'polyturn/Guess-v0' and 'other'"),
         ({"seed": 1}, "seed 0 and 1"),
         ({"task_id": "t"}, "task '' and 't'"),
-        ({"env_options": {"turns": 3}}, "environment options"),
+        ({"env_options": {"turns": 3}}, "got environment options"),
     ],
 )
 def test_a_group_refuses_other_starts(change: dict[str, Any], named: str) -> None:
