@@ -215,7 +215,7 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
 
 
 def _draw(sweeps: Sweeps, out: Path) -> None:
-    """Every loss beside the exact frontier; then, at equal KL, differences to the logistic loss, and the betas."""
+    """Every loss with the exact frontier; then, at equal KL, differences to the logistic loss, and the betas."""
     compared = sweeps.compared()
     exact = sweeps.exact.mean(axis=0)
     colours = dict(zip(FAMILY, COLOURS, strict=False))

@@ -2,7 +2,7 @@
 
 The length tasks of arXiv 2404.14367 and the online AI feedback of arXiv 2402.04792, on a small transformer trained from
 random weights. First part: the true reward is a function of the length, so over-optimisation can be measured exactly.
-Second part: the annotator is an agent behind a prompt, asked in both orders, and its instruction asks for a length or
+Second part: the annotator is an agent with a prompt, asked in both orders, and its instruction asks for a length or
 for none.
 """
 

@@ -5,7 +5,7 @@ Exit codes:
     1    failed: files, network, sandbox, a bug.
     2    wrong use: an unknown command or option, a bad value.
     130  Ctrl-C. A command that can go on later raises `KeyboardInterrupt("how to resume")`; the text is printed.
-    141  whoever read standard output went away (`polyturn envs | head`).
+    141  the reader of standard output went away (`polyturn envs | head`).
     143  SIGTERM, after everything that was open has been closed.
 """
 
@@ -56,7 +56,7 @@ POLYTURN_DEBUG=1 (or --debug before the command) shows whole tracebacks."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and know what was meant; subparsers inherit it."""
+    """An ArgumentParser whose errors are one line with a suggestion; subparsers inherit it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
         )
 
     def reject(self, extra: Sequence[str]) -> NoReturn:
-        """Refuses arguments nobody asked for."""
+        """Refuses unknown arguments."""
         word = extra[0].partition("=")[0]
         if word.startswith("-"):
             self.error(f"unknown option {word!r}.{_near(word, self._option_string_actions)}")
@@ -153,7 +153,7 @@ def _report(error: Exception, debug: bool) -> int:
     ours = type(error).__module__.partition(".")[0] == "polyturn"
     if ours or isinstance(error, OSError | ImportError):
         return _say(f"error: {text}", 1)
-    # Nobody foresaw this one. One line would throw away what a report needs after hours of training.
+    # Unexpected: one line would lose what a bug report needs after hours of training.
     where = "" if debug else f" The traceback is in {_keep_traceback()}."
     return _say(f"error: unexpected {type(error).__name__}: {text}.{where}", 1)
 

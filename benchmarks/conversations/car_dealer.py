@@ -2,7 +2,7 @@
 
 The claim of multi-turn preference optimisation (arXiv 2405.14655, Car Dealer): where a reward exists, online MTPO,
 which learns only which of two conversations earned more, is within the interval of reward-based RL, and so is MTPO with
-a fitted preference model; RLHF is a little behind. Small scale: a two-layer transformer that imitates scripted dealers
+a fitted preference model; RLHF is a little worse. Small scale: a two-layer transformer that imitates scripted dealers
 of mixed quality, the scripted buyer. All policies are measured by the mean price that they are paid.
 """
 

@@ -1,7 +1,7 @@
 """Suite `education`: which method of learning from preferences makes the best teacher?
 
 The claim of multi-turn preference optimisation (arXiv 2405.14655): methods that compare whole conversations beat
-methods that judge single turns, and MTPO, which needs no reward behind the preferences, beats RLHF, MTPO-tau by the
+methods that judge single turns, and MTPO, which does not assume a reward, beats RLHF, MTPO-tau by the
 most. Small scale: a two-layer transformer that imitates scripted teachers of mixed quality, the scripted student, the
 exact oracle. All policies are compared in pairs from the same starts.
 """

@@ -33,7 +33,7 @@ class Recipe:
     Attributes:
         method: From the setting.
         feedback: What it learns from.
-        values: A value network is trained beside the policy.
+        values: A value network is trained with the policy.
     """
 
     method: Callable[[Setting], Method]

@@ -1,6 +1,6 @@
 """What every method of the conversation studies starts from: the SFT policy, and models fitted to judged comparisons.
 
-Every result is kept in a folder of its own, resumes where it was interrupted, and is made once, however many cells of a
+Every result is kept in its own folder, resumes where it was interrupted, and is made once, however many cells of a
 suite need it.
 """
 

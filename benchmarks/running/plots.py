@@ -68,7 +68,7 @@ class Dot:
     """One row of a dot plot.
 
     Attributes:
-        label: Stands beside the row.
+        label: Shown next to the row.
         values: One a run; the dot is their mean.
         colour: Of the row.
         interval: Lower and upper end of the bar; by default the 95% Student interval of the values.

@@ -27,9 +27,9 @@ def render(suite: Suite, results: Path, out: Path | None = None) -> str:
     """Draws the pictures and writes `report.md` from saved results.
 
     Args:
-        suite: Whose report it is.
+        suite: The suite of the report.
         results: Folder with `results.json`, which is only read.
-        out: Where the report and the pictures go; by default beside the results.
+        out: Where the report and the pictures go; by default next to the results.
 
     Returns:
         The report's text.

@@ -2,7 +2,7 @@
 
 A suite is cells (one seeded piece of work each), a function that runs one, and a function that turns all results into
 a report. The runner saves every finished cell, so an interrupted run goes on where it stopped, and writes
-`results.json` (figures, versions, machine, command), `report.md` and plots beside it.
+`results.json` (figures, versions, machine, command), `report.md` and plots.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class Suite:
         name: What `polyturn bench` calls it.
         summary: One line: which claim is measured.
         cells: From (quick, seeds) to the cells; seeds is how many.
-        run: Runs a cell; gets a folder of its own for files that may be resumed from. Returns JSON values.
+        run: Runs a cell; gets its own folder for files that may be resumed from. Returns JSON values.
         report: From all outcomes and the output folder to the text of `report.md`; draws its plots there.
         seeds: Default number of seeds.
-        parallel: Cells may run at the same time, in processes of their own; what they share they must lock.
+        parallel: Cells may run at the same time, in separate processes; what they share they must lock.
         takes_model: Cells understand the option "model", the folder or Hub id of a policy to start from.
     """
 
@@ -150,7 +150,7 @@ def run_suite(
         out: Folder for `results.json`, `report.md`, plots, and `work/` with each cell's files.
         quick: A small form for trying it out; its figures support no claim.
         seeds: How many seeds; default the suite's (1 when quick).
-        jobs: Cells at once, each in a process of its own with an equal share of the processors.
+        jobs: Cells at once, each in its own process with an equal share of the processors.
         model: Folder or Hub id of a policy to start from, for suites that take one.
         progress: Show a progress bar.
 
@@ -209,7 +209,7 @@ def _one_by_one(suite: Suite, cells: Sequence[Cell], work: Path, bar: tqdm[Any])
 
 
 def _at_once(suite: Suite, cells: Sequence[Cell], work: Path, jobs: int, bar: tqdm[Any]) -> list[Outcome]:
-    """Cells in worker processes; each result is saved by whoever made it, so a failure loses no finished one."""
+    """Cells in worker processes; each result is saved by its worker, so a failure loses no finished one."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, threads))  # read by the workers when they start
@@ -234,7 +234,7 @@ def _at_once(suite: Suite, cells: Sequence[Cell], work: Path, jobs: int, bar: tq
 
 
 def _start_worker() -> None:
-    """A worker whose runner is gone, killed for example, must not go on computing or wait for ever."""
+    """A worker whose runner is gone, killed for example, must not go on computing or wait indefinitely."""
     no_loading_bars()
     runner = os.getppid()
 
