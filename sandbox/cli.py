@@ -8,7 +8,7 @@ import time
 
 _EXAMPLES = """examples:
   polyturn sandbox build                          build the image (no registry needed on Debian as root)
-  polyturn sandbox build --packages python3-scipy an image of your own with more Debian packages
+  polyturn sandbox build --packages python3-scipy an image with more Debian packages
   polyturn sandbox build --method host            from this machine's Python: no root, no registry, no mirror
   polyturn sandbox check                          what works here, and what each kind protects
   polyturn sandbox check --runtime runsc          the same in gVisor's kernel, if the engine has it

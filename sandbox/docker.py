@@ -75,7 +75,7 @@ def connect(url: str | None = None) -> docker.DockerClient:
     try:
         client = docker.DockerClient(base_url=url, timeout=120) if url else docker.from_env(timeout=120)
         client.ping()
-    except Exception as error:  # the SDK raises its own, requests' and the system's errors alike
+    except Exception as error:  # the SDK raises its own errors, and those of requests and of the system
         reason = str(error).rsplit("\n", 1)[-1][:200]
         raise SandboxUnavailable(
             f"no Docker engine answers at {where} ({reason}): start it (e.g. `systemctl start docker`), set "
@@ -350,7 +350,7 @@ class DockerEngine:
         return container
 
     def _config(self, unix: bool) -> dict[str, Any]:
-        # Process limits count per user id over the whole machine, so containers take blocks of their own.
+        # Process limits count per user id over the whole machine, so every container takes another block.
         count = max(4096, 4 * self.sessions)
         block = random.SystemRandom().randrange((1 << 31) // count - 200)
         return {
@@ -382,7 +382,7 @@ class DockerSandbox(Pool):
         engines: Engine addresses (as in DOCKER_HOST); None means DOCKER_HOST or the local one.
         containers: Containers that may run at once, over all engines.
         level: "standard" (many sessions a container) or "strict" (one session a container; with `runtime="runsc"`
-            also a kernel of its own).
+            also a separate kernel).
         options: See `DockerEngine`.
 
     Raises:

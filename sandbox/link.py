@@ -1,6 +1,6 @@
 """The host's ends of a supervisor's channels: frames over one shared stream, or over a pool of Unix connections.
 
-A frame is a 4-byte big-endian length and a JSON object. Blocking callers read for themselves: whoever waits first
+A frame is a 4-byte big-endian length and a JSON object. Blocking callers read for themselves: the first that waits
 reads for all (no thread stands between a caller and its answer). Callers from asyncio are served by one thread.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from polyturn.sandbox.sandbox import SandboxLost
 
 MARGIN_S = 40.0  # beyond a run's own time: a start of the interpreter, the grace, a busy machine
-_DOUBT_S, _PROBE_S = 2.0, 5.0  # silence beyond a run's own time after which it is asked whether anything lives there
+_DOUBT_S, _PROBE_S = 2.0, 5.0  # silence beyond a run's own time after which the other side is probed
 _encode = json.JSONEncoder(check_circular=False).encode
 _LARGEST_FRAME = 32 << 20  # what the host accepts from a supervisor
 
@@ -84,7 +84,7 @@ def _forget_streams() -> None:
     """A forked copy of the host program must not keep a sandbox alive, nor read its parent's answers.
 
     The null device takes the place of each descriptor, so that closing the object says nothing on the connection.
-    Closing the descriptor instead would leave an object that later closes whatever file has got its number.
+    Closing the descriptor instead would leave an object that later closes another file that has got its number.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in list(_open_streams):
@@ -158,7 +158,7 @@ class _Waiter:
 
 
 class StreamLink:
-    """Many callers on one stream. Whoever finds nobody reading reads, for everybody, until its own answer came."""
+    """Many callers on one stream. A caller that finds no reader reads, for all, until its own answer came."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -241,7 +241,7 @@ class StreamLink:
                 waiter.wake()
 
     def _pass_on(self) -> None:
-        """Wakes somebody who waits, to become the next reader."""
+        """Wakes one that waits, to become the next reader."""
         for waiter in list(self._waiters.values()):
             if waiter.notify is None:
                 waiter.wake()

@@ -145,10 +145,10 @@ class LocalEngine:
             and not all(map(_others_may_read, [os.path.dirname(self.python), *self.paths]))
         ):
             raise SandboxUnavailable(
-                f"episodes get user ids of their own, which cannot read {self.python} or its packages: install "
+                f"episodes get separate user ids, which cannot read {self.python} or its packages: install "
                 "bubblewrap (`apt install bubblewrap`), or use an interpreter that every user may read"
             )
-        # Where all episodes share one user id, the kernel's process limit would be everybody's together; a user
+        # Where all episodes share one user id, the kernel's process limit would be that of all together; a user
         # namespace at least keeps a fork bomb from the user's other programs.
         self.forks = isolation.SUPPORTED and (self.users or (level == "rootless" and isolation.landlock_abi() >= 6))
 
@@ -270,7 +270,7 @@ class LocalSandbox(Pool):
 
     Args:
         level: "rootless", "plain", or "auto" for the stronger one that works here. "unsafe" is accepted as the
-            name of "plain" for those who want to say what it is.
+            name of "plain" to name it explicitly.
         servers: Supervisors that may run at once.
         options: See `LocalEngine`.
 

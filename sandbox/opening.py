@@ -21,7 +21,7 @@ _lock = threading.Lock()
 
 
 def _after_fork() -> None:
-    """A forked copy of the program starts sandboxes of its own."""
+    """A forked copy of the program starts its own sandboxes."""
     global _lock
     _lock = threading.Lock()
     _shared.clear()
@@ -113,7 +113,7 @@ def open_sandbox(kind: str = "auto", **options: Any) -> Sandbox:
     """A place to run untrusted programs.
 
     Without options every caller of a process shares one instance of each kind, so that a thousand environments cost
-    one container; it is closed when the process ends. With options the caller gets an instance of its own and
+    one container; it is closed when the process ends. With options the caller gets a separate instance and
     closes it.
 
     Args:

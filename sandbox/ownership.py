@@ -89,7 +89,7 @@ class Owner:
         """
         if self.problem:
             raise SandboxUnavailable(
-                f"the sandbox needs a folder for temporary files: {self.problem}; set TMPDIR to a folder of your own"
+                f"the sandbox needs a folder for temporary files: {self.problem}; set TMPDIR to another folder"
             )
         path = self.folder / secrets.token_hex(4)
         path.mkdir(mode=0o711)
@@ -186,7 +186,7 @@ def _remove_if_empty(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder whatever its depth and whatever modes a program gave its files."""
+    """Removes a folder of any depth, with files of any modes."""
     with contextlib.suppress(RecursionError):  # before Python 3.13, at a depth of about a thousand
         shutil.rmtree(path, ignore_errors=True)
     if path.exists():

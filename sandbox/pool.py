@@ -27,7 +27,7 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """A forked child, however it ends, leaves its parent's servers alone."""
+    """A forked child, however it ends, does not touch its parent's servers."""
     for pool in list(_pools):
         pool.disown()
 

@@ -47,11 +47,11 @@ def build(
             needs root and a Debian mirror), "host" (this machine's own Python, its numpy and sympy, and the libraries
             they need; Linux), or "auto": debootstrap where it can run, else the registry.
         packages: Further Debian packages, for example "python3-scipy"; by "host" further Python distributions that
-            are installed here, for example "scipy". They make another image with a name of its own, for
+            are installed here, for example "scipy". They make another image with another name, for
             `open_sandbox("docker", image=...)`.
         mirror: The Debian mirror for debootstrap, which checks the signatures of what it gets there.
         base: The image that the Dockerfile starts from, with its digest (`name:tag@sha256:...`); None means the tag of
-            Debian, whatever image that is today. Only for "registry".
+            Debian, the image of that name at the time. Only for "registry".
         say: Takes one line of progress at a time.
 
     Returns:

@@ -57,7 +57,7 @@ def require(client: docker.DockerClient, name: str | None = None) -> str:
 
     Args:
         client: The engine.
-        name: A name of one's own; None means the project's: that of Debian packages, else that of this machine's
+        name: Another name; None means the project's: that of Debian packages, else that of this machine's
             Python. An image of the project's repository must carry the content label its tag says.
 
     Raises:

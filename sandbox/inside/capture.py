@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Capture:
-    """Keeps the first and the last half of `limit` bytes of whatever is added; of an odd byte the first half."""
+    """Keeps the first and the last half of `limit` bytes of what is added; of an odd byte the first half."""
 
     def __init__(self, limit: int) -> None:
         self.first, self.last = limit - limit // 2, limit // 2

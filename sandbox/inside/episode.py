@@ -156,7 +156,7 @@ class EpisodeInterpreter:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def forked(self) -> None:
-        """In a process that the program forked: it writes to the pipes, and leaves its parent's outbox alone."""
+        """In a process that the program forked: it writes to the pipes, and does not touch its parent's outbox."""
         self.out.stream.leave()
         self.err.stream.leave()
 
@@ -299,7 +299,7 @@ class EpisodeInterpreter:
         """Forks this interpreter: the copy takes the channel and pipes that came with the request.
 
         Both share a user id from then on, so neither may send signals any more, and the copy works on a copy of the
-        files in a folder of its own, in a Landlock domain that knows no other.
+        files in another folder, in a Landlock domain that knows no other.
         """
         fds = self.receive_descriptors()
         try:
@@ -328,7 +328,7 @@ class EpisodeInterpreter:
         for text in (self.out, self.err):
             text.stream.come_back()
         self.adopt(fds, (CONTROL, 1, 2))
-        # Only now, on a channel its origin does not hold, is it told the folder that its origin cannot find.
+        # Only now, on a channel that its origin does not hold, it learns of the folder that its origin cannot find.
         area, folder = self.read(struct.unpack(">I", self.read(4))[0]).decode().split("\n")
         if os.listdir(self.folder):
             shutil.copytree(self.folder, folder, symlinks=True, dirs_exist_ok=True)
@@ -348,5 +348,5 @@ class EpisodeInterpreter:
         self.hello()
 
     def hello(self) -> None:
-        """Shows the supervisor who speaks on this channel: the kernel adds the process id."""
+        """Shows the supervisor which process uses this channel: the kernel adds the process id."""
         self.send(HELLO, OK, value=str(self.pid))

@@ -66,7 +66,7 @@ def clone_sibling() -> int:
 
 
 def fork_orphan() -> int:
-    """Forks a process whose parent is whoever adopts orphans (process 1, or the supervisor as a subreaper).
+    """Forks a process whose parent is the one that adopts orphans (process 1, or the supervisor as a subreaper).
 
     For kernels without CLONE_PARENT, at the price of a process in between.
 
@@ -107,7 +107,7 @@ def sibling_fork() -> Callable[[], int]:
 
 
 def process_limit_works(uid: int) -> bool:
-    """Whether this kernel holds a user to its process limit. gVisor does not: a fork bomb ends everybody there."""
+    """Whether this kernel holds a user to its process limit. gVisor does not: a fork bomb ends all processes there."""
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1] == 0

@@ -51,7 +51,7 @@ class Interpreters(Loop):
         self.births: deque[tuple[Interpreter, bytes, list[int]]] = deque()
         self.unborn = 0
         self.cleaners: dict[int, Interpreter] = {}
-        self.to_sweep: deque[Interpreter] = deque()  # while as many cleaners as may be are at work
+        self.to_sweep: deque[Interpreter] = deque()  # while the greatest number of cleaners is at work
         first = config["uid_base"]
         self.free_uids: deque[int] = deque(range(first, first + config["uid_count"]) if config["users"] else ())
         self.doubtful_uids: set[int] = set()  # of families that may have left something
@@ -122,7 +122,7 @@ class Interpreters(Loop):
         return child, [theirs.detach(), their_out, their_err, box.fd]
 
     def spawn(self, limits: dict[str, Any]) -> Interpreter | None:
-        """Asks the zygote for a new interpreter with a user id of its own; None when no id is free."""
+        """Asks the zygote for a new interpreter with another user id; None when no id is free."""
         uid: int | None = None
         if self.config["users"]:
             now = time.monotonic()
@@ -171,12 +171,12 @@ class Interpreters(Loop):
             self.bury(child, None, NOT_STARTED)
 
     def greeted(self, child: Interpreter, token: bytes, sender: int) -> None:
-        """Takes the first frame of an interpreter; who sent it is what the kernel says."""
+        """Takes the first frame of an interpreter; the sender is the one that the kernel names."""
         try:
             if token != episode.HELLO or not sender or sender in self.leaders:
                 raise PermissionError
             if self.config["siblings"]:
-                os.setpgid(sender, sender)  # only a child of ours can be moved: nobody else can be passed off
+                os.setpgid(sender, sender)  # only a child of this process can be moved: no other can be passed off
         except OSError:
             self.bury(child, None, NOT_STARTED)
             return
@@ -323,7 +323,7 @@ class Interpreters(Loop):
         self.forget(pipe)
 
     def start_capture(self, child: Interpreter) -> None:
-        """Begins to keep what is written; what an earlier run wrote, and nobody has read yet, is dropped first."""
+        """Begins to keep what is written; what an earlier run wrote, and was not read yet, is dropped first."""
         if child.shared and not child.outgoing:
             self.renew_pipes(child)
             return
@@ -337,7 +337,7 @@ class Interpreters(Loop):
     # death
 
     def signal(self, child: Interpreter, number: int, *, group: bool = True) -> None:
-        """Signals an interpreter's group, or the interpreter alone."""
+        """Signals an interpreter's group, or only the interpreter."""
         try:
             if child.pid and not child.dead:
                 (os.killpg if group else os.kill)(child.pid, number)
@@ -383,10 +383,10 @@ class Interpreters(Loop):
         self.after(0.0, self.reap)  # programs may make processes faster than they are collected here
 
     def bury(self, child: Interpreter, code: int | None, why: str) -> None:
-        """Closes an interpreter's channels; its user id and folder return once nobody of its family is left."""
+        """Closes an interpreter's channels; its user id and folder return once no process of its family is left."""
         if child.dead:
             return
-        child.dead = True  # from here on nobody signals its id, which may soon be another's
+        child.dead = True  # from here on its id is not signalled: it may soon be another process's
         self.empty_pipes(child)
         if child.session is not None and child.session.call is not None:  # it printed this, and then it died
             for pipe, text in zip((child.out, child.err), child.box.read(), strict=True):
@@ -399,7 +399,7 @@ class Interpreters(Loop):
         else:
             self.unborn -= child.asked_for
             why += ": " + bytes(child.captures[child.err].text()[-300:]).decode("utf-8", "replace").strip()
-            # Perhaps it lives after all. A branch ends with the group of its origin, which it has not left.
+            # It may still run. A branch ends with the group of its origin, which it has not left.
             child.family.tainted = child.family.tainted or (self.config["siblings"] and child.asked_for)
         self.forget(child.fd)
         child.control.close()
@@ -410,7 +410,7 @@ class Interpreters(Loop):
         self.sweep(child)
         self.deliver()
 
-    # what is left behind
+    # what remains
 
     def as_user(self, uid: int | None) -> None:
         """File access as that user (None: as oneself); signals and everything else stay the supervisor's."""
@@ -432,7 +432,7 @@ class Interpreters(Loop):
                     os.chmod(area, zygote.SHARED_AREA_MODE)
 
     def sweep(self, child: Interpreter) -> None:
-        """Removes an interpreter's folder; whatever is in it is removed by a process of that user, off the loop."""
+        """Removes an interpreter's folder; its content is removed by a process of that user, outside the loop."""
         try:
             with self.adding_to(child.area):
                 os.rmdir(child.folder)
@@ -448,7 +448,7 @@ class Interpreters(Loop):
             else:
                 try:
                     pid = os.fork()
-                except OSError:  # as many processes as there may be, or no memory: when others have ended
+                except OSError:  # the process limit, or no memory: again when others have ended
                     child.attempts -= 1
                     self.after(SWEEP_AGAIN_S, lambda: self.sweep(child))
                     return

@@ -1,7 +1,7 @@
 """The kernel's isolation of one episode: seccomp, Landlock, rlimits, process attributes. Runs inside the sandbox.
 
 Standard library only: the file is sent into the container as text and runs there, so it imports nothing of polyturn.
-The filter is an allow-list: a system call nobody thought of is refused, not let through.
+The filter is an allow-list: a system call that is not on it is refused.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def zygote_program() -> bytes:
     signals = [(_JEQ, 2, 0, 8), (_JEQ, 1, 0, 15), (_JEQ, 0, 1, 10)]  # F_SETOWN, F_SETOWN_EX, F_SETSIG
     guarded(_ALLOWED["fcntl"], [(_LD, 0, 0, 24), *signals, _DENY, _PASS])
     for name, numbers in _ALLOWED.items():
-        if name == "ioctl":  # pushing characters into somebody's terminal
+        if name == "ioctl":  # pushing characters into a terminal
             guarded(numbers, [(_LD, 0, 0, 24), (_JEQ, 2, 0, 0x5412), (_JEQ, 1, 0, 0x541C), _PASS, _DENY])
         elif numbers[col] >= 0:
             guarded(numbers, [_PASS])
@@ -193,7 +193,7 @@ def silence_program() -> bytes:
 
 
 def metadata_program() -> bytes:
-    """A further filter for interpreters without a user id of their own: no file is changed by its name alone.
+    """A further filter for interpreters that share a user id: no file is changed by only its name.
 
     Landlock covers reading and writing, not modes and times, so a program could change those of every file of the user.
     By a descriptor they can still be changed, and Landlock decides which files a program can open.
@@ -255,7 +255,7 @@ class Landlock:
 
     Args:
         readable: Files and folders to read; those that do not exist are left out.
-        writable: Files to write (devices), besides the folder each interpreter has of its own.
+        writable: Files to write (devices), besides each interpreter's own folder.
     """
 
     def __init__(self, readable: list[str], writable: list[str]) -> None:

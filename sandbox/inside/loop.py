@@ -63,7 +63,7 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + delay, self._count, action))
 
     def run(self) -> None:
-        """Serves for ever."""
+        """Serves until the process ends."""
         handlers, last = self._handlers, self._last
         started = time.thread_time()
         while True:
@@ -146,7 +146,7 @@ class Peer:
                 return
             try:
                 frame = json.loads(bytes(incoming[4 : 4 + size]))
-            except ValueError:  # whatever follows cannot be understood either
+            except ValueError:  # what follows cannot be understood either
                 self.close()
                 self.ended()
                 return

@@ -49,7 +49,7 @@ class SharedOutbox:
 
 
 class Outbox:
-    """The interpreter's side; memory of its own until `share`."""
+    """The interpreter's side; private memory until `share`."""
 
     def __init__(self) -> None:
         self._address = 0
@@ -59,7 +59,7 @@ class Outbox:
         self.sizes, self.memory = memory[:8].cast("I"), memory[8:]
 
     def share(self, fd: int) -> None:
-        """Uses the memory behind a descriptor from now on, in place of what was used before.
+        """Uses the memory of a descriptor from now on, in place of what was used before.
 
         By the C library: Python's own mapping keeps a copy of the descriptor, which a program may close.
         """
@@ -127,7 +127,7 @@ class Stream(io.RawIOBase):
         self._at = self._end = self._start
 
     def come_back(self) -> None:
-        """In a branch, which has an outbox of its own."""
+        """In a branch, which has its own outbox."""
         self._end = self._start + ROOM
 
     def _put(self, data: Any) -> None:
@@ -138,7 +138,7 @@ class Stream(io.RawIOBase):
 
 
 class Text(io.TextIOWrapper):
-    """Standard output or error, told apart from whatever a program puts in its place."""
+    """Standard output or error, distinguished from anything that a program puts in its place."""
 
     def __init__(self, fd: int, box: Outbox) -> None:
         self.stream = Stream(fd, box)

@@ -143,7 +143,7 @@ class ProcessTable:
 
     @staticmethod
     def threads(pid: int) -> int:
-        """How many threads a process has; 0 where it is gone, 2 (any number) where the system does not tell."""
+        """How many threads a process has; 0 where it is gone, 2 (any number) where the system does not say."""
         if not _LINUX:
             return 2
         try:
@@ -154,7 +154,7 @@ class ProcessTable:
 
     @staticmethod
     def cpu(pid: int) -> float:
-        """Seconds of cpu of a process and its threads; 0 where it is gone or the system does not tell."""
+        """Seconds of cpu of a process and its threads; 0 where it is gone or the system does not say."""
         if not _LINUX or not pid:
             return 0.0
         try:
@@ -163,7 +163,7 @@ class ProcessTable:
             return 0.0
 
     def killed_for_memory(self) -> bool:
-        """Whether the kernel has killed for memory in this container since the last time somebody asked."""
+        """Whether the kernel has killed for memory in this container since this was asked last."""
         before, self._oom_kills = self._oom_kills, self._count_oom_kills()
         return self._oom_kills > before
 
@@ -181,7 +181,7 @@ class ProcessTable:
 
 
 def empty_folder(path: str, uid: int | None, nice: int) -> None:
-    """With the user's rights, empties the folder whatever its modes and depth, and ends the process.
+    """With the user's rights, empties the folder of any modes and depth, and ends the process.
 
     The process does not become the user's: a branch that is still alive could stop it for good.
     """

@@ -36,7 +36,7 @@ class SessionRecord:
         self.call: Call | None = None
         self.runs = 0
         self.held: tuple[Call, dict[str, Any]] | None = None  # a run's answer, until its files have been measured
-        self.lost = ""  # why its state went, until the host has been told
+        self.lost = ""  # why its state is gone, until it has been reported to the host
         self.opening: tuple[Peer, int] | None = None
         self.branch: SessionRecord | None = None  # is being forked off this one
         self.origin: SessionRecord | None = None  # this one is being forked off that one

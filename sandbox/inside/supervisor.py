@@ -103,7 +103,7 @@ class Supervisor(Watch):
             peer.reply(number, fail="no such operation")
 
     def state(self) -> dict[str, Any]:
-        """What the health check is told."""
+        """The answer to the health check."""
         return {
             "sessions": len(self.sessions),
             "running": len(self.running),
@@ -181,7 +181,7 @@ class Supervisor(Watch):
                 self.rename_folder(origin)
             if peer.open:
                 peer.reply(number, s=session.number)
-            else:  # who asked has gone, and nobody else knows it
+            else:  # its requester has gone, and nothing else knows it
                 self.close(session)
 
     def rename_folder(self, child: Interpreter) -> None:
@@ -198,7 +198,7 @@ class Supervisor(Watch):
         self.tell(child, b"M", episode.HELLO, new.encode())
 
     def lose(self, session: SessionRecord, why: str, status: str = "crash") -> None:
-        """A session's interpreter is gone: tells whoever waits, or remembers it for the next run."""
+        """A session's interpreter is gone: reports it to the waiting caller, or with the next run."""
         session.child = None
         self.drop_branch(session, session.lost or "the session died while it was forked")
         if session.origin is not None:  # its origin, which knows why the fork failed, has yet to answer
@@ -326,7 +326,7 @@ class Supervisor(Watch):
         self.after(GRACE_S, give_up)
 
     def born(self, child: Interpreter) -> None:
-        """Hands a new interpreter to whoever waits for it."""
+        """Gives a new interpreter to the request that waits for it."""
         if child.session is None:
             if child.limits == self.spare_limits and len(self.spares) < self.config["spares"]:
                 self.spares.append(child)
@@ -339,7 +339,7 @@ class Supervisor(Watch):
         """Takes the end of a run, or the outcome of a fork."""
         session: SessionRecord | None = child.session
         if session is not None and session.branch is not None and token == FORK:
-            child.idle_cpu = self.processes.cpu(child.pid)  # what the fork itself took is nobody's thread
+            child.idle_cpu = self.processes.cpu(child.pid)  # what the fork itself took is no thread's
             branch = session.branch
             if kind != episode.OK or branch.child is None:
                 self.drop_branch(session, texts[3].decode("utf-8", "replace") or branch.lost or "the fork failed")
@@ -462,7 +462,7 @@ def main(config: dict[str, Any]) -> None:
     supervisor.listen(wake.fileno(), woken)
     if config["socket"]:
         listen_for_host(supervisor, config["socket"])
-    for fd in (0, 1, 2):  # what it says of its own faults (2) may be read by no one, and must not stop it
+    for fd in (0, 1, 2):  # what it says of its own faults (2) may be read by nothing, and must not stop it
         os.set_blocking(fd, False)
     host = Peer(supervisor, 0, 1, supervisor.command, supervisor.shut_down)
     host.reply(0, ready=True, pid=os.getpid(), abi=isolation.landlock_abi() if isolation.LINUX else 0,

@@ -1,8 +1,8 @@
-"""Measures folders in a process of its own, so that no session waits for another one's files. Runs inside.
+"""Measures folders in another process, so that no session waits for another one's files. Runs inside.
 
 A program chooses how many files it has and how deep they lie. The supervisor therefore never walks a folder: it asks
 here, and acts when the answer comes. Folders are measured in turns of a few entries each, so that a small one is done
-soon whatever the others hold.
+soon, however much the others hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The supervisor's watch: wall clock, cpu, memory of groups, files, priorities, what runs leave behind. Runs inside."""
+"""The supervisor's watch: wall clock, cpu, memory, files, priorities, what runs leave running. Runs inside."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from polyturn.sandbox.inside.sessions import Call, SessionRecord
 TICK_S = 0.05  # how often running calls are looked at
 SLOW_TICK_S = 1.0  # how often idle interpreters are
 IDLE_CPU_S = 0.5  # what background threads may use between runs
-WORKED_CPU_S = 0.002  # what tells threads that work from none
-LOWER_CPU_S = 0.05  # what a run may use before it goes behind those that have used less
+WORKED_CPU_S = 0.002  # what separates threads that work from idle ones
+LOWER_CPU_S = 0.05  # what a run may use before it goes after those that have used less
 LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 MOST_FILES = 2048
 UNSEEN_BYTES, UNSEEN_FILES = 1 << 16, 16  # that runs may write before their folder is measured
@@ -77,7 +77,7 @@ class Watch(Interpreters):
         soonest = time.monotonic() + TICK_S
         try:
             soonest = self.look(soonest)
-        finally:  # the clock goes on whatever has failed
+        finally:  # the clock goes on after any failure
             if not self.ticking and (self.running or self.processes.unsure or self.processes.several):
                 self.ticking = True
                 self.after(max(0.002, soonest - time.monotonic()), self.tick)
@@ -124,8 +124,8 @@ class Watch(Interpreters):
     def check_group(self, child: Interpreter, call: Call, members: list[int]) -> None:
         """Memory is one session's together, however many processes it spreads over.
 
-        What a forked process still shares with the first one cannot be told apart cheaply, so only what it has
-        beyond the first one's size counts; the container's own limit stands behind.
+        What a forked process still shares with the first one cannot be distinguished cheaply, so only what it has
+        beyond the first one's size counts; beyond that the container's own limit applies.
         """
         if len(members) >= child.limits["processes"] and not call.crowded:
             call.crowded = True

@@ -38,7 +38,7 @@ TRIAL_PROGRAMS = (b"print(1 + 1)", b"x = 6\nx * 7", b"import math\nfor n in rang
 
 
 def main(channel: socket.socket, config: dict[str, Any]) -> NoReturn:
-    """The zygote's whole life, in a process of its own."""
+    """The zygote's whole life, in its own process."""
     try:
         fd = os.dup2(channel.detach(), episode.CONTROL + 1)
         null = os.open(os.devnull, os.O_RDWR)
@@ -87,9 +87,9 @@ def run(channel: socket.socket, config: dict[str, Any]) -> None:
 
 
 def copy_ahead(channel: socket.socket, room: Prepared) -> bool:
-    """Forks the next copy before anybody asks and waits until it has taken a request; False at the channel's end.
+    """Forks the next copy before it is asked for and waits until it has taken a request; False at the channel's end.
 
-    The copy is nobody's yet: user, folder, limits and isolation come with the request.
+    The copy belongs to no session yet: user, folder, limits and isolation come with the request.
     """
     taken, takes = os.pipe()
     try:
@@ -144,7 +144,7 @@ def rehearse(times: int) -> None:
     """Goes through an episode's life, of programs that are ours, so that none of it is done for the first time later.
 
     In the zygote often enough that byte code is specialised, caches filled and free lists sorted: every copy inherits
-    that. In a copy once, while nobody waits, to get the pages it will write as its own.
+    that. In a copy once, while nothing waits for it, to get the pages it will write as its own.
     """
     ours, theirs = socket.socketpair()
     os.dup2(theirs.fileno(), episode.CONTROL)
@@ -169,7 +169,7 @@ def rehearse(times: int) -> None:
 
 
 def get_ready(channel: socket.socket, room: Prepared) -> episode.EpisodeInterpreter:
-    """What a fresh copy can do before it is anybody's."""
+    """What a fresh copy can do before it belongs to a session."""
     os.setpgid(0, 0)
     if isolation.LINUX:
         _first_to_be_killed()
@@ -203,11 +203,11 @@ class Prepared:
                 with contextlib.suppress(ValueError):  # gVisor has neither these limits nor what they would limit
                     isolation.set_limit(which, value)
         if self.nice:
-            os.setpriority(os.PRIO_PROCESS, 0, 0)  # the high priority is the supervisor's alone
+            os.setpriority(os.PRIO_PROCESS, 0, 0)  # only the supervisor has the high priority
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.umask(0o077)
-        _in_turn(hurried=False)  # a copy made ahead has time: it must not push aside who is asked now
+        _in_turn(hurried=False)  # a copy made ahead has time: it must not delay one that is asked for now
         os.environ.clear()
         os.environ.update(LANG="C.UTF-8", PATH="/usr/local/bin:/usr/bin:/bin")
         sys.path.append("")
@@ -252,7 +252,7 @@ def start(
         os.setresuid(uid, uid, uid)
     else:
         os.chdir(folder)
-    home = "" if programs else prepared.home  # other programs are started without the descriptor behind that name
+    home = "" if programs else prepared.home  # other programs are started without the descriptor of that name
     if home:
         here = os.open(".", os.O_PATH | os.O_DIRECTORY)
         os.dup2(here, episode.HOME, inheritable=True)
@@ -296,8 +296,8 @@ SHARED_AREA_MODE = 0o111  # of one that belongs to its interpreter's user: not e
 def make_room(area: str, folder: str, uid: int | None, attempts: int = 250) -> None:
     """Makes an interpreter's area, which only root can list, and in it the folder that belongs to its user.
 
-    Both names are random: who does not know them cannot find them, not even an interpreter of the same user. Root's
-    group may create in the area and the new folder belongs to the effective user: nobody needs CHOWN.
+    Both names are random: a process that does not know them cannot find them, not even an interpreter of the same user.
+    Root's group may create in the area and the new folder belongs to the effective user: CHOWN is not needed.
     """
     _make_folder(area, attempts)
     os.chmod(area, AREA_MODE)
@@ -348,5 +348,5 @@ def _limit(limits: dict[str, Any], own_user: bool, size: int) -> None:
     if isolation.LINUX:
         isolation.set_limit(resource.RLIMIT_AS, size + limits["memory_mb"] * megabyte)
     isolation.set_limit(resource.RLIMIT_FSIZE, limits["disk_mb"] * megabyte)
-    if own_user:  # the kernel counts per user: shared, the limit would be everybody's
+    if own_user:  # the kernel counts per user: with a shared user the limit would be that of all
         isolation.set_limit(resource.RLIMIT_NPROC, limits["processes"] + limits["branches"])
