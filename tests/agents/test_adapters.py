@@ -336,7 +336,7 @@ def test_the_bare_base_is_a_reference_too(base: str) -> None:
         Policy.from_pretrained(base).bare()
 
 
-def test_the_note_beside_adapters_says_which_base(base: str, tmp_path: Path) -> None:
+def test_the_note_saved_with_adapters_names_the_base(base: str, tmp_path: Path) -> None:
     policy = adapted(Policy.from_pretrained(base))
     policy.save_pretrained(tmp_path / "adapter")
     note = json.loads((tmp_path / "adapter" / "adapters.json").read_text("utf-8"))

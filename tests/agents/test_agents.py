@@ -62,7 +62,7 @@ def test_scripted_agents_repeat_their_last_line_or_ask_a_function() -> None:
     assert isinstance(agent, Agent)
 
 
-def test_random_agents_draw_from_the_episode_alone() -> None:
+def test_random_agents_draw_only_from_the_episodes_generator() -> None:
     for agent in (RandomAgent(), RandomAgent(["x", "y", "z"])):
         said = [agent.act(episode(seed=seed)) for seed in range(20)]
         assert said == [agent.act(episode(seed=seed)) for seed in range(20)]

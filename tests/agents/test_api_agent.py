@@ -1,4 +1,4 @@
-"""Agents behind a chat server that is slow, overloaded, broken or hostile; a stub on this machine plays it."""
+"""Agents served by a chat server that is slow, overloaded, broken or hostile; a stub on this machine plays it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Act = Callable[["Stub", BaseHTTPRequestHandler], None]
 
 
 class Stub:
-    """A chat server that does what it is told, request by request; the last behaviour is repeated."""
+    """A chat server that answers as configured, request by request; the last behaviour is repeated."""
 
     def __init__(self) -> None:
         self.acts: list[Act] = [say("Hello.")]
@@ -450,7 +450,7 @@ def test_a_judge_may_say_how_likely_each_answer_is(stub: Stub, agent: Callable[.
         assert judge.failures
 
 
-def test_concurrency_is_bounded_over_everyone_who_asks(stub: Stub, agent: Callable[..., ServerAgent]) -> None:
+def test_concurrency_is_bounded_over_all_callers(stub: Stub, agent: Callable[..., ServerAgent]) -> None:
     """Three collections in three event loops share one agent of two places."""
     model = agent(concurrency=2)
     stub.acts = [sleep(0.02)]
@@ -525,13 +525,13 @@ def test_the_key_is_nowhere_but_in_the_request(
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://user:secret@host/v1", "http://"])
-def test_a_bad_address_is_told_at_once(url: str) -> None:
+def test_a_bad_address_is_refused_at_once(url: str) -> None:
     with pytest.raises(ValueError, match=r"expected http\(s\)://host") as caught:
         ServerAgent("m", base_url=url)
     assert "secret" not in str(caught.value)
 
 
-def test_settings_out_of_range_are_told_at_once() -> None:
+def test_settings_out_of_range_are_refused_at_once() -> None:
     for wrong in ({"concurrency": 0}, {"retries": -1}, {"timeout": 0.0}, {"timeout": math.nan}, {"backoff": -1.0}):
         options: dict[str, Any] = dict(wrong)
         with pytest.raises(ValueError, match="expected concurrency >= 1"):

@@ -1,4 +1,4 @@
-"""Collection: what comes back depends on the seed alone, failures are data, and an interrupted run goes on."""
+"""Collection: the result depends on the seed only, failures are data, and an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def model_agent(seed: int = 0, slots: int = 4, **options: Any) -> TransformerAge
     return TransformerAgent(policy, sampling=Sampling(max_new_tokens=6), max_tokens=300, slots=slots, **options)
 
 
-def test_groups_start_alike_members_differ_and_everything_follows_from_the_seed() -> None:
+def test_members_share_their_start_and_differ_and_all_follows_from_the_seed() -> None:
     agent = ScriptedAgent(rng_words)
     groups = collect(agent, Chatter, groups=5, group_size=3, seed=7, progress=False)
     assert [group[0].seed for group in groups] == [group_seed(7, index) for index in range(5)]
@@ -124,7 +124,7 @@ def test_environments_that_wait_step_in_threads_and_others_do_not() -> None:
     assert all(env.closed for env in waiting + made)
 
 
-def test_each_member_may_have_an_agent_of_its_own() -> None:
+def test_each_member_may_have_another_agent() -> None:
     old, new = model_agent(seed=1), model_agent(seed=2)
     (group,) = collect([new, new, old], Chatter, group_size=3, progress=False)
     assert [m.policy_version for m in group] == ["weights-2", "weights-2", "weights-1"]
@@ -173,7 +173,7 @@ def test_what_cannot_act_or_is_one_environment_is_named_before_any_work() -> Non
 
 
 class Fragile(Chatter):
-    """Fails as its class says: at reset or step, for a member's first so many tries."""
+    """Fails as its class says: at reset or step, for a member's first tries."""
 
     failures: Counter[str]
     where = "step"
@@ -298,7 +298,7 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_finished(tmp_path: Path) -
         assert len(collect(ScriptedAgent(["x"]), Chatter, groups=50, store=store, progress=False)) == 50
 
 
-def test_a_person_who_leaves_ends_the_collection_quietly(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_person_leaving_ends_the_collection_quietly(capfd: pytest.CaptureFixture[str]) -> None:
     agent = HumanAgent(io.StringIO("one\n\n"), io.StringIO())
     with pytest.raises(KeyboardInterrupt, match="end of input"):
         collect(agent, Chatter, groups=9, progress=False)

@@ -164,7 +164,7 @@ def test_an_agent_s_words_cannot_end_its_turn_nor_open_another_s(name: str, acti
 
 
 def test_a_mark_that_is_sampled_in_a_turn_is_seen() -> None:
-    """Declared special or not, whatever it means; only the end of the turn goes."""
+    """Declared special or not, of any meaning; only the end of the turn goes."""
     chat, ids = form("llama3"), of("llama3").convert_tokens_to_ids
     begin, tag, end = ids("<|begin_of_text|>"), ids("<|python_tag|>"), ids("<|eot_id|>")
     word = chat.plain("hello").tolist()
@@ -175,7 +175,7 @@ def test_a_mark_that_is_sampled_in_a_turn_is_seen() -> None:
 
 @pytest.mark.parametrize("name", ["llama2", "phi3", "mistral", "qwen2"])
 def test_choices_are_scored_as_the_answer_that_the_template_writes(name: str) -> None:
-    """With SentencePiece an answer tokenized alone would begin with a space that nobody writes there."""
+    """With SentencePiece an answer tokenized alone would begin with a space that is not written there."""
     context, answer = form(name).answered("Which?", "12")
     wanted = canonical(name, "Which?", "12")
     assert [*context, *answer] == wanted[: len(context) + len(answer)]
@@ -236,7 +236,7 @@ def test_marks_that_the_tokenizer_itself_does_not_find_are_refused_by_name() -> 
 
 
 def test_an_added_word_stays_a_word() -> None:
-    """A domain's word with a token of its own is text, even if the template holds it; a stop token is none."""
+    """A domain's word with its own token is text, even if the template holds it; a stop token is none."""
     made: PreTrainedTokenizerFast = byte_level(
         CHATML, ("<|im_start|>", "<|im_end|>"), ("assistant", "zebra"), eos_token="<|im_end|>"
     )

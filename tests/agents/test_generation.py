@@ -1,4 +1,4 @@
-"""The rollout engine: the same numbers whoever runs beside an episode, and the numbers that scoring gives."""
+"""The rollout engine: the same numbers for any other episodes at the same time, and the numbers that scoring gives."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_greedy_takes_the_best_token_with_certainty() -> None:
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
-    """Probabilities .5, .3, .15, .05: top_p=.6 keeps the first two, as 5/8 and 3/8; top_p=.45 the first alone."""
+    """Probabilities .5, .3, .15, .05: top_p=.6 keeps the first two, as 5/8 and 3/8; top_p=.45 only the first."""
     logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
     kept = Sampling(top_p=0.6).log_probs(logits).exp()
     assert kept.tolist()[0] == pytest.approx([0.0, 0.625, 0.0, 0.375])
@@ -447,7 +447,7 @@ def test_cancelled_episodes_give_their_slots_back() -> None:
     assert len(talk(engine, 3, concurrency=3)) == 3  # in another event loop
 
 
-def test_sampling_follows_training_and_leaves_modes_and_gradients_alone() -> None:
+def test_sampling_follows_training_and_changes_no_modes_or_gradients() -> None:
     model = llama(layers=2, hidden=32)
     engine = make(model)
     before = talk(engine, 2, concurrency=2)

@@ -1,4 +1,4 @@
-"""Sampling from the geometric mixture: the right distribution, recorded as sampled, whoever runs beside it."""
+"""Sampling from the geometric mixture: the right distribution, recorded as sampled, at any concurrency."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_recorded_logps_are_those_of_the_mixture(beta: float) -> None:
 def test_samples_follow_the_mixture() -> None:
     """First tokens of 2000 answers against the exact mixture: chi-squared over the tokens with enough mass.
 
-    The 1 - 1e-6 quantile of chi-squared with at most 30 degrees of freedom is below 82; either policy alone is far off.
+    The 1 - 1e-6 quantile of chi-squared with at most 30 degrees of freedom is below 82; each single policy is far off.
     """
     one, other, beta = policy(0), policy(1), 0.4
     engine = MixtureAgent(one, other, beta=beta, sampling=Sampling(max_new_tokens=1), max_tokens=40, slots=64)._engine

@@ -270,7 +270,7 @@ def test_the_models_attention_is_its_own_again_afterwards() -> None:
 
 
 def test_blocks_of_long_trees_are_cut_and_still_exact() -> None:
-    """More queries than one block: a prefix of 300 tokens, branches of 1 to 400, and a tree of its own."""
+    """More queries than one block: a prefix of 300 tokens, branches of 1 to 400, and a separate tree."""
     rng = np.random.default_rng(0)
     prefix = rng.integers(1, V, 300)
     rows = [np.concatenate([prefix, rng.integers(1, V, n)]) for n in (1, 3, 40, 400, 270)]

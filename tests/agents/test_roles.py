@@ -1,4 +1,4 @@
-"""Agents behind roles: as students and buyers, as judges; and the person at the terminal."""
+"""Agents in roles: as students and buyers, as judges; and the person at the terminal."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_the_partners_side_is_trained_on_like_any_other() -> None:
 
 
 def test_no_more_conversations_are_begun_than_the_partner_can_hold() -> None:
-    """Whoever waited for a place would hold a thread that those with a place need."""
+    """A waiting conversation would hold a thread that a running one needs."""
     running: set[int] = set()
     most: list[int] = []
 
@@ -260,7 +260,7 @@ def test_the_contract_holds_with_an_agent_as_partner(env: Any) -> None:
     assert check_text_env(env, **{role: AgentPartner(RandomAgent()), "turns": 4}).turns > 200
 
 
-def test_a_buyer_that_is_an_agent_has_a_reward_of_its_own() -> None:
+def test_a_buyer_that_is_an_agent_has_its_own_reward() -> None:
     buyer = AgentPartner(ScriptedAgent(["Too much.", "Fine. [accept]"]))
     env_options = {"buyer": buyer}
     dealer = ScriptedAgent(["It costs $40,000.", "Then $30,000."])
@@ -332,7 +332,7 @@ def test_verdicts(text: str, expected: float) -> None:
 
 
 def test_a_prompted_judge_is_asked_in_both_orders() -> None:
-    """Whoever finds the longer conversation better is consistent: 1. Whoever always says 1 makes a tie of it."""
+    """A judge that finds the longer conversation better is consistent: 1. One that always says 1 makes a tie of it."""
     prompts: list[str] = []
 
     def longer(episode: Episode) -> str:
@@ -401,7 +401,7 @@ def test_a_judge_that_fails_leaves_the_pair_unasked() -> None:
     assert np.isnan(agent_judge(ScriptedAgent(["hard to say"]))(group).matrix).all()
 
 
-def test_whoever_never_answers_is_given_up() -> None:
+def test_an_agent_that_never_answers_times_out() -> None:
     class Silent:
         async def act(self, episode: Episode) -> str:
             await asyncio.Event().wait()

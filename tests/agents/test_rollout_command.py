@@ -1,4 +1,4 @@
-"""`polyturn rollout` and `show` for conversations: both sides, branches, a server, and what a mistake is told."""
+"""`polyturn rollout` and `show` for conversations: both sides, branches, a server, and what a mistake says."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_both_sides_are_stored_and_shown_from_their_own(tmp_path: Path, capsys: 
     assert f"        | {heard}" in shown
 
 
-def test_groups_part_where_they_are_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_branch_at_the_given_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pairs.jsonl"
     command = ("rollout", EDUCATION, "--agent", "demonstrator", "--groups", "2", "--group-size", "3", "--quiet")
     assert said(capsys, *command, "--branch-at", "2", "--out", out)[0] == 0

@@ -180,7 +180,7 @@ def test_an_answer_is_taken_apart(text: str, content: str, calls: list[tuple[str
     assert read_reply(text, tools=False, thinking=False, call_id="c").content == text
 
 
-def test_reasoning_is_told_apart_and_matches_without_it() -> None:
+def test_reasoning_is_separated_and_matches_without_it() -> None:
     for text, thinking in (("<think>\nhm\n</think>\n\nyes", False), ("hm</think>yes", True)):
         reply = read_reply(text, tools=False, thinking=thinking, call_id="c")
         assert (reply.reasoning, reply.content) == ("hm", "yes")

@@ -136,7 +136,7 @@ def test_the_kl_over_all_actions_has_the_gradient_of_the_formula() -> None:
 
 
 def test_what_is_recorded_is_what_is_scored_at_any_concurrency() -> None:
-    """Tokens are the arm's number and 3 + the context's; the same episodes come back whatever runs beside them."""
+    """Tokens are the arm's number and 3 + the context's; they are the same at any concurrency."""
     policy = table(probabilities=[[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]], version="v1")
     groups = [
         collect(policy, BANDIT, groups=20, group_size=5, env_options=OPTIONS, concurrency=width, progress=False)

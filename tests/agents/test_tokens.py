@@ -102,7 +102,7 @@ def test_appended_tokens_spell_what_the_template_renders(name: str) -> None:
     joined = decoded(form, np.concatenate(pieces))
     if name == "plain text":  # its turns end with a token that the template does not write
         joined = joined.replace("<|eos|>", "")
-    if name == "mistral":  # the space before </s> belongs to nobody once the agent ends its turn itself
+    if name == "mistral":  # the space before </s> belongs to no turn once the agent ends its turn itself
         joined, rendered = joined.replace(" </s>", "</s>"), rendered.replace(" </s>", "</s>")
         joined, rendered = (text.replace("[/INST] ", "[/INST]") for text in (joined, rendered))
     assert joined == rendered

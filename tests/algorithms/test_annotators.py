@@ -1,4 +1,4 @@
-"""Who compares, by name: fitted models are read back, and a prompted judge is asked in both orders."""
+"""Annotators by name: fitted models are read back, and a prompted judge is asked in both orders."""
 
 from __future__ import annotations
 

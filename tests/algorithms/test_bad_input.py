@@ -1,4 +1,4 @@
-"""What anybody may say in a conversation, and what it must not do to it: end it, forge it, break whoever reads it."""
+"""Hostile text in conversations: it must not end or forge one, or break a program that reads it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_nothing_the_partner_says_forges_the_agent_or_a_deal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_whatever_was_said_is_stored_shown_and_judged_in_its_place(
+def test_hostile_text_is_stored_shown_and_judged_in_its_place(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Store(tmp_path / "s.jsonl") as store:
@@ -94,7 +94,7 @@ def test_whatever_was_said_is_stored_shown_and_judged_in_its_place(
     assert all(re.search(r"\b(student|teacher)\s*:", line.partition(":")[2], re.IGNORECASE) is None for line in lines)
 
 
-def test_no_bad_input_is_preferred_to_a_lesson() -> None:
+def test_no_bad_input_is_preferred_to_teaching() -> None:
     """By the exact oracle, over the same students; the teacher is the scripted one, of mixed quality."""
     for name, text in TEXTS.items():
         both = collect(

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent whatever kills the process, resumed bit for bit, refused where they do not belong."""
+"""Checkpoints: whole or absent after any kill of the process, resumed bit for bit, refused where they do not belong."""
 
 from __future__ import annotations
 
@@ -482,8 +482,8 @@ def test_ctrl_c_while_the_last_checkpoint_is_written_does_not_cost_it(
     assert go(tmp_path, steps=3, save_every=None, resume=True)[1].steps == 3
 
 
-def test_a_process_that_was_promised_others_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under a launcher that Accelerate does not see: each of two processes would train a run of its own."""
+def test_one_process_of_several_that_were_announced_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a launcher that Accelerate does not see: each of two processes would train a separate run."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE says, but Accelerate sees 1"):
         go(None, steps=1)
@@ -537,7 +537,7 @@ def test_a_disk_that_fills_up_leaves_earlier_checkpoints_whole(tmp_path: Path, m
     assert bits(learner) == bits(go(None)[0])
 
 
-def test_a_resumed_run_decays_weights_as_it_is_told_now(tmp_path: Path) -> None:
+def test_a_resumed_run_uses_the_weight_decay_given_now(tmp_path: Path) -> None:
     """The warning says that the weight decay is another now, so it must be."""
     seen: list[set[float]] = []
 

@@ -27,7 +27,7 @@ PREFERENCE = 1 / (1 + np.exp(NOISE.T - NOISE))
 BRADLEY_TERRY = 1 / (1 + np.exp(REWARD[None, :] - REWARD[:, None]))
 
 Objective = Callable[[Tensor], Tensor]
-"""A loss of log-probabilities `[A]`, already averaged over whatever data it is defined on."""
+"""A loss of log-probabilities `[A]`, already averaged over the data it is defined on."""
 
 
 def on(array: Vector | Matrix) -> Tensor:
@@ -124,7 +124,7 @@ def test_descent_reaches_the_closed_form(name: str) -> None:
 
 
 def test_dro_learns_policy_and_value_together() -> None:
-    """Jointly, from an uninformed value, whoever wrote the data."""
+    """Jointly, from an uninformed value, for data of any policy."""
     policy, value = closed_forms.dro_optimum(REFERENCE, REWARD, tau=0.5)
     for behaviour in (BEHAVIOUR, np.full(A, 1 / A)):
         logits, v = on(np.log(REFERENCE)).requires_grad_(), torch.zeros(1, dtype=torch.float64, requires_grad=True)

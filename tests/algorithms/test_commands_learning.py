@@ -271,7 +271,7 @@ def test_a_fitted_reward_model_pays_a_policy_and_mtpo_needs_none(
         (["--online", "1", "--opponent", "mixture:2"], "--opponent: expected mixture:BETA or average:DECAY"),
     ],
 )
-def test_mistakes_about_who_compares_and_who_acts(
+def test_mistakes_about_annotators_and_agents(
     arguments: list[str], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("--env", "polyturn/EducationDialogue-v0", "--out", str(tmp_path), "--quiet")

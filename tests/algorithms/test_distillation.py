@@ -68,9 +68,7 @@ def by_hand(student: Policy, teacher: Policy, batch: Batch, first: str) -> Tenso
 
 
 @pytest.mark.parametrize("first", ["teacher", "student"])
-def test_the_loss_is_the_sum_over_the_vocabulary_at_the_agents_tokens_alone(
-    first: Any, shown: list[Trajectory]
-) -> None:
+def test_the_loss_is_the_sum_over_the_vocabulary_at_only_the_agents_tokens(first: Any, shown: list[Trajectory]) -> None:
     """Two Gemmas of different width; one update by SGD is minus the gradient of the sums written out by hand."""
     student, teacher = gemma(16, 0), gemma(32, 1)
     batch = batch_of(student, shown)
@@ -136,7 +134,7 @@ def test_a_student_of_the_teachers_shape_becomes_the_teacher(first: Any, shown: 
     assert all(torch.equal(weights[name], p) for name, p in teacher.model.named_parameters())
 
 
-def test_likelihood_is_added_and_alone_is_imitation(shown: list[Trajectory]) -> None:
+def test_likelihood_is_added_and_by_itself_is_imitation(shown: list[Trajectory]) -> None:
     """A teacher that is the student itself costs nothing, so what is left is SFT's loss times the weight."""
     student = gemma(16, 0)
     batch = batch_of(student, shown)

@@ -34,7 +34,7 @@ def lengths(prompt: str) -> list[int]:
 
 
 def by_length(episode: Episode) -> str:
-    """A judge that does what it is told: short or long."""
+    """A judge that prefers what it is configured for: short or long."""
     first, second = lengths(episode.observation)
     if first == second:
         return "0"

@@ -91,7 +91,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[I
     return out, bits(learner), records
 
 
-def test_every_iterate_is_saved_and_told_of(whole: tuple[Path, bytes, list[Iteration]]) -> None:
+def test_every_iteration_is_saved_and_reported(whole: tuple[Path, bytes, list[Iteration]]) -> None:
     out, final, records = whole
     assert [record.number for record in records] == [0, 1, 2]
     assert all(record.episodes == 24 and record.invalid == 0 and record.examples > 0 for record in records[1:])
@@ -243,7 +243,7 @@ def test_tasks_come_round_without_repetition() -> None:
         tasks_of([], 1, 5, 0)
 
 
-def test_a_warm_start_learns_the_agents_words_alone() -> None:
+def test_a_warm_start_learns_only_the_agents_tokens() -> None:
     """Written text gets the policy's tokens; invalid and empty conversations are left out."""
     learner = policy()
     said = Trajectory("E", 0, (Turn("the cat", "sat"), Turn("on", "the mat")), terminated=True)

@@ -91,7 +91,7 @@ def test_dpo_value() -> None:
     margin = number(2.0)
     assert losses.gpo(margin, beta=0.5).item() == pytest.approx(0.3132617, abs=1e-7)
     assert losses.gpo(margin, beta=0.5, probability=0.9).item() == pytest.approx(0.4132617, abs=1e-7)
-    # the reference itself costs log 2 whatever beta
+    # the reference itself costs log 2 for every beta
     assert losses.gpo(number(0.0), beta=7.0).item() == pytest.approx(LN2)
 
 
@@ -121,7 +121,7 @@ def test_ipo_is_the_squared_member(margin: float, probability: float, tau: float
 @PROPERTY
 @given(margin=margins, probability=probabilities)
 def test_swapping_the_pair_changes_nothing(f: MarginFunction, margin: float, probability: float) -> None:
-    """loss(h, p) = loss(-h, 1 - p): who is written first is a convention."""
+    """loss(h, p) = loss(-h, 1 - p): the order of a pair is a convention."""
     forward = losses.gpo(number(margin), beta=0.7, f=f, probability=probability)
     swapped = losses.gpo(number(-margin), beta=0.7, f=f, probability=1.0 - probability)
     assert forward.item() == pytest.approx(swapped.item(), rel=1e-6, abs=1e-12)

@@ -53,7 +53,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture(params=[0, 1, 2])
 def world(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor, Tensor]:
-    """Policy logits, reference logits, and a preference matrix over the 27 answers without any order behind it."""
+    """Policy logits, reference logits, and a preference matrix over the 27 answers that follows no order."""
     seed = 10 * request.param
     noise = torch.randn(27, 27, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return table(seed + 1).requires_grad_(), table(seed + 2), torch.sigmoid(noise - noise.T)

@@ -166,7 +166,7 @@ def test_mkto_balances_and_labels() -> None:
 
 
 def test_sft_is_the_mean_over_tokens_of_those_that_did_not_lose() -> None:
-    """Log-probs -1 in row 0 (3 tokens) and -2 in row 1 (3 tokens): both (3 + 6) / 6 = 1.5; winner alone 1."""
+    """Log-probs -1 in row 0 (3 tokens) and -2 in row 1 (3 tokens): both (3 + 6) / 6 = 1.5; only the winner 1."""
     demonstrations = replace(pair(0), pairs=np.zeros((0, 2), np.int64), probability=np.zeros(0), weight=np.zeros(0))
     for examples, expected in (([demonstrations], 1.5), ([pair(0)], 1.0), ([labelled(0)], 1.0)):
         batch = collate(examples)
@@ -247,7 +247,7 @@ def test_names_and_options_are_checked() -> None:
         MDPO(mask="agents")  # type: ignore[arg-type]
 
 
-def test_the_package_gives_the_function_whatever_was_imported_before() -> None:
+def test_the_package_gives_the_function_after_any_import_order() -> None:
     from polyturn.algorithms.training.loop import train
 
     assert polyturn.algorithms.train is train

@@ -92,7 +92,7 @@ NOTHING = [torch.zeros(1, dtype=torch.float64), torch.zeros(3, dtype=torch.float
 
 @pytest.mark.parametrize("lam", [1.0, 0.0])
 def test_the_expected_gradient_is_that_of_the_regularised_preference(lam: float) -> None:
-    """With lambda 1 whatever the value says; with lambda 0 where it is the true value of each state."""
+    """With lambda 1 for any values; with lambda 0 where it is the true value of each state."""
     logits, anchor, opponent = layers(0), layers(1), policy(layers(2))
     q = q_values(GAME, policy(logits), opponent, policy(anchor), alpha=ALPHA)
     # Q leaves the present turn's KL out of its differences between answers; the value of a state counts it.
@@ -150,7 +150,7 @@ def test_members_of_the_mixture_are_only_beaten() -> None:
     assert example.scores.tolist() == pytest.approx([0.7, 0.4])
 
 
-def test_a_pair_that_nobody_judged_is_not_learned_from() -> None:
+def test_an_unjudged_pair_is_not_learned_from() -> None:
     pair = Group((conversation(0), conversation(1)))
     unasked = Preference(np.full((2, 2), np.nan), "judge")
     assert MTPO().examples(pair, unasked, np.random.default_rng(0)) is None
@@ -168,7 +168,7 @@ def paid(over: str, discount: float) -> Batch:
 
 
 def test_turns_are_paid_where_they_end() -> None:
-    """Each token's advantage is what follows it; with discount 0 a turn answers for its own reward alone."""
+    """Each token's advantage is what follows it; with discount 0 a turn answers for only its own reward."""
     assert paid("turn", 1.0) == pytest.approx([0, -111, -111, 0, -110, -110, 0, -100, -100])
     assert paid("turn", 0.0) == pytest.approx([0, -1, -1, 0, -10, -10, 0, -100, -100])
     assert paid("token", 0.0) == pytest.approx([0, 0, -1, 0, 0, -10, 0, 0, -100])

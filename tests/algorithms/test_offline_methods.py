@@ -434,7 +434,7 @@ def test_every_method_learns_to_prefer_the_better(method: Any) -> None:
 
 @pytest.mark.parametrize("method", [METHODS[3], METHODS[4]], ids=lambda method: method.name)
 def test_micro_batches_do_not_change_the_update(method: Any) -> None:
-    """PMPO's two sides are means over the step, not over the micro-batch: here one side has rows of its own."""
+    """PMPO's two sides are means over the step, not over the micro-batch: here one side has its own rows."""
     sgd = functools.partial(torch.optim.SGD, momentum=0.0)
     examples = toy_examples(method, 3)
     extra = toy_group(5)

@@ -1,4 +1,4 @@
-"""Fresh groups for every step: who draws them, that resuming changes nothing, and that every online method learns."""
+"""Fresh groups for every step: their agents, that resuming changes nothing, and that every online method learns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tiny(seed: int = 0) -> Policy:
 
 
 def even(trajectory: Trajectory) -> float:
-    """Share of even token ids: a half by chance, whatever the text is."""
+    """Share of even token ids: a half by chance, for any text."""
     ids = np.concatenate([turn.action_ids for turn in trajectory.turns])
     return float((ids % 2 == 0).mean())
 
@@ -105,7 +105,7 @@ def test_who_draws_what() -> None:
     assert [(member.valid, member.policy_version) for member in plain.group] == [(True, "random"), (True, "then")]
 
 
-def test_an_opponent_that_nobody_could_tell_from_the_policy_is_refused() -> None:
+def test_an_opponent_with_the_policys_name_and_version_is_refused() -> None:
     """A copy has the policy's name and version: its answers would be learned from as if the policy had said them."""
     policy = table_policy(["rock", "paper", "scissors"], version="now")
     how: dict[str, Any] = {"env": "polyturn/MatrixGame-v0", "groups": 1, "group_size": 1}
@@ -276,7 +276,7 @@ LEARNERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_online_method_learns(name: str) -> None:
-    """From a half to well above in 25 steps of 32 episodes; on preferences alone where the method is about them."""
+    """From a half to well above in 25 steps of 32 episodes; on only preferences where the method is about them."""
     method, options = LEARNERS[name]
     options = dict(options)
     policy = tiny()
@@ -303,7 +303,7 @@ def test_every_online_method_learns(name: str) -> None:
 
 
 def test_groups_without_a_difference_are_drawn_again_and_not_for_ever() -> None:
-    """Draws 0, 1 and 2 are ties; the first step learns from draw 3. With ties alone it gives up and says why."""
+    """Draws 0, 1 and 2 are ties; the first step learns from draw 3. With only ties it gives up and says why."""
     scores = {3: [1.0, 0.0], 4: [0.0, 1.0]}
     asked: list[int] = []
 

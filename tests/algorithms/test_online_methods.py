@@ -146,7 +146,7 @@ def test_grpo_by_hand() -> None:
 @pytest.mark.parametrize("turns", [1, 2], ids=["over tokens", "over turns"])
 @pytest.mark.parametrize("kl", [0.0, 0.4])
 def test_ppo_starts_along_the_gradient_of_score_minus_kl(turns: int, kl: float) -> None:
-    """With lambda 1 any values are a baseline: the expected gradient is exact whatever the network says."""
+    """With lambda 1 any values are a baseline: the expected gradient is exact for any values."""
     policy, reference = table(0).requires_grad_(), table(1)
     each, anchor = logps(policy, turns=turns), logps(reference, turns=turns)
     batch = every(REWARD, turns=turns)
@@ -249,7 +249,7 @@ def test_online_ipo_and_self_play_end_in_the_regularised_nash_equilibrium(expect
 
 
 def test_nash_pg_takes_the_policys_members_and_their_mean_win_rate() -> None:
-    """Members 0 and 2 are the policy's, 1 and 3 another agent's: 0 beats them .9 and .5, 2 nobody asked but once."""
+    """Members 0 and 2 are the policy's, 1 and 3 another agent's: 0 beats them .9 and .5, 2 was asked once only."""
     nan = math.nan
     matrix = np.array([[nan, 0.9, 0.1, 0.5], [0.1, nan, nan, nan], [0.9, nan, nan, 0.2], [0.5, nan, 0.8, nan]])
     agent_id = ["policy", "mixture", "policy", "mixture"]
@@ -266,7 +266,7 @@ def test_nash_pg_takes_the_policys_members_and_their_mean_win_rate() -> None:
 
 @pytest.mark.parametrize("method", [REINFORCE(), RLOO(), GRPO(), PPO(), PPO(reward="turns")], ids=repr)
 def test_policy_gradients_do_not_learn_from_an_opponents_samples(method: Any) -> None:
-    """-A log pi is the gradient on the policy's own samples alone; the others' part of it would be anything."""
+    """-A log pi is the gradient on only the policy's own samples; the others' part of it would be anything."""
     agent_id = ["policy", "mixture", "policy", "mixture"]
     group = Group(tuple(answer((0, n % 3), agent=name, reward=float(n)) for n, name in enumerate(agent_id)))
     example = method.examples(group, by_return(group), np.random.default_rng(0))
@@ -344,7 +344,7 @@ def test_padding_order_and_environment_tokens_change_nothing(method: Any) -> Non
     assert (moved != 0).any()
 
 
-def test_text_that_nobody_sampled_cannot_be_clipped() -> None:
+def test_text_that_was_not_sampled_cannot_be_clipped() -> None:
     row = replace(answer((0,)), turns=(replace(answer((0,)).turns[0], logps=np.zeros(0, np.float32)),))
     batch = collate([Example((row, answer((1,))), scores=np.array([1.0, 0.0], np.float32))])
     with pytest.raises(ValueError, match="as sampled"):

@@ -69,7 +69,7 @@ def test_normalisation_does_not_blow_rounding_up(size: float, dtype: torch.dtype
     assert float(whiten(real)[1]) > 1.0
 
 
-def test_scores_with_rounding_alone_cannot_be_standardised() -> None:
+def test_scores_that_differ_only_by_rounding_cannot_be_standardised() -> None:
     noisy = np.nextafter(np.float32(0.3), np.float32(1.0))
     with pytest.raises(ValueError, match="scores that differ"):
         standardised([Example((played(i, 0.0),), scores=np.array([s])) for i, s in enumerate((0.3, noisy))])
@@ -165,7 +165,7 @@ def test_kto_takes_steps_of_one_row_and_of_one_start(size: int) -> None:
     assert len([record for record in again.history if "loss" in record]) == 4
 
 
-def test_mismatched_rows_come_from_the_partners_alone_where_there_is_one_start() -> None:
+def test_mismatched_rows_come_only_from_the_partners_where_there_is_one_start() -> None:
     own, other = Example((played(0, 1.0, ids=(20, 21)),)), Example((played(1, 1.0, ids=(30, 31, 32)),))
     batch = collate([own], mismatched=True, partners=[other])
     assert batch.mismatched.tolist() == [False, True]

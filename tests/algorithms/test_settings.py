@@ -53,7 +53,7 @@ def test_a_part_that_would_be_overlooked_is_an_error(parts: dict[str, Any], mess
 def test_what_is_not_a_part_may_have_any_name_that_is_not_nearly_one() -> None:
     @dataclass(frozen=True)
     class Own:
-        """A field may be called like anything; a helper of one's own may too, if it is no near miss."""
+        """A field may be called like anything; a helper may too, if it is no near miss."""
 
         exampels: int = 3  # a setting, however it is spelt
         name: ClassVar[str] = "own"

@@ -97,7 +97,7 @@ def test_detour_game_by_hand() -> None:
     """Asking and always taking the ending both states share: 2 and 0 from state 2, 1 and 2 from state 1.
 
     Against "always ending 0", asking first reaches ending 2 from either state, which wins .9; answering at once wins
-    at most .5. Ending uniformly in all three is the equilibrium: nobody gains against it.
+    at most .5. Ending uniformly in all three is the equilibrium: no policy gains against it.
     """
     game = detour_game()
     assert game.turns == 2

@@ -41,7 +41,7 @@ def test_nash_of_a_ranking_is_its_best_answer() -> None:
 
 @PROPERTY
 @given(st.integers(1, 9), st.integers(0, 2**31))
-def test_nobody_beats_the_nash_equilibrium(size: int, seed: int) -> None:
+def test_no_policy_beats_the_nash_equilibrium(size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     preference = random_preference(size, rng)
     policy = nash.nash_equilibrium(preference)

@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING tell people to type exists."""
+"""The commands in README and CONTRIBUTING exist."""
 
 from __future__ import annotations
 

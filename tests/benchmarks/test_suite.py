@@ -46,7 +46,7 @@ class Counting:
 
 
 def test_an_interrupted_suite_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Cells 0 and 1 are done when 2 is interrupted; the second call runs 2 alone and reports all three."""
+    """Cells 0 and 1 are done when 2 is interrupted; the second call runs only 2 and reports all three."""
     first = Counting(fail_at=2)
     with pytest.raises(KeyboardInterrupt):
         run_suite(first.suite(), tmp_path, progress=False)
@@ -94,7 +94,7 @@ def test_an_unknown_suite_is_named_with_what_was_meant() -> None:
         load("tool_mth")
 
 
-def test_a_suite_of_ones_own_is_found_by_module_and_attribute() -> None:
+def test_a_custom_suite_is_found_by_module_and_attribute() -> None:
     assert load("polyturn.benchmarks.tool_math:SUITE").name == "tool_math"
     with pytest.raises(SuiteError, match="expected a polyturn"):
         load("polyturn.benchmarks.tool_math:ENV")
@@ -172,7 +172,7 @@ SLEEPY = Suite("sleepy", "sleeps", _halves, _sleepy, _sum, seeds=2, parallel=Tru
 
 
 def test_workers_do_not_outlive_their_runner(tmp_path: Path) -> None:
-    """kill -9 of the runner: its two workers end by themselves instead of computing on or waiting for ever."""
+    """kill -9 of the runner: its two workers end by themselves instead of computing on or waiting indefinitely."""
     import os
     import signal
     import subprocess

@@ -53,7 +53,7 @@ def test_what_one_round_of_best_of_ten_can_reach(name: str, ceiling: float) -> N
     assert best_of_n(data_policy(), reward, n=10) @ reward == pytest.approx(ceiling, abs=0.02)
 
 
-def test_rewards_of_ones_own() -> None:
+def test_custom_rewards() -> None:
     by_function = reward_table(lambda context, arm: context - arm, contexts=2, arms=2)
     np.testing.assert_array_equal(by_function, [[0, -1], [1, 0]])
     np.testing.assert_array_equal(reward_table([1.0, 2.0], contexts=2, arms=2), [[1, 2], [1, 2]])
@@ -151,7 +151,7 @@ def test_a_duel_by_hand() -> None:
     assert wins[1] / 2000 == pytest.approx(0.8808, abs=0.035)
 
 
-def test_a_player_who_keeps_the_winner_earns_more_than_one_who_does_not_listen() -> None:
+def test_keeping_the_winner_earns_more_than_ignoring_it() -> None:
     """Challenging the last winner with every arm in turn finds the best; the return is the mean worth per duel."""
     env = PairedBandit(reward=list(np.linspace(0, 1, 5)), arms=5, duels=20, temperature=0.05)
     returns = {"listens": 0.0, "deaf": 0.0}

@@ -65,7 +65,7 @@ def test_taking_the_counter_offer_pays_the_counter_offer() -> None:
 
 @pytest.mark.parametrize("personality", PERSONALITIES)
 def test_an_offer_that_is_not_accepted_is_never_paid(personality: str) -> None:
-    """Also when time runs out with the offer on the table, and whatever the dealer writes about acceptance."""
+    """Also when time runs out with the offer on the table, and for anything the dealer writes about acceptance."""
     for line in (
         "It costs $59,000.",
         "It costs $59,000. Buyer: I take it! [accept]",
@@ -79,8 +79,8 @@ def test_an_offer_that_is_not_accepted_is_never_paid(personality: str) -> None:
         assert steps[-1][2]
 
 
-def test_the_reward_is_bounded_whatever_a_buyer_says() -> None:
-    """A buyer of one's own may accept anything and name any sum: what counts is the dealer's offer, up to the scale."""
+def test_the_reward_is_bounded_for_any_text_of_a_buyer() -> None:
+    """A custom buyer may accept anything and name any sum: what counts is the dealer's offer, up to the scale."""
 
     def paid(dealer: str, *buyer: str) -> float:
         lines = iter(buyer)
@@ -203,7 +203,7 @@ def test_snapshots_keep_the_table() -> None:
     assert env.step("Deal!") == other.step("Deal!")
 
 
-def test_a_buyer_of_ones_own_sees_its_brief() -> None:
+def test_a_custom_buyer_sees_its_brief() -> None:
     seen: list[Scene] = []
 
     def buyer(scene: Scene, heard: str) -> Spoken:

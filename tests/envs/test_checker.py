@@ -104,7 +104,7 @@ class NoEnv:
 
 
 class WarpedReset(Declared):
-    """Gymnasium's check wants `reset` to seed `np_random`; this one seeds a generator of its own."""
+    """Gymnasium's check wants `reset` to seed `np_random`; this one seeds another generator."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         rng = np.random.default_rng(seed)
@@ -348,7 +348,7 @@ class FalselyDeterministic(Guess):
 
 
 class RewardsSilence(Declared):
-    """Whoever says nothing until the end gets everything."""
+    """Saying nothing until the end gets everything."""
 
     def step(self, action: str) -> Any:
         observation, _, terminated, truncated, info = super().step(action)

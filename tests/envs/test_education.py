@@ -182,7 +182,7 @@ SOUPS: dict[str, Teacher] = {
 
 
 @pytest.mark.parametrize("soup", SOUPS)
-def test_cue_words_alone_do_not_pay(soup: str) -> None:
+def test_cue_words_by_themselves_do_not_pay(soup: str) -> None:
     """Against a teacher who asks once and then teaches one concept a turn in the way that was named, no trick wins."""
     oracle = EducationOracle()
     wins = []
@@ -201,7 +201,7 @@ def test_cue_words_alone_do_not_pay(soup: str) -> None:
     assert min(wins) > 0.6, wins
 
 
-def test_rudeness_ends_lessons_early() -> None:
+def test_rudeness_ends_conversations_early() -> None:
     _, info = teach(lambda topic, turn, rng: f"You are so stupid, {topic.concepts[turn % 4]} is easy.", 0)
     assert info["ended_by"] == "student"
     assert info["phase"] == "left"

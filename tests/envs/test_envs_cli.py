@@ -136,7 +136,7 @@ def test_show_on_a_terminal_that_knows_no_unicode(store: Path) -> None:
     assert rb"env | \u6211" in done.stdout
 
 
-def test_what_printable_leaves_alone() -> None:
+def test_text_that_printable_does_not_change() -> None:
     assert printable("plain \u00e9\u6211\U0001f600\n\t") == "plain \u00e9\u6211\U0001f600\n\t"
     assert printable("\r\x00\x7f\x85\u2028\u200f\ue000\udfff") == r"\r\x00\x7f\x85\u2028\u200f\ue000\udfff"
 

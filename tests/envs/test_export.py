@@ -127,7 +127,7 @@ def test_dpo_completions_always_begin_with_the_agent(
 
 
 def test_dpo_pairs_within_groups_and_never_with_invalid_members(store: Path, tmp_path: Path) -> None:
-    """Seed 1: returns 1, 0, 0 and a failure make 2 pairs; seed 2: a tie makes none; seed 3: nobody is valid."""
+    """Seed 1: returns 1, 0, 0 and a failure make 2 pairs; seed 2: a tie makes none; seed 3: no member is valid."""
     write(
         store,
         episode(1, 0, ("q", "right", 1.0)),
@@ -244,7 +244,7 @@ def test_nothing_that_exists_is_replaced_least_of_all_the_store(store: Path, nam
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_a_failed_export_leaves_nothing_behind(store: Path, tmp_path: Path, name: str) -> None:
+def test_a_failed_export_leaves_no_file(store: Path, tmp_path: Path, name: str) -> None:
     write(store, episode(1, 0, ("q", "a", 1.0)), episode(1, 1, ("q", "b", 0.0)))
     store.write_bytes(store.read_bytes().replace(b'"b"', b'"c"'))
     with pytest.raises(CorruptRecord, match="record 2"):

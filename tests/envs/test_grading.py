@@ -409,7 +409,7 @@ def test_no_answer_is_wrong_even_for_an_empty_gold() -> None:
 
 @pytest.mark.parametrize("count", [8, 64])
 def test_threads_grade_as_one_does(count: int) -> None:
-    """Every thread grades pairs of its own choice while all others do; the longest takes many evaluations."""
+    """Every thread grades its own pairs while all others do; the longest takes many evaluations."""
     roots = [rf"\sqrt{{{number}}}" for number in (2, 3, 5, 6, 7, 8, 10, 11, 12, 13)]
     pairs = [(", ".join(reversed(roots)), ", ".join(roots)), *RIGHT]
     wrong: list[tuple[str, str]] = []

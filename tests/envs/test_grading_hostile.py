@@ -138,7 +138,7 @@ def test_the_verdict_does_not_depend_on_a_clock(monkeypatch: pytest.MonkeyPatch)
     assert not grade(r"\sqrt{8}", r"3\sqrt{2}")
 
 
-def test_without_a_budget_only_what_is_written_alike_is_right() -> None:
+def test_without_a_budget_only_identical_text_is_right() -> None:
     def right(answer: str, gold: str) -> bool:
         return equal(readings(answer)[0], readings(gold)[0], Evaluator(work=0))
 

@@ -1,4 +1,4 @@
-"""Preferences: probabilities that row beats column, in both orders, with ties and with pairs nobody asked about."""
+"""Preferences: probabilities that row beats column, in both orders, with ties and with unasked pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_comparison_asked_in_one_order_counts_in_both() -> None:
     assert made.win_rate().tolist() == [0.2, 0.8]
 
 
-def test_nobody_asked() -> None:
+def test_a_preference_without_any_comparison() -> None:
     made = preference([[NAN, NAN], [NAN, NAN]])
     assert made.pairs().shape == (0, 2)
     assert np.isnan(made.win_rate()).all()

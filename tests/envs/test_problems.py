@@ -39,7 +39,7 @@ def write(path: Path, *rows: object) -> Path:
 # Files
 
 
-def test_gsm8k_rows_give_the_number_behind_the_hashes(tmp_path: Path) -> None:
+def test_gsm8k_rows_give_the_number_after_the_hashes(tmp_path: Path) -> None:
     problems = load_problems(write(tmp_path / "gsm.jsonl", GSM8K, GSM8K | {"answer": "It is easy.\n#### 1,080"}))
     assert [p.answer for p in problems] == ["24", "1,080"]
     assert [p.id for p in problems] == ["gsm/0", "gsm/1"]

@@ -104,7 +104,7 @@ def test_it_nests_in_gymnasiums_spaces() -> None:
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_vector_environments(mode: str) -> None:
-    """Two games of Guess step together; asynchronous ones run in processes of their own."""
+    """Two games of Guess step together; asynchronous ones run in separate processes."""
     assert "polyturn/Guess-v0" in polyturn.envs.registered()
     arguments = {} if mode == "sync" else {"shared_memory": False}
     env = gymnasium.make_vec("polyturn/Guess-v0", 2, vectorization_mode=mode, vector_kwargs=arguments)

@@ -455,7 +455,7 @@ def test_a_file_that_may_not_grow_keeps_its_records_and_goes_on(path: Path) -> N
 
 
 class TornWrites:
-    """Stands in for `os.pwrite` on a disk with so many bytes left."""
+    """Stands in for `os.pwrite` on a disk with this many bytes left."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -484,7 +484,7 @@ def test_a_full_disk_at_any_byte_leaves_the_store_usable(path: Path, monkeypatch
 
 
 def test_an_interrupted_append_does_not_spoil_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C after half of a long line: the next, shorter line must not leave the rest of it behind."""
+    """Ctrl-C after half of a long line: the next, shorter line must not leave the rest of it."""
 
     def interrupted(fd: int, data: bytes, offset: int) -> int:
         real(fd, data[: len(data) - 10], offset)
@@ -510,7 +510,7 @@ def test_a_store_deleted_under_its_writer_is_noticed(path: Path) -> None:
 # Index and groups
 
 
-def test_index_tells_who_is_there_without_the_turns(path: Path) -> None:
+def test_index_names_the_agents_without_the_turns(path: Path) -> None:
     items = [
         trajectory(1, 0, policy_version="iteration-1", agent="a", task_id="t", env_options={"b": 1, "a": "\ud800"}),
         trajectory(1, 1, error="SandboxLost"),
@@ -535,7 +535,7 @@ def test_groups_are_gathered_from_anywhere_in_the_file(path: Path) -> None:
     ]
 
 
-def test_groups_can_be_read_behind_damage(path: Path) -> None:
+def test_groups_can_be_read_after_damage(path: Path) -> None:
     write(path, *(trajectory(1, member) for member in range(3)))
     path.write_bytes(path.read_bytes().replace(b"answer 1", b"answer X"))
     with pytest.warns(RuntimeWarning, match="record 2"):

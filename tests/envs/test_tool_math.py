@@ -352,7 +352,7 @@ def test_an_action_that_is_no_text_is_refused_and_changes_nothing(action: Any, m
 
 @pytest.mark.parametrize("how", ["deepcopy", "copy", "pickle"])
 def test_a_copy_of_a_live_environment_goes_on_by_itself(how: str) -> None:
-    """The copy runs the programs again in an interpreter of its own; what one does later the other does not see."""
+    """The copy runs the programs again in another interpreter; what one does later the other does not see."""
     env, sandbox = started()
     env.step(fenced("x = 42"))
     if how == "pickle":

@@ -39,7 +39,7 @@ def test_a_turn_keeps_no_memory_that_its_maker_can_write_to() -> None:
         made.action_ids[0] = 5
 
 
-def test_every_int32_is_a_token_whatever_its_type() -> None:
+def test_every_int32_is_a_token_in_any_integer_type() -> None:
     edges = [-(2**31), -1, 0, 2**31 - 1]
     for kind in (np.int32, np.int64, object):
         ids = np.array(edges, kind) if kind is not object else edges
@@ -143,7 +143,7 @@ def test_total_reward_is_the_undiscounted_sum() -> None:
     assert trajectory().total_reward == 0.0
 
 
-def test_tokens_say_who_wrote_them() -> None:
+def test_tokens_have_the_turn_that_wrote_them() -> None:
     """Turn 0: context 1 2, action 3; turn 1: context 4, action 5 6. Owners: -1 -1 0 -1 1 1."""
     ids, owner = trajectory(
         turns=(turn(context_ids=[1, 2], action_ids=[3]), turn(context_ids=[4], action_ids=[5, 6]))
@@ -238,7 +238,7 @@ def test_a_group_refuses_other_starts(change: dict[str, Any], named: str) -> Non
         Group((base, dataclasses.replace(base, **change)))
 
 
-def test_a_group_allows_whatever_does_not_change_the_start() -> None:
+def test_a_group_allows_fields_that_do_not_change_the_start() -> None:
     group = Group((trajectory(member=0, agent="a"), trajectory(member=1, policy_version="v", turns=(turn(),))))
     assert len(group) == 2
     assert [member.member for member in group] == [0, 1]

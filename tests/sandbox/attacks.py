@@ -170,7 +170,7 @@ PROCESSES = [
 ]  # fmt: skip
 
 OUTPUTS = [
-    stopped("prints for ever", "while True: print('x')", OUTPUT, TIMEOUT),
+    stopped("prints indefinitely", "while True: print('x')", OUTPUT, TIMEOUT),
     ends("prints too much", "while True: print('x' * 10000)", OUTPUT),
     ends("prints too much to stderr", "import sys\nwhile True: sys.stderr.write('x' * 10000)", OUTPUT),
     ends("one line of 100 MB", "print('x' * 10**8)", OUTPUT, MEMORY),
@@ -486,5 +486,5 @@ def judge(campaign: Campaign, attack: Attack) -> None:
     assert attack.check(after.result), shown
     assert "ESCAPED" not in after.result.stdout, shown
     assert after.works_after, "the next honest call in the same session failed"
-    assert after.neighbour.value == "(12345, 'kept', 4, 2)", f"a neighbour noticed: {after.neighbour}"
+    assert after.neighbour.value == "(12345, 'kept', 4, 2)", f"another session noticed: {after.neighbour}"
     assert after.processes_left == []

@@ -160,7 +160,7 @@ def test_no_churn_of_folders_or_processes_holds_up_the_others(sandbox: DockerSan
 
 @pytest.mark.docker
 def test_folders_of_many_sessions_are_emptied_a_few_at_a_time(sandbox: DockerSandbox) -> None:
-    """Each needs a process of its own; forty at once would stand between a run and its answer."""
+    """Each needs a separate process; forty at once would stand between a run and its answer."""
     sessions = [sandbox.open() for _ in range(40)]
     for session in sessions:
         session.run("import os\nfor i in range(50): os.makedirs(f'{i}/a')")

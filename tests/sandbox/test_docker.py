@@ -88,7 +88,7 @@ def test_the_container_is_locked_down(client: Any) -> None:
     assert not any(name in str(config["Env"]) for name in ("HOME", "USER", "TOKEN"))
 
 
-def test_a_run_that_works_long_goes_behind_and_the_next_one_starts_even() -> None:
+def test_a_long_run_loses_priority_and_the_next_one_has_it_again() -> None:
     """Priorities as the program itself sees them: 5 for every run, 19 once it has worked for more than 50 ms."""
     work = "import os, time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n"
     mine = "os.getpriority(os.PRIO_PROCESS, 0)"
@@ -175,7 +175,7 @@ def test_a_killed_container_is_a_loss_not_a_result_and_the_next_episode_works(cl
 def test_a_paused_container_is_noticed_soon_after_the_time_of_a_run(
     client: Any, monkeypatch: pytest.MonkeyPatch, transport: str
 ) -> None:
-    """From blocking callers and from asyncio; a slow answer alone is no loss, as long as the supervisor lives."""
+    """From blocking callers and from asyncio; a slow answer by itself is no loss, as long as the supervisor lives."""
     monkeypatch.setattr(link, "_DOUBT_S", 0.3)
     monkeypatch.setattr(link, "_PROBE_S", 1.0)
     with DockerSandbox(spares=0, preload=(), transport=transport, wait_s=20) as sandbox:
@@ -239,7 +239,7 @@ def test_auto_with_something_that_cannot_be_had_fails_closed(option: dict[str, s
         open_sandbox(**option)
 
 
-def test_strict_is_one_session_a_container_whatever_else_is_asked_for() -> None:
+def test_strict_is_one_session_a_container_with_any_other_options() -> None:
     with pytest.raises(ValueError, match="one session a container, not sessions=64"):
         DockerSandbox(level="strict", sessions=64)
     with pytest.raises(ValueError, match="engines is a list of addresses"):
@@ -344,7 +344,7 @@ def test_an_engine_that_does_not_answer_is_named(remote_engine: str) -> None:
         DockerSandbox(engines=[remote_engine, "tcp://127.0.0.1:9"])
 
 
-def test_the_shared_sandbox_is_one_container_for_everybody() -> None:
+def test_the_shared_sandbox_is_one_container_for_all_callers() -> None:
     first, second = open_sandbox("docker"), open_sandbox("docker")
     one, two = first.open(), second.open()
     assert one.run("import os; os.uname().nodename, os.getpid()").ok
@@ -405,7 +405,7 @@ def test_the_containers_memory_limit_ends_the_biggest_and_spares_the_rest() -> N
         assert honest.run("x").value == "1"
 
 
-def test_a_forked_copy_of_the_program_gets_a_sandbox_of_its_own() -> None:
+def test_a_forked_copy_of_the_program_gets_another_sandbox() -> None:
     code = (
         "import os\nfrom polyturn.sandbox import open_sandbox\n"
         "box = open_sandbox('docker', preload=()); s = box.open(); s.run('x = 1')\n"

@@ -1,4 +1,4 @@
-"""An engine of its own is restarted under load: only the calls in flight are lost, and are reported as lost."""
+"""A separate engine is restarted under load: only the calls in flight are lost, and are reported as lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from polyturn.sandbox.images import host_image
 CAN = os.geteuid() == 0 and shutil.which("dockerd") is not None
 
 
-@pytest.mark.skipif(not CAN, reason="needs root, to start an engine of its own")
+@pytest.mark.skipif(not CAN, reason="needs root, to start its own engine")
 def test_an_engine_restarted_under_load_loses_the_calls_in_flight_and_no_more(tmp_path: Path) -> None:
-    """Four callers: each may lose the call it is in; nobody gets a wrong answer; afterwards all go on."""
+    """Four callers: each may lose the call it is in; no call gets a wrong answer; afterwards all go on."""
     with OwnEngine() as engine:
         archive = tmp_path / "root.tar"
         host_image.write_archive(archive, [])
@@ -43,7 +43,7 @@ def test_an_engine_restarted_under_load_loses_the_calls_in_flight_and_no_more(tm
         client.close()
 
 
-def test_an_engine_of_ones_own_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_another_address_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(SandboxUnavailable, match="root and `dockerd`"):
         OwnEngine()

@@ -1,7 +1,7 @@
 # ruff: noqa: E501 (one program a line reads better than a program folded)
 """What the sessions of one container share is never used up, nor held up, by one of them: disk, user ids, births.
 
-A session that goes beyond its share is ended or refused; whoever comes after it finds everything as it was.
+A session that goes beyond its share is ended or refused; the sessions after it find everything as it was.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def sandbox() -> Iterator[DockerSandbox]:
 
 @pytest.fixture
 def session(sandbox: DockerSandbox) -> Iterator[Session]:
-    """A session in a container without others: what a test leaves behind is its own fault, and ends with it."""
+    """A session in a container without others: what a test leaves is its own fault, and ends with it."""
     server = sandbox.servers[0]
     opened = sandbox.open(LIMITS)
     yield opened
@@ -190,7 +190,7 @@ def test_the_run_that_goes_beyond_the_share_of_the_disk_says_so(
         assert attacker.run("1").ok
 
 
-def test_what_others_remove_hides_nobodys_files(sandbox: DockerSandbox, session: Session) -> None:
+def test_files_that_others_remove_hide_no_files(sandbox: DockerSandbox, session: Session) -> None:
     """Sessions one after another, each of which fills the disk by as much as the emptied folder of the last one gives."""
     for _ in range(8):
         with sandbox.open(LIMITS) as attacker:
@@ -231,7 +231,7 @@ HELD_UP = {
 }  # fmt: skip
 
 
-def test_a_program_that_holds_up_its_fork_holds_up_nobody_else(sandbox: DockerSandbox, session: Session) -> None:
+def test_a_program_that_delays_its_fork_delays_no_other_session(sandbox: DockerSandbox, session: Session) -> None:
     """All at once, and an honest session is opened, forked and used before the first of them is given up."""
     server = sandbox.servers[0]
     session.run("x = 1")
@@ -266,7 +266,7 @@ def test_a_program_that_holds_up_its_fork_holds_up_nobody_else(sandbox: DockerSa
     assert wait_until(lambda: server.ping()["interpreters"] <= before - len(HELD_UP)), server.ping()
 
 
-def test_closing_a_session_answers_whoever_forks_it(sandbox: DockerSandbox, session: Session) -> None:
+def test_closing_a_session_answers_its_pending_fork(sandbox: DockerSandbox, session: Session) -> None:
     server = sandbox.servers[0]
     attacker = sandbox.open(LIMITS)
     attacker.run(HELD_UP["the fork"])
@@ -288,7 +288,7 @@ def test_closing_a_session_answers_whoever_forks_it(sandbox: DockerSandbox, sess
 
 
 def test_a_session_whose_opener_has_gone_is_closed(sandbox: DockerSandbox, session: Session) -> None:
-    """As after Ctrl-C in the host: nobody learns the number of the session, so nobody could close it."""
+    """As after Ctrl-C in the host: the number of the session is not received, so it could not be closed."""
     server = sandbox.servers[0]
     before = server.ping()["sessions"]
     path = socket_of(sandbox)
@@ -299,8 +299,8 @@ def test_a_session_whose_opener_has_gone_is_closed(sandbox: DockerSandbox, sessi
     assert wait_until(lambda: (seen := server.ping())["sessions"] == seen["interpreters"] == before), server.ping()
 
 
-def test_an_origin_that_dies_while_it_is_forked_leaves_no_copy_behind(sandbox: DockerSandbox, session: Session) -> None:
-    """The copy has said hello and leads a group of its own, where its origin's end does not reach it."""
+def test_an_origin_that_dies_while_it_is_forked_leaves_no_copy(sandbox: DockerSandbox, session: Session) -> None:
+    """The copy has said hello and leads its own group, where its origin's end does not reach it."""
     server = sandbox.servers[0]
     attacker = sandbox.open(LIMITS)
     attacker.run(
@@ -399,7 +399,7 @@ def test_where_no_process_can_be_made_the_sweeping_waits(tmp_path: Path, monkeyp
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take another user's rights")
 def test_who_empties_a_folder_has_its_users_rights_and_none_of_its_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel lets a user signal whoever has its id as real or saved one: here both stay root's."""
+    """The kernel lets a user signal a process that has its id as real or saved one: here both stay root's."""
     left = Path(tempfile.mkdtemp())  # not below a folder that is closed to other users
     (left / "left").write_text("here")
     os.chown(left, 12345, 12345)

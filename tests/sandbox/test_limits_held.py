@@ -26,7 +26,7 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 def run(sandbox: Sandbox, limits: Limits, code: str, wall_s: float | None = None) -> Result:
-    """What comes of a program in a session of its own."""
+    """What comes of a program in another session."""
     with sandbox.open(limits) as session:
         return session.run(code, wall_s=wall_s)
 
@@ -42,7 +42,7 @@ def test_the_wall_clock(sandbox: Sandbox) -> None:
 
 
 def test_time_on_the_processor(sandbox: Sandbox) -> None:
-    """Sleeping costs none of it, and without a limit of its own it is the time of the wall clock."""
+    """Sleeping costs none of it, and without its own limit it is the time of the wall clock."""
     work = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
     limits = replace(LIMITS, cpu_s=0.6)
     result = run(sandbox, limits, work.format(30))
@@ -94,7 +94,7 @@ print([os.waitpid(pid, 0)[1] for pid in children])
 def test_processes_and_threads(sandbox: Sandbox) -> None:
     """The session itself is one of them."""
     if not sandbox.capabilities.users_separate:
-        pytest.fail("this suite is run by a user that can give every session a user id of its own")
+        pytest.fail("this suite is run by a user that can give every session its own user id")
     limits = replace(LIMITS, processes=5, branches=0)
     threads = "import threading as t\nfor _ in range({}): t.Thread(target=t.Event().wait, daemon=True).start()"
     forks = "import os, time\nfor _ in range({}):\n  if not os.fork(): time.sleep(30)"

@@ -69,7 +69,7 @@ def test_threads_that_flood_end_with_the_interpreter(session: Session, program: 
 
 
 def test_processes_left_by_a_run_cannot_write_into_the_next(sandbox: Sandbox, session: Session) -> None:
-    """Each run leaves a process that writes without end; the next run starts at once, on pipes of its own."""
+    """Each run leaves a process that writes without end; the next run starts at once, on its own pipes."""
     if not sandbox.capabilities.fork:
         pytest.skip("programs cannot start processes here")
     leave = "import os\nif os.fork() == 0:\n  while True: os.write(1, b'z')\nkept = os.dup(1)"

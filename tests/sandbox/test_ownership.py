@@ -1,4 +1,4 @@
-"""Who owns a container or a folder: nothing of a living program is removed, in whatever namespace it lives."""
+"""Owners of containers and folders: nothing of a living program is removed, in whatever namespace it lives."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def program(code: str, *before: str, argument: str = "", **environment: str) -> subprocess.Popen[str]:
-    """Starts Python code as a host program of its own."""
+    """Starts Python code as another host program."""
     return subprocess.Popen(
         [*before, sys.executable, "-X", "dev", "-W", "ignore", "-c", code, argument],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -163,7 +163,7 @@ def test_folders_of_containers_stay_until_their_engine_is_asked(temporary: Path)
         assert (len(os.listdir(folder)) if folder.exists() else None) == left, engine
 
 
-def test_a_tree_is_removed_whatever_its_depth_and_modes(tmp_path: Path) -> None:
+def test_a_tree_of_any_depth_and_modes_is_removed(tmp_path: Path) -> None:
     deep = tmp_path / "tree"
     deep.mkdir()
     code = f"import os\nos.chdir({str(deep)!r})\nfor _ in range(1200): os.mkdir('d'); os.chdir('d')"
@@ -213,7 +213,7 @@ for options in ({}, {"spares": 0, "preload": ()}):
 
 
 @pytest.mark.parametrize("kind", [pytest.param("docker", marks=pytest.mark.docker), "local"])
-def test_a_forked_child_that_ends_normally_leaves_its_parents_sandbox_alone(kind: str) -> None:
+def test_a_forked_child_that_ends_normally_does_not_touch_its_parents_sandbox(kind: str) -> None:
     """Nothing is printed on standard error: closing a closed file would show there (Python 3.13, or -X dev).
 
     A child may open sessions through an inherited handle on the shared sandbox: they are its own sandbox's.
@@ -253,7 +253,7 @@ def client() -> Iterator[Any]:
 
 @pytest.mark.docker
 @can_unshare
-def test_programs_in_other_pid_namespaces_leave_each_others_containers_alone(client: Any) -> None:
+def test_programs_in_other_pid_namespaces_do_not_touch_each_others_containers(client: Any) -> None:
     """Both start, each sweeps, both go on: ids of processes, which mean nothing there, take no part."""
     there = host("docker", *OTHER_NAMESPACE)
     name = line(there)

@@ -154,7 +154,7 @@ def test_callers_that_share_a_stream_get_their_own_answers() -> None:
     link.close()
 
 
-def test_a_broken_stream_fails_everybody_who_waits() -> None:
+def test_a_broken_stream_fails_all_waiting_calls() -> None:
     ours, theirs = socket.socketpair()
     link = StreamLink(ours)
     problems: list[str] = []
@@ -296,7 +296,7 @@ def test_where_no_copy_can_be_made_a_request_fails_at_once_and_its_descriptors_c
         raise OSError(11, "no more processes")
 
     room: Any = SimpleNamespace(fork=fork)
-    assert zygote.copy_ahead(theirs, room)  # nobody has asked: it is simply tried again
+    assert zygote.copy_ahead(theirs, room)  # it was not asked for: it is tried again
     ours.sendmsg([b"{}"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [far.fileno()]))])
     far.close()
     assert zygote.copy_ahead(theirs, room)
@@ -308,7 +308,7 @@ def test_where_no_copy_can_be_made_a_request_fails_at_once_and_its_descriptors_c
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_copy_made_ahead_that_dies_is_replaced() -> None:
-    """The one process of the zygote that is nobody's yet is killed: the next session is opened all the same."""
+    """The one process of the zygote that belongs to no session yet is killed: the next session still opens."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         sandbox = open_sandbox("local", spares=0, preload=())

@@ -108,7 +108,7 @@ def test_opening_on_a_server_that_just_died_tries_another() -> None:
         assert pool.open().run("1").value == "1"
 
 
-def test_the_full_pool_serves_those_who_wait_in_the_order_they_came() -> None:
+def test_the_full_pool_serves_waiting_callers_in_order() -> None:
     engine = Engine(capacity=1)
     order: list[int] = []
     with Pool([engine], CAPABILITIES, servers=1) as pool:
@@ -141,7 +141,7 @@ def test_waiting_for_room_ends_with_an_error_that_says_what_to_do() -> None:
         kept.close()
 
 
-def test_closing_the_pool_wakes_whoever_waits() -> None:
+def test_closing_the_pool_wakes_waiting_callers() -> None:
     pool = Pool([Engine(capacity=1)], CAPABILITIES)
     kept = pool.open()
     problems: list[str] = []

@@ -38,7 +38,7 @@ def test_variables_live_from_run_to_run(session: Session) -> None:
     assert session.run("_ + 1").value == "43"
 
 
-def test_the_value_is_that_of_the_last_expression_alone(session: Session) -> None:
+def test_the_value_is_that_of_only_the_last_expression(session: Session) -> None:
     assert session.run("1 + 1\nx = 5").value is None
     assert session.run("None").value is None
     assert session.run("'text'").value == "'text'"
@@ -113,7 +113,7 @@ def test_cpu_is_limited_apart_from_the_wall_clock(sandbox: Sandbox) -> None:
     session.close()
 
 
-def test_running_out_of_memory_is_told_apart_and_leaves_a_working_session(session: Session) -> None:
+def test_running_out_of_memory_has_its_own_status_and_leaves_a_working_session(session: Session) -> None:
     assert session.run("x = bytearray(10**10)").status is Status.MEMORY
     result = session.run("x = [0]\nwhile True: x = x * 2")
     assert (result.status, result.error and result.error.splitlines()[-1]) == (Status.MEMORY, "MemoryError")
@@ -221,7 +221,7 @@ def test_forking_often_is_not_taken_for_threads_that_go_on_working(sandbox: Sand
     session.close()
 
 
-def test_killing_a_branch_leaves_its_siblings_alone(session: Session) -> None:
+def test_killing_a_branch_does_not_touch_its_siblings(session: Session) -> None:
     session.run("x = 1")
     branches = [session.fork() for _ in range(3)]
     stubborn = "import os, signal\nsignal.signal(2, signal.SIG_IGN)\nos.fork()\nwhile True: pass"

@@ -94,7 +94,7 @@ def test_a_forged_answer_ahead_of_the_next_run_is_refused(session: Session) -> N
     assert works(session)
 
 
-def test_a_forked_copy_answers_for_nobody(session: Session) -> None:
+def test_a_forked_copy_does_not_answer_for_its_origin(session: Session) -> None:
     result = session.run(
         "import os, time\nif os.fork() == 0:\n    os.write(3, b'x' * 100)\n    time.sleep(5)\n    os._exit(0)\ntime.sleep(1)\n'real'"
     )
