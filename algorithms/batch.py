@@ -160,12 +160,14 @@ def collate(
     """
     if not examples:
         raise ValueError("collate: expected at least one example, got none")
+    # Rows: the trajectories of all examples in order.
     sizes = [len(example.trajectories) for example in examples]
     offset = np.concatenate([[0], np.cumsum(sizes)])
     trajectories = [row for example in examples for row in example.trajectories]
     group = np.repeat(np.arange(len(examples)), sizes)
     rows = [_row(trajectory) for trajectory in trajectories]
     parts = [trajectory.segment_lengths for trajectory in trajectories]
+    # Then one mismatched row for each: its prompt with a continuation from another prompt.
     if mismatched:
         # Starts with other seeds may ask the same question, and its answer would be no mismatch at all.
         every = [*trajectories, *(row for example in partners for row in example.trajectories)]
@@ -177,6 +179,7 @@ def collate(
             lengths = every[j].segment_lengths
             moved = len(trajectories[i].turns[0].context_ids) - len(every[j].turns[0].context_ids)
             parts.append((lengths[0] + moved, *lengths[1:]))
+    # Tokens, padded on the right.
     width = max(len(ids) for ids, _, _ in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -194,6 +197,7 @@ def collate(
         for index, lengths in enumerate(parts):
             number = np.repeat(np.arange(len(lengths), dtype=np.int16), lengths)
             segments[index, : len(number)] = torch.from_numpy(number)
+    # What belongs to rows and to pairs; mismatched rows have no feedback.
     extra = len(rows) - len(trajectories)
 
     def joined(name: str, fill: int = 0) -> Tensor:

@@ -166,6 +166,7 @@ def collect(
         raise ValueError(f"collect: expected one task a group ({count}), got {len(tasks)} tasks")
     if partner_store is not None and store is None:
         raise ValueError("collect: expected a store to go with partner_store, since resuming needs both; got none")
+    # What was given, checked before any work.
     members = list(agent) if isinstance(agent, Sequence) else [agent] * group_size
     if len(members) != group_size:
         raise ValueError(f"collect: expected one agent for each of {group_size} members, got {len(members)}")
@@ -205,6 +206,7 @@ def collect(
     env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env
     recorded = plain_options(options)
 
+    # Where groups branch; an environment is tried before episodes are played.
     parts = branch_turns(branch_at, count)
     if prefix_agent is not None and branch_at is None:
         raise ValueError("collect: expected branch_at to go with prefix_agent, got none")
@@ -216,6 +218,7 @@ def collect(
         finally:
             probe.close()
 
+    # One job an episode, without those that are in the store already.
     jobs = [
         Job(group, member, group_seed(seed, group), None if tasks is None else int(tasks[group]), parts[group])
         for group in range(count)
@@ -223,6 +226,7 @@ def collect(
     ]
     done = _already_there(store, env_id, recorded, jobs, members, prefix_agent, same_noise)
     left = [job for job in jobs if (job.group, job.member) not in done]
+    # Play them, each appended to the store when it ends.
     keep: Store | BothSides | None = store
     if store is not None and partner_store is not None:
         keep = BothSides(store, partner_store, done.values())
@@ -235,6 +239,7 @@ def collect(
     quiet = None if progress else True  # None: only where standard error is a terminal or a notebook
     with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=quiet, leave=False) as bar:
         done |= block(lambda: runner.run(todo, width, bar))
+    # Groups in order.
     runner.check_any(done.values())
     return [_group([done[group, member] for member in range(group_size)]) for group in range(count)]
 

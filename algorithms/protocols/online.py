@@ -97,6 +97,7 @@ def online(
 
     average = opponent if isinstance(opponent, MovingAverage) else None
     members = [speaking(policy if actor is None else actor)] * collect.group_size
+    # The opponent's members follow the policy's in every group.
     if opponent is not None:
         rival = speaking(opponent.average if isinstance(opponent, MovingAverage) else opponent)
         if agent_id(rival) == agent_id(members[0]):
@@ -106,6 +107,7 @@ def online(
                 "leave the opponent out for self-play"
             )
         members += [rival] * (collect.group_size if opponents is None else opponents)
+    # How groups are compared, and how each draw collects them: seeds follow from the number of the draw.
     annotate = preference or (by_return if reward is None else _by_reward(reward))
 
     def draw(number: int) -> list[Group]:

@@ -209,6 +209,7 @@ class Interpreters(Loop):
 
     def heard(self, child: Interpreter, events: int) -> None:
         """Writes on where a channel was full, and reads what an interpreter says."""
+        # Write on.
         if events & WRITE and child.outgoing:
             try:
                 del child.outgoing[: child.control.send(child.outgoing)]
@@ -220,6 +221,7 @@ class Interpreters(Loop):
                 self.watch(child.fd, READ)
         if not events & ~WRITE:
             return
+        # Read; the kernel names the sender of the first frame.
         sender = child.pid
         try:
             if sender:
@@ -230,6 +232,7 @@ class Interpreters(Loop):
             return
         except OSError:
             data = b""
+        # Nothing to read: its channel is closed.
         if not data:
             self.forget(child.fd)
             if not child.pid:
@@ -239,6 +242,7 @@ class Interpreters(Loop):
             return
         if child.killed:
             return
+        # Whole frames, checked before they are believed.
         child.incoming += data
         while len(child.incoming) >= REPLY_SIZE and not child.dead and not child.killed:
             size, token, kind, *sizes = struct.unpack_from(episode.REPLY, child.incoming)

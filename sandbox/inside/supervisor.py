@@ -233,6 +233,7 @@ class Supervisor(Watch):
 
     def fork(self, session: SessionRecord, peer: Peer, number: int) -> None:
         """Branches a session's interpreter."""
+        # Whether it can be forked now.
         child = session.child
         problem = ""
         if session.busy:
@@ -250,6 +251,7 @@ class Supervisor(Watch):
         if problem or child is None:
             peer.reply(number, fail=problem)
             return
+        # The new session, and the interpreter that is to be its own.
         branch = self.new_session(session.limits, session.seed, peer, number)
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
@@ -266,6 +268,7 @@ class Supervisor(Watch):
             if session.branch is branch:  # its program holds the interpreter up, or answered in its stead
                 self.kill(child, "it did not answer when it was forked")
 
+        # Ask the interpreter to fork, with a time limit, and send the copy its channel.
         self.after(self.config["fork_s"], give_up)
         self.tell(child, b"F", FORK)
         with contextlib.suppress(OSError):  # where it just died, its end is on its way

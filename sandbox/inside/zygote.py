@@ -242,6 +242,7 @@ def start(
         os.setpriority(os.PRIO_PROCESS, 0, prepared.nice)
     limits, uid, area, folder = request["limits"], request["uid"], request["area"], request["folder"]
     programs: bool = limits["programs"]
+    # Its folder and its user.
     make_room(area, folder, uid)
     if uid is not None:
         os.seteuid(uid)
@@ -252,11 +253,13 @@ def start(
         os.setresuid(uid, uid, uid)
     else:
         os.chdir(folder)
+    # Its home, by a descriptor where it starts no other programs.
     home = "" if programs else prepared.home  # other programs are started without the descriptor of that name
     if home:
         here = os.open(".", os.O_PATH | os.O_DIRECTORY)
         os.dup2(here, episode.HOME, inheritable=True)
     os.environ["HOME"] = os.environ["TMPDIR"] = home or folder
+    # Limits, Landlock, and last the filter, after which nothing of this can be changed.
     _limit(limits, uid is not None, prepared.size)
     landlock = prepared.landlock
     if isolation.LINUX:
@@ -279,6 +282,7 @@ def start(
     def confine(own: str) -> None:
         landlock.restrict(own, execute=programs)
 
+    # From here on it is the session's interpreter.
     served.settle(folder, home, limits["output_bytes"], confine)
     served.hello()
     served.serve()
