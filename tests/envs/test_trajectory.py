@@ -294,3 +294,18 @@ def test_group_by_start_puts_trajectories_with_a_shared_prefix_into_groups_of_th
     ]
     found = [([m.member for m in group], group.branched_at) for group in group_by_start(stream)]
     assert found == [([0, 4, 7], None), ([1, 3], 1), ([2, 5], 1), ([6], 2)]
+
+
+@pytest.mark.parametrize("starts", [[1], [2], [1, 2], [np.int64(1), 2]])
+def test_segments_start_at_rising_turns(starts: list[int]) -> None:
+    made = trajectory(turns=(turn("a"), turn("b"), turn("c")), segment_starts=starts)
+    assert made.segment_starts == tuple(starts)
+    assert {type(start) for start in made.segment_starts} == {int}
+
+
+@pytest.mark.parametrize("starts", [[0], [3], [-1], [1, 1], [2, 1]])
+def test_segments_that_are_empty_or_out_of_order_are_refused(starts: list[int]) -> None:
+    with pytest.raises(ValueError, match="rising indices of turns from 1 to 2"):
+        trajectory(turns=(turn("a"), turn("b"), turn("c")), segment_starts=starts)
+    with pytest.raises(ValueError, match="rising indices"):
+        trajectory(turns=(turn("a"),), segment_starts=[1])
