@@ -63,7 +63,7 @@ def add_view(subparsers: Any) -> None:
         default="auto",
         help="one file, or side files for large stores (default auto: one file up to 60 MB)",
     )
-    view.add_argument("--skip-damaged", action="store_true", help="go on behind damaged records")
+    view.add_argument("--skip-damaged", action="store_true", help="go on after damaged records")
     view.add_argument("--open", action="store_true", help="open the page in the browser")
     view.add_argument("--serve", action="store_true", help="serve it to this machine and follow what is written")
     view.add_argument("--port", type=int, default=0, help="of --serve (default: a free one)")
@@ -219,4 +219,4 @@ def _size(page: Path) -> str:
     text = f"{page.stat().st_size / 1e6:.1f} MB"
     with page.open(encoding="utf-8") as file:
         beside = any(line.startswith("<body data-mode=folder") for line in file)
-    return f"{text}; conversations in {page.stem}-data, keep it beside the page" if beside else text
+    return f"{text}; conversations in {page.stem}-data, keep it in the folder of the page" if beside else text

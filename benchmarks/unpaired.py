@@ -1,8 +1,8 @@
 """Suite `unpaired`: learning from single answers that were accepted, rejected or scored, without pairs.
 
 PMPO (arXiv 2410.04166) over its weight of accepted answers, alpha, and its weight of the KL, beta; DRO-V
-(arXiv 2405.19107) over its temperature, beside KTO, RWR and imitation of the better half. First on tables of logits,
-where the optimum is known in closed form; then on a small transformer and a token bandit.
+(arXiv 2405.19107) over its temperature, compared with KTO, RWR and imitation of the better half. First on tables of
+logits, where the optimum is known in closed form; then on a small transformer and a token bandit.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ _EXAMPLES = """examples:
   polyturn sandbox check                          what works here, and what each kind protects
   polyturn sandbox check --runtime runsc          the same in gVisor's kernel, if the engine has it
   polyturn sandbox run program.py                 run a file in the sandbox; - or nothing reads standard input
-  polyturn sandbox clean                          remove containers that crashed programs left behind
+  polyturn sandbox clean                          remove containers that crashed programs left
 """
 _RUNTIME_HELP = "Docker container runtime, such as runsc (gVisor); means --sandbox docker"
 

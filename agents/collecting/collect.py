@@ -103,7 +103,7 @@ def collect(
     an expectation over both conversations' noise. `same_noise=True` gives all of them the same, for paired comparisons.
 
     With `branch_at=k` they share more than the start: for each group one shared prefix is played to the agent's turn k,
-    and every member goes on from there with random numbers of its own. The first k turns are the same in all members,
+    and every member goes on from there with its own random numbers. The first k turns are the same in all members,
     to the last token and log-probability, and the group says so: `group.branched_at`. A shared prefix whose episode
     ends before it has k turns is left at its last turn, which the members then take anew.
 

@@ -1,1 +1,1 @@
-"""A policy behind the HTTP interfaces that agent programs speak; whole runs of a program become trajectories."""
+"""A policy served through the HTTP interfaces that agent programs use; whole runs of a program become trajectories."""

@@ -31,7 +31,7 @@ def request(body: Mapping[str, Any]) -> Request:
     tools = []
     for tool in listed(body, "tools") if choice != "none" else []:
         if mapping(tool, "tools").get("type", "custom") != "custom":
-            raise BadRequest(f"tools: expected tools of your own, got {str(tool.get('type'))[:40]!r}")
+            raise BadRequest(f"tools: expected tools that you define, got {str(tool.get('type'))[:40]!r}")
         tools.append(tool_of(tool.get("name"), tool.get("description"), tool.get("input_schema")))
     messages = [message for each in listed(body, "messages") for message in _messages(mapping(each, "messages"))]
     if system := _system(body.get("system")):
@@ -47,7 +47,7 @@ def request(body: Mapping[str, Any]) -> Request:
 
 
 def _system(value: Any) -> str:
-    # Claude Code puts a header that changes with every request into a block of its own; as text it would make every
+    # Claude Code puts a header that changes with every request into a separate block; as text it would make every
     # request a new conversation.
     if isinstance(value, list):
         value = [p for p in value if not (isinstance(p, dict) and str(p.get("text", "")).startswith(_NONCE))]

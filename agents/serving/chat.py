@@ -27,7 +27,7 @@ def request(body: Mapping[str, Any]) -> Request:
         BadRequest: Something that cannot be served: several choices, images, forced formats.
     """
     if body.get("n") not in (None, 1):
-        raise BadRequest("n: expected 1, since every choice is a call of its own; ask again for another")
+        raise BadRequest("n: expected 1, since every choice is a separate call; ask again for another")
     form = mapping(body.get("response_format") or {}, "response_format").get("type", "text")
     if form != "text":
         raise BadRequest(f"response_format: expected text, as answers are sampled as they are, got {str(form)[:40]!r}")

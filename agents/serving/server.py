@@ -1,4 +1,5 @@
-"""A policy behind HTTP: agent programs ask it as they ask any provider, and each run of a program is one trajectory.
+"""A policy served over HTTP: agent programs ask it as they ask any provider, and each run of a program is one
+trajectory.
 
 It answers OpenAI's chat completions and Responses and Anthropic's Messages. Sampling settings are the server's, as the
 log-probabilities that are kept belong to them; a client's limits on length and its stop texts are heeded.
@@ -48,7 +49,7 @@ class AgentServer:
             ...
             trajectory = server.close(key, reward=1.0)
 
-    Each episode has a key of its own, which is the client's API key; the server keeps only its hash, and no record
+    Each episode has its own key, which is the client's API key; the server keeps only its hash, and no record
     holds it. Calls whose messages continue an earlier call of the episode read that call's tokens exactly as they were
     sampled; calls that rewrite the history begin a new segment of the same trajectory.
 
@@ -102,7 +103,7 @@ class AgentServer:
         return self._sampler.engine.slots
 
     def start(self) -> None:
-        """Begins to listen, in a thread of its own.
+        """Begins to listen, in another thread.
 
         Raises:
             OSError: The port cannot be had.
@@ -243,7 +244,7 @@ class AgentServer:
             return Told(401, error("the episode has ended", "invalid_api_key"))
 
     def _operate(self, path: str, body: Mapping[str, Any]) -> Told:
-        """Opens and finishes episodes for whoever holds the operator's key."""
+        """Opens and finishes episodes for requests with the operator's key."""
         try:
             if path == "/v1/episodes":
                 return Told(200, {"key": self._open(Start(**body))})

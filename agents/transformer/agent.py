@@ -21,7 +21,7 @@ from polyturn.envs.trajectory import TokenIds
 
 @dataclass(frozen=True)
 class SampledAs:
-    """The distribution that an agent's tokens were drawn from, beside its weights.
+    """The distribution that an agent's tokens were drawn from, besides its weights.
 
     Attributes:
         temperature: As in `Sampling`.

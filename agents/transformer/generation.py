@@ -1,4 +1,4 @@
-"""How tokens are drawn from logits. What makes the logits is in `engines` beside it.
+"""How tokens are drawn from logits. The engines that make the logits are in `engines`.
 
 Sampling draws one uniform number a token from the episode's own generator and inverts the distribution function.
 """

@@ -41,7 +41,7 @@ class Rows:
             ids: `[N, T]` int64, right padded.
             mask: `[N, T]` bool, True on real tokens, which stand at the front of each row.
             segments: `[N, T]` which segment of its row each token is in, not falling along a row; a segment is read
-                as a row of its own, from position 0. None: every row is one segment.
+                as a separate row, from position 0. None: every row is one segment.
 
         Raises:
             ValueError: Rows that are not padded at the right only, or that hold no token.

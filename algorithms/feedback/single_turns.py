@@ -47,8 +47,8 @@ def turn_feedback(groups: Sequence[Group], judge: Annotator, *, look: Look) -> l
         groups: Branched: all members of one share everything before turn `branched_at`.
         judge: Compares conversations.
         look: "now": the judge sees the conversations up to the answer and its immediate effect, single-turn RLHF on
-            rewards (arXiv 2405.14655, section 6); "end": it sees how they went on to the end, played by whoever
-            collected them, single-turn RLHF on values.
+            rewards (arXiv 2405.14655, section 6); "end": it sees how they went on to the end, played by the agent
+            that collected them, single-turn RLHF on values.
 
     Returns:
         The conversations cut after the turn that was compared, and the preference. Groups with fewer than two valid

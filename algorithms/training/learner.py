@@ -267,7 +267,7 @@ class Learner:
             self._nothing(learns=True, compared=pieces == 1, final=final and number == pieces - 1)
 
     def _nothing(self, *, learns: bool, compared: bool = True, final: bool = False) -> None:
-        """One pass over two tokens, forward and where it `learns` backward, with what others read beside it."""
+        """One pass over two tokens, forward and where it `learns` backward, with what others read at the same time."""
         device = self._accelerator.device
         mask = _ones(device)
         rows = Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), mask)

@@ -132,7 +132,7 @@ def _costs(batch: Batch, cost: Cost) -> list[int]:
 
 
 def _read(batch: Batch, cost: Cost) -> int:
-    """What reading the batch costs; a segment is read as a row of its own."""
+    """What reading the batch costs; a segment is read as a separate row."""
     ids, sizes, _ = by_segment(*_plain(batch), batch.segments)
     return cost(ids, sizes)
 

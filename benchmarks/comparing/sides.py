@@ -167,7 +167,7 @@ def _together(measure: str, sides: tuple[Side, ...]) -> Sides:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Short names that differ: the last parts of the paths, as many as it takes."""
+    """Short names that differ: the last parts of the paths, the fewest that differ."""
     whole = [path.absolute().with_suffix("") if path.suffix == ".jsonl" else path.absolute() for path in paths]
     for parts in range(1, max(len(path.parts) for path in whole) + 1):
         names = ["/".join(path.parts[-parts:]) for path in whole]

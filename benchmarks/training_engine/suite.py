@@ -1,6 +1,6 @@
 """Suite `training_engine`: a preference step beside TRL's trainers, beside its arithmetic, and how it grows.
 
-    sh scripts/peers.sh                       TRL in an environment of its own (.cache/peers)
+    sh scripts/peers.sh                       TRL in a separate environment (.cache/peers)
     polyturn bench training_engine
 
 Every way runs in a fresh process with one thread, on the same weights and the same tokens: CPU-seconds and wall seconds
@@ -90,7 +90,7 @@ def peer_python() -> Path:
 
 
 def _made(folder: Path, vocabulary: int, *, hidden: int, layers: int) -> None:
-    """The random model, written by a process of its own so that this one never loads it."""
+    """The random model, written by a separate process so that this one never loads it."""
     if not (folder / "config.json").exists():
         _own({"kind": "model", "model": str(folder), "vocabulary": vocabulary, "hidden": hidden, "layers": layers})
 

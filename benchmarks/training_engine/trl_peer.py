@@ -1,7 +1,7 @@
 """Measures steps of TRL's trainers, run by the Python of an environment that has TRL; see `scripts/peers.sh`.
 
-Uses nothing of polyturn but `measuring`, which stands beside it and needs only the standard library. The rows come as
-token ids, so that both sides read the same; everything else is the trainer's own.
+Uses nothing of polyturn but `measuring`, which is in the same folder and needs only the standard library. The rows come
+as token ids, so that both sides read the same; everything else is the trainer's own.
 """
 
 # mypy: ignore-errors

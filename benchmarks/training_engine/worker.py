@@ -1,4 +1,4 @@
-"""Measures this package's steps in a process of its own; `python -m` it with a JSON job as its argument."""
+"""Measures this package's steps in a separate process; `python -m` it with a JSON job as its argument."""
 
 from __future__ import annotations
 

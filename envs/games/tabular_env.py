@@ -116,7 +116,7 @@ def _draw(probabilities: Array, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 class TabularGameEnv(gymnasium.Env[str, str]):
-    """Play a tabular game; at the end you are paid the probability to beat somebody who answers at random.
+    """Play a tabular game; at the end you are paid the probability to beat an opponent that answers at random.
 
     That reward only gives lone agents something to see: the game itself is a comparison of two players, which
     `by_final_state` makes of a group. The last number in the text is the answer. Text without a valid one ends the

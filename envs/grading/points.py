@@ -92,7 +92,7 @@ def general_points(domain: Domain) -> Iterator[Point]:
 
 
 def border_points(domain: Domain, nodes: Sequence[Node], evaluator: Evaluator) -> Iterator[Point]:
-    """Points between, and for roundings at and beside, the borders of regions along several lines.
+    """Points between, and for roundings at and near, the borders of regions along several lines.
 
     Raises:
         OutOfWork: The borders could not all be looked for.

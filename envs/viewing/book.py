@@ -81,7 +81,7 @@ def compressed(value: object) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """JSON values that every parser reads alike: numbers that are not finite, or beyond 2^53, become text."""
+    """JSON values that every parser reads the same way: numbers that are not finite, or beyond 2^53, become text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, int) and abs(value) > _EXACT:
@@ -292,7 +292,7 @@ def _names(paths: Sequence[Path]) -> dict[Path, str]:
 def _run(run: Run, stores: Sequence[Path]) -> dict[str, Any]:
     curves = []
     for folder, records in run.metrics.items():
-        # A curve's points lead to the episodes that were collected beside it, or in the same iteration.
+        # A curve's points lead to the episodes that were collected with it, or in the same iteration.
         near = [number for number, store in enumerate(stores) if store.parent in (folder, folder.parent)]
         place = str(folder.relative_to(run.path)) if folder.is_relative_to(run.path) else str(folder)
         for name in sorted({name for record in records for name in record} - {"step"}):

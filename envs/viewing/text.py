@@ -1,4 +1,4 @@
-"""Text that is safe to show, and who speaks in a trajectory."""
+"""Text that is safe to show, and the speakers of a trajectory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def printable(text: str) -> str:
 
 
 def roles(trajectory: Trajectory) -> tuple[str, str]:
-    """Who speaks in a trajectory: as the environment says, where it is installed and says so."""
+    """The speakers of a trajectory: as the environment says, where it is installed and says so."""
     from polyturn.envs.registration import creator, env_spec
 
     try:

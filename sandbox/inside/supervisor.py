@@ -167,7 +167,7 @@ class Supervisor(Watch):
         self.tell(child, b"S", episode.HELLO, str(session.seed).encode())
 
     def refill(self) -> None:
-        """Keeps as many spares as configured, with the limits asked for last."""
+        """Keeps the configured number of spares, with the limits asked for last."""
         ready = sum(1 for child in self.children if child.session is None)
         for _ in range(self.config["spares"] - ready if self.spare_limits is not None else 0):
             self.spawn(self.spare_limits or {})

@@ -1,4 +1,4 @@
-"""The rollout engine: the same numbers for any other episodes at the same time, and the numbers that scoring gives."""
+"""The rollout engine: the same numbers at any concurrency, and the numbers that scoring gives."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_side_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = tmp_path / "page.html"
     command = ["view", str(shown.ordinary(tmp_path / "s.jsonl")), "--out", str(out), "--form", "folder"]
     assert cli.main(command) == 0
-    assert "conversations in page-data, keep it beside the page" in capsys.readouterr().out
+    assert "conversations in page-data, keep it in the folder of the page" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

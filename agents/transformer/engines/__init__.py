@@ -1,1 +1,1 @@
-"""How tokens are sampled: one seam, `Engine.generate`, and the engines behind it."""
+"""How tokens are sampled: one seam, `Engine.generate`, and its engines."""

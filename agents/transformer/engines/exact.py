@@ -228,7 +228,7 @@ class ExactEngine:
         self._prompts.clear()
 
     def _read(self, requests: Sequence[_Request]) -> None:
-        """One pass over as many chunks as it holds. A chunk that several wait for is read for one and then copied."""
+        """One pass over all chunks that fit. A chunk that several wait for is read for one and then copied."""
         room = max(way.reads[-1] for way in self._ways)
         segments: list[Segment] = []
         names: list[tuple[int, bytes]] = []
@@ -302,5 +302,5 @@ class ExactEngine:
 
 
 def _size(sizes: Sequence[int], count: int) -> int:
-    """The smallest size that holds so many tokens."""
+    """The smallest size that holds this many tokens."""
     return sizes[min(bisect.bisect_left(sizes, count), len(sizes) - 1)]

@@ -47,7 +47,7 @@ class Segment:
 class RowCache(Cache):
     """Keys and values `[S, G, K, D]` of every layer, which grow with what is kept; the first slot takes padding.
 
-    Slots are counted from 0 by its users: slot s stands in row s + `TILE`, behind the rows for padding.
+    Slots are counted from 0 by its users: slot s stands in row s + `TILE`, after the rows for padding.
 
     Args:
         length: Tokens that a conversation may have.
@@ -62,7 +62,7 @@ class RowCache(Cache):
         self._rows, self._kept = TILE, _KEY_BLOCK
 
     def room(self, slot: int, tokens: int) -> None:
-        """Makes room for a slot, and for so many tokens in every slot."""
+        """Makes room for a slot, and for this many tokens in every slot."""
         rows, kept = self._rows, self._kept
         while rows < slot + TILE + 1:
             rows = 2 * rows
@@ -158,7 +158,7 @@ class Segments:
 class Steps:
     """A pass over one new token of each of some conversations, whose queries attend in tiles of neighbouring slots.
 
-    A tile's keys are as many as its longest conversation has, in whole blocks: the kernel adds exact zeros for keys
+    A tile's keys are those of its longest conversation, in whole blocks: the kernel adds exact zeros for keys
     that a mask excludes, so that none sees how long its neighbours are (tried out when an engine begins).
 
     Args:

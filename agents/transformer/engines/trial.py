@@ -61,7 +61,7 @@ class Way:
     exact: bool
 
     def reader(self, model: PreTrainedModel, length: int) -> FlatReader | LoneReader:
-        """A reader for conversations of so many tokens."""
+        """A reader for conversations of this many tokens."""
         cache = RowCache(length)
         return FlatReader(model, cache, self.tile) if self.flat else LoneReader(model, cache)
 
@@ -212,7 +212,7 @@ def _close(model: PreTrainedModel, difference: float, spread: float) -> bool:
 
 
 def _bounds(model: PreTrainedModel) -> tuple[int, int, int]:
-    """Tokens of the vocabulary, of the row to compare, beyond a short window, and of the longest row beside it."""
+    """Tokens of the vocabulary, of the row to compare, beyond a short window, and of the longest row read with it."""
     config = model.config.get_text_config()
     limit = min(_LENGTH, int(getattr(config, "max_position_embeddings", None) or _LENGTH))
     window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None) or 0
@@ -242,7 +242,7 @@ def _tokens(vocabulary: int, length: int) -> np.ndarray:
 def _compared(
     own: Tensor, reader: FlatReader | LoneReader, way: Way, vocabulary: int, length: int, limit: int
 ) -> tuple[float, float, bool]:
-    """Reads a few tokens in pieces, beside others, and compares with the model's own pass over all of them.
+    """Reads a few tokens in pieces, together with others, and compares with the model's own pass over all of them.
 
     Returns:
         The largest difference of logits, the largest logit, and whether other neighbours change no bit.

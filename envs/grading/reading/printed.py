@@ -36,7 +36,7 @@ def rewritten(text: str) -> str:
 
 
 def _named(entries: str, *, whole: bool) -> str:
-    """`x: 3, y: 5` as `x=3, y=5`; beside others, or in a list, as a point, its coordinates in the order of names."""
+    """`x: 3, y: 5` as `x=3, y=5`; next to others, or in a list, as a point, its coordinates in the order of names."""
     _, *pieces = _ENTRY.split(entries)
     values = dict(zip(pieces[::2], pieces[1::2], strict=True))
     if len(values) != len(pieces) // 2 or len(values) > _MOST_ENTRIES:
