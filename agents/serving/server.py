@@ -1,5 +1,4 @@
-"""A policy served over HTTP: agent programs ask it as they ask any provider, and each run of a program is one
-trajectory.
+"""A policy served over HTTP: agent programs ask it like any provider, and each run of a program is one trajectory.
 
 It answers OpenAI's chat completions and Responses and Anthropic's Messages. Sampling settings are the server's, as the
 log-probabilities that are kept belong to them; a client's limits on length and its stop texts are heeded.
