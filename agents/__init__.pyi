@@ -18,7 +18,7 @@ from .api import (
     ServerRefused as ServerRefused,
     ServerUnreachable as ServerUnreachable,
 )
-from .collecting.collect import CollectError as CollectError, collect as collect
+from .collecting.collect import CollectError as CollectError, GroupSource as GroupSource, collect as collect
 from .collecting.options import CollectOptions as CollectOptions
 from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
 from .judging import PromptedJudge as PromptedJudge, agent_judge as agent_judge, human_judge as human_judge
@@ -31,12 +31,14 @@ from .serving.programs import (
     AgentProgram as AgentProgram,
     Endpoint as Endpoint,
     Outcome as Outcome,
+    ProgramError as ProgramError,
     collect_program as collect_program,
     read_tasks as read_tasks,
 )
 from .serving.server import AgentServer as AgentServer
-from .serving.wire import Limits as Limits
+from .serving.wire import ServerLimits as ServerLimits
 from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, table_policy as table_policy
+from .transformer.adapters import AdapterError as AdapterError
 from .transformer.agent import TransformerAgent as TransformerAgent
 from .transformer.choosing import PolicyChooser as PolicyChooser
 from .transformer.generation import GenerationError as GenerationError, Sampling as Sampling

@@ -24,7 +24,7 @@ from polyturn.agents.collecting.blocking import block
 from polyturn.agents.collecting.collect import CollectError, group_seed
 from polyturn.agents.serving.episode import ENV_ID, Start
 from polyturn.agents.serving.server import AgentServer
-from polyturn.agents.serving.wire import Limits
+from polyturn.agents.serving.wire import ServerLimits
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Store, read
@@ -117,7 +117,7 @@ class AgentProgram:
     timeout: float = 600.0
     name: str = ""
     folder: Path | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
     def __post_init__(self) -> None:
         check_range("AgentProgram.timeout", self.timeout, 0, above=True)

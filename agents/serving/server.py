@@ -26,7 +26,7 @@ from polyturn.agents.serving.episode import Call, ServedEpisode, Start
 from polyturn.agents.serving.messages import BadRequest, Message, Request, read_reply
 from polyturn.agents.serving.rendering import Renderer
 from polyturn.agents.serving.sampler import Sampler
-from polyturn.agents.serving.wire import Ask, Limits, Told, Wire, error
+from polyturn.agents.serving.wire import Ask, ServerLimits, Told, Wire, error
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Trajectory
@@ -69,14 +69,14 @@ class AgentServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         store: Store | None = None,
         operator_key: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._agent, self._store, self._clock = agent, store, clock
         self._host, self._port = host, port
-        self._limits = Limits() if limits is None else limits
+        self._limits = ServerLimits() if limits is None else limits
         self._operator = None if operator_key is None else _hash(operator_key)
         self._renderer, self._sampler = Renderer(agent.policy), Sampler(agent.engine)
         self._episodes: dict[str, ServedEpisode] = {}

@@ -19,7 +19,7 @@ except ImportError as missing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """What clients may use.
 
     Attributes:
@@ -41,8 +41,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("body_bytes", "calls", "parallel", "connections"):
-            check_count(f"Limits.{name}", getattr(self, name))
-        check_range("Limits.idle_seconds", self.idle_seconds, 0, above=True)
+            check_count(f"ServerLimits.{name}", getattr(self, name))
+        check_range("ServerLimits.idle_seconds", self.idle_seconds, 0, above=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Wire:
         limits: What clients may use.
     """
 
-    def __init__(self, handler: Handler, gate: Gate, limits: Limits) -> None:
+    def __init__(self, handler: Handler, gate: Gate, limits: ServerLimits) -> None:
         self._handler, self._gate, self._limits = handler, gate, limits
         self._open = 0
 

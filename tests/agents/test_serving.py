@@ -23,7 +23,7 @@ from polyturn.agents import Sampling, TransformerAgent, tiny_policy
 from polyturn.agents.serving.episode import Start
 from polyturn.agents.serving.messages import Message
 from polyturn.agents.serving.server import AgentServer
-from polyturn.agents.serving.wire import Limits
+from polyturn.agents.serving.wire import ServerLimits
 from polyturn.agents.transformer.policy import Policy
 from polyturn.envs import Store, Trajectory, read
 
@@ -268,7 +268,7 @@ def test_what_cannot_be_served_is_refused_with_a_reason_and_not_asked_again(
 
 def test_keys_sizes_and_numbers_are_bounded(policy: Policy) -> None:
     agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=4), max_tokens=200, slots=2)
-    with AgentServer(agent, limits=Limits(body_bytes=2000, calls=2)) as server:
+    with AgentServer(agent, limits=ServerLimits(body_bytes=2000, calls=2)) as server:
         key, ended = server.open(), server.open()
         server.close(ended)
         body = {"messages": [user("x")]}
