@@ -70,6 +70,17 @@ from .text_env import TextEnv as TextEnv
 from .tool_math.env import ToolMath as ToolMath
 from .tool_math.problem_set import Problem as Problem, ProblemFileError as ProblemFileError, Problems as Problems
 from .tool_math.problems import load_problems as load_problems
+from .tools.env import NotRepeatable as NotRepeatable, ToolEnv as ToolEnv
+from .tools.kits import Opened as Opened, PerEpisode as PerEpisode, Toolkit as Toolkit
+from .tools.mcp_server import McpServer as McpServer
+from .tools.scoring import Outcome as Outcome
+from .tools.search import search_tool as search_tool
+from .tools.tool import (
+    Tool as Tool,
+    ToolError as ToolError,
+    ToolUnavailable as ToolUnavailable,
+    function_tool as function_tool,
+)
 from .trajectory import (
     Group as Group,
     GroupError as GroupError,
