@@ -39,7 +39,7 @@ _BUILT_IN = {
     "polyturn/TabularGame-v0": "polyturn.envs.games.tabular_env:TabularGameEnv",
     "polyturn/TokenBandit-v0": "polyturn.envs.games.token_tasks:TokenBandit",
     "polyturn/TokenLength-v0": "polyturn.envs.games.token_tasks:TokenLength",
-    "polyturn/Tools-v0": "polyturn.envs.tools.env:ToolEnv",
+    "polyturn/ToolEnv-v0": "polyturn.envs.tools.env:ToolEnv",
     "polyturn/ToolMath-v0": "polyturn.envs.tool_math.env:ToolMath",
 }
 _namespaces = {"polyturn"}

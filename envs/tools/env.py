@@ -1,4 +1,4 @@
-"""`polyturn/Tools-v0`: a set of tasks, tools and a scorer as an environment.
+"""`polyturn/ToolEnv-v0`: a set of tasks, tools and a scorer as an environment.
 
 The agent reads a task and how to call its tools. A turn with calls runs them, in order, and shows their results; a turn
 without a call is the final answer and is scored. A call that cannot be made (text that cannot be read, an unknown tool,

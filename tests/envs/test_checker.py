@@ -36,7 +36,7 @@ def tool_calls(rng: np.random.Generator, observation: str) -> str:
 
 # Options that keep an environment cheap here, and actions that reach its deep states.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "polyturn/Tools-v0": {
+    "polyturn/ToolEnv-v0": {
         "tasks": [{"question": f"What is {n} times 3?", "answer": str(3 * n)} for n in range(8)],
         "tools": ["calculator", "python"],
         "sandbox": "local",
@@ -46,7 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 ACTIONS: dict[str, Callable[[np.random.Generator, str], str]] = {
     "polyturn/Guess-v0": lambda rng, observation: f"I say {rng.integers(1, 101)}",
-    "polyturn/Tools-v0": tool_calls,
+    "polyturn/ToolEnv-v0": tool_calls,
     "polyturn/ToolMath-v0": tool_calls,
 }
 

@@ -360,7 +360,7 @@ def test_search_ranks_documents_and_keeps_the_order_of_equal_ones(tmp_path: Path
 
 def test_options_that_are_json_make_the_same_environment(tmp_path: Path) -> None:
     (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, TASKS)) + "\n")
-    env = make("polyturn/Tools-v0", tasks=str(tmp_path / "tasks.jsonl"), tools=["calculator"], scorer="math")
+    env = make("polyturn/ToolEnv-v0", tasks=str(tmp_path / "tasks.jsonl"), tools=["calculator"], scorer="math")
     env.reset(seed=0, options={"task": 4})
     assert env.step("It is \\boxed{10.0}")[1] == 1.0
 
