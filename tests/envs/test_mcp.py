@@ -47,7 +47,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str | list[str]]:
 
 def test_a_server_gives_tools_errors_and_outages(address: str | list[str]) -> None:
     """One episode: a result, the tool's own error, wrong arguments, a slow call, then the end of the server."""
-    env = ToolEnv(TASKS, [McpServer(address, limit_s=1.0), "calculator"], max_turns=20)
+    env = ToolEnv(TASKS, [McpServer(address, limit_s=6.0), "calculator"], max_turns=20)
     observation, _ = env.reset(seed=0)
     assert '"name": "buy", "description": "Buys things of the shop."' in observation
     assert env.step(tagged("buy", item="pen", count=2))[0] == "<tool_response>\n1 left\n</tool_response>"
@@ -59,7 +59,7 @@ def test_a_server_gives_tools_errors_and_outages(address: str | list[str]) -> No
     with pytest.raises(NotRepeatable, match="no snapshots"):
         env.snapshot()
     assert (
-        env.step(tagged("wait", seconds=1.5))[0] == "<tool_response>\nError: wait: stopped after 1 s\n</tool_response>"
+        env.step(tagged("wait", seconds=60))[0] == "<tool_response>\nError: wait: stopped after 6 s\n</tool_response>"
     )
     with pytest.raises(ToolUnavailable, match="has ended"):
         env.step(tagged("leave"))
