@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from time import monotonic, time
 from types import ModuleType
 from typing import Any
 from zlib import crc32
@@ -26,8 +27,15 @@ import numpy as np
 
 from polyturn.agents.agent import Action, AgentFailed, ContextFull, Episode
 from polyturn.agents.collecting.blocking import LoopThread
+from polyturn.agents.secrets import masked, masked_pieces, masked_value
 from polyturn.envs.extras import how_to_install
+from polyturn.envs.plain import plain
+from polyturn.envs.settings import check_count, check_range
+from polyturn.envs.viewing.text import printable
 
+_log = logging.getLogger(__name__)
+# Seconds between two messages that a server is in trouble.
+_SAY_EVERY_S = 10.0
 _AGAIN = frozenset({408, 409, 425, 429})  # and 500 to 599
 _LONGEST_ANSWER = 32 * 2**20
 _TOO_LONG = re.compile(
@@ -68,10 +76,12 @@ class ServerAgent:
     Failures that may pass (status 408, 409, 425, 429, 5xx, no connection, a time-out, an answer that is no completion)
     are tried again after `backoff * 2^n` seconds, of which a random half is left off so that many clients do not come
     back at once, and not before the server's Retry-After. If the server has never answered, a refused connection is
-    tried only once more.
+    tried only once more. The logger "polyturn.agents.api" says what is waited for, at most every 10 seconds.
 
     The key is read from the environment at every request; it is in no message, name, record or log of this project, and
-    cut out of what servers say.
+    masked in all that servers say, pieces of it of 8 or more characters included.
+
+    In a forked child an agent opens connections of its own.
 
     A turn's info holds under "agent": `finish_reason`, `usage` where the server reports it, and with `logprobs=True`
     `tokens` and `logprobs` of the answer. These are the server's tokens: they are read, not trained on.
@@ -124,11 +134,18 @@ class ServerAgent:
         jitter: np.random.Generator | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        if concurrency < 1 or retries < 0 or not timeout > 0 or not backoff >= 0:
-            raise ValueError(
-                "ServerAgent: expected concurrency >= 1, retries >= 0, timeout > 0 and backoff >= 0, got "
-                f"{concurrency}, {retries}, {timeout} and {backoff}"
-            )
+        check_count("ServerAgent(concurrency)", concurrency)
+        check_count("ServerAgent(retries)", retries, 0)
+        check_range("ServerAgent(timeout)", timeout, 0, above=True)
+        check_range("ServerAgent(backoff)", backoff, 0)
+        check_range("ServerAgent(longest_wait)", longest_wait, 0)
+        if temperature is not None:
+            check_range("ServerAgent(temperature)", temperature, 0)
+        if top_p is not None:
+            check_range("ServerAgent(top_p)", top_p, 0, 1, above=True)
+        check_count("ServerAgent(max_tokens)", max_tokens, optional=True)
+        if isinstance(stop, str) or not all(isinstance(each, str) for each in stop):
+            raise ValueError(f"ServerAgent(stop): expected a sequence of texts, got {stop!r:.80}")
         where = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         if not re.match(r"https?://[^/@\s]+(/|\Z)", where):
             shown = re.sub(r"//[^/]*@", "//***@", _shown(where))
@@ -144,10 +161,10 @@ class ServerAgent:
         self._timeout, self._retries, self._backoff, self._longest_wait = timeout, retries, backoff, longest_wait
         self._jitter = np.random.default_rng() if jitter is None else jitter
         self._sleep = sleep
-        self._loop = LoopThread()
-        self._places: asyncio.Semaphore | None = None
-        self._client: Any = None
+        self._lives: dict[str, Any] = {}  # what lives in the one event loop: that loop, a semaphore, a client
+        self._loop = LoopThread(_closing(self._lives))
         self._answered = False  # whether the server has ever answered
+        self._said = -math.inf  # when trouble was said last
 
     @property
     def name(self) -> str:
@@ -155,7 +172,7 @@ class ServerAgent:
         settings = {key: value for key, value in self._body.items() if key != "logprobs"}
         if self._system is not None:
             settings["system"] = f"{crc32(_sendable(self._system).encode()):08x}"
-        return f"{self.model}({', '.join(f'{key}={value}' for key, value in sorted(settings.items()))})"
+        return self._clean(f"{self.model}({', '.join(f'{key}={value}' for key, value in sorted(settings.items()))})")
 
     async def act(self, episode: Episode) -> Action:
         """Asks for the next message.
@@ -167,17 +184,19 @@ class ServerAgent:
         answer = await self._complete(self._messages(episode), self._seed(episode))
         info: dict[str, Any] = {"finish_reason": str(answer.get("finish_reason", ""))}
         if isinstance(usage := answer.get("usage"), Mapping):
-            info["usage"] = {key: value for key, value in usage.items() if isinstance(value, int)}
+            info["usage"] = {
+                name: value for name, value in usage.items() if isinstance(value, int) and value.bit_length() < 64
+            }
         if found := _listed(answer):
-            info["tokens"] = [str(entry.get("token", "")) for entry in found]
+            info["tokens"] = masked_pieces([str(entry.get("token", "")) for entry in found], self._key())
             info["logprobs"] = [_logprob(entry) for entry in found]
-        return Action(answer["text"], info=info)
+        tokens = info.pop("tokens", None)
+        info = plain(masked_value(info, self._key()), "the server's answer")
+        return Action(self._clean(answer["text"]), info=info if tokens is None else info | {"tokens": tokens})
 
     def close(self) -> None:
-        """Closes the connections; the next request opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            self._loop.run(client.aclose)
+        """Closes the connections and ends their thread; the next request opens new ones."""
+        self._loop.close()
 
     def _seed(self, episode: Episode) -> dict[str, Any]:
         return {"seed": int(episode.rng.integers(2**31))} if self._seeded else {}
@@ -208,17 +227,19 @@ class ServerAgent:
                     ):
                         raise type(again.error)(f"{again.error} ({attempt + 1} attempts)") from again.__cause__
                     wait = self._backoff * 2.0**attempt * (0.5 + 0.5 * float(self._jitter.random()))
-                    await self._sleep(min(max(wait, again.after), self._longest_wait))
+                    wait = min(max(wait, again.after), self._longest_wait)
+                    self._say(f"{again.error}; attempt {attempt + 2} of {self._retries + 1} in {wait:.1f} s")
+                    await self._sleep(wait)
             raise AssertionError("unreachable: the last attempt returns or raises")
 
         return await self._loop.awaited(with_patience)
 
     async def _once(self, body: bytes) -> dict[str, Any]:
-        # Made here, in the one event loop that they belong to.
-        if self._places is None:
-            self._places = asyncio.Semaphore(self.max_concurrency)
-        if self._client is None:
-            self._client = self._http.AsyncClient(
+        # Made here, in the one event loop that they live in; a forked child and a closed agent have a new one.
+        lives = self._lives
+        if lives.get("loop") is not asyncio.get_running_loop():
+            lives["loop"], lives["places"] = asyncio.get_running_loop(), asyncio.Semaphore(self.max_concurrency)
+            lives["client"] = self._http.AsyncClient(
                 timeout=self._timeout, limits=self._http.Limits(max_connections=self.max_concurrency)
             )
         headers = {"Content-Type": "application/json"}
@@ -226,11 +247,11 @@ class ServerAgent:
             if not re.fullmatch(r"[!-~]+", key):  # the library's own complaint would show it
                 raise self._error(ServerRefused, f"expected a key of plain characters in {self._api_key_env}")
             headers["Authorization"] = f"Bearer {key}"
-        async with self._places:
+        async with lives["places"]:
             try:
                 async with (
                     asyncio.timeout(self._timeout),
-                    self._client.stream(
+                    lives["client"].stream(
                         "POST", f"{self.base_url}/chat/completions", content=body, headers=headers
                     ) as response,
                 ):
@@ -245,17 +266,18 @@ class ServerAgent:
                 what = f"{type(error).__name__}: {error}".strip(": ")
                 unreachable = isinstance(error, self._http.ConnectError)
                 raise _Again(self._error(ServerUnreachable, what), unreachable=unreachable) from error
-        self._met = True
+        self._answered = True
         return self._read(response.status_code, response.headers, bytes(content))
 
     def _read(self, status: int, headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
         text = content.decode("utf-8", "replace")
         if status != 200:
+            text = self._clean(text)  # before it is cut, or a piece of the key would be left at the cut
             said = f"status {status}: {_shown(text)}"
             if status in _AGAIN or 500 <= status < 600:
                 raise _Again(self._error(ServerUnreachable, said), _retry_after(headers))
             if status in (400, 413, 422) and _TOO_LONG.search(text):
-                raise ContextFull(self._clean(_shown(text)))
+                raise ContextFull(_shown(text))
             raise self._error(ServerRefused, f"{said}{self._remedy(status)}")
         try:
             answer = json.loads(text)
@@ -269,7 +291,7 @@ class ServerAgent:
             if not isinstance(words, str):
                 raise TypeError(f"content is {type(words).__name__}")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            what = f"expected a chat completion, got {_shown(text)} ({type(error).__name__}: {error})"
+            what = f"expected a chat completion, got {_shown(self._clean(text))} ({type(error).__name__}: {error})"
             raise _Again(self._error(BadAnswer, what)) from None
         return choice | {"text": words, "usage": answer.get("usage")}
 
@@ -277,11 +299,18 @@ class ServerAgent:
         return os.environ.get(self._api_key_env, "").strip()
 
     def _clean(self, text: str) -> str:
-        key = self._key()
-        return text.replace(key, "***") if key else text
+        return masked(text, self._key())
 
     def _error(self, kind: type[ServerError], what: str) -> ServerError:
-        return kind(self._clean(f"{self.model} at {self.base_url}: {what}"))
+        where = self.base_url.partition("?")[0]  # what follows may hold a key
+        return kind(printable(self._clean(f"{self.model} at {where}: {what}")))
+
+    def _say(self, what: str) -> None:
+        """Says that a server is in trouble, unless that was said just now."""
+        now = monotonic()
+        if now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            _log.warning("%s", what)
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
@@ -346,7 +375,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         value = headers.get("retry-after", "0")
         if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
             return float(value)
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
     except (ValueError, TypeError, OverflowError):
         return 0.0
 
@@ -356,8 +385,20 @@ def _sendable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _closing(lives: dict[str, Any]) -> Callable[[], Awaitable[None]]:
+    """Closes the client among what lives in a loop; refers to no agent, which it would keep alive."""
+
+    async def close() -> None:
+        client = lives.pop("client", None)
+        lives.clear()
+        if client is not None:
+            await client.aclose()
+
+    return close
+
+
 def _shown(text: str) -> str:
-    flat = " ".join(text.split())
+    flat = printable(" ".join(text.split()))
     return flat if len(flat) <= 300 else f"{flat[:300]}..."
 
 

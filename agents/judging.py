@@ -20,6 +20,7 @@ from polyturn.agents.collecting.blocking import LoopInterrupted, LoopThread
 from polyturn.agents.collecting.roles import reply
 from polyturn.envs.conversation import transcript
 from polyturn.envs.preference import Judged, Pair
+from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.trajectory import Trajectory
 
 TEACHING = (
@@ -45,6 +46,10 @@ def verdict(text: str) -> float:
     return math.nan
 
 
+class JudgeFailed(RuntimeError):
+    """A judge failed at many questions in a row: what it stands on is down, and to go on would compare nothing."""
+
+
 class PromptedJudge:
     """An agent that is shown two conversations and asked which is better.
 
@@ -63,8 +68,9 @@ class PromptedJudge:
         concurrency: Questions under way at once.
         retries: How often a failed question is asked again, unless the agent has tried again itself (`AgentFailed`).
         backoff: Seconds before the first retry; doubled each time.
-        timeout: Seconds until a question that is still waited for has failed; None waits indefinitely.
-        seed: Of a sampling agent's randomness; the same prompt always gets the same.
+            timeout: Seconds for a question, its repetitions and the waits between them included; None for no limit.
+        patience: After how many failed questions in a row `JudgeFailed` is raised.
+            seed: Of a sampling agent's randomness; the same prompt always gets the same.
         sleep: Waits; given for tests.
     """
 
@@ -78,16 +84,19 @@ class PromptedJudge:
         retries: int = 3,
         backoff: float = 1.0,
         timeout: float | None = 300.0,
+        patience: int = 16,
         seed: int = 0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        if concurrency < 1 or retries < 0:
-            raise ValueError(
-                f"PromptedJudge: expected concurrency >= 1 and retries >= 0, got {concurrency} and {retries}"
-            )
+        for name, value, low in (("concurrency", concurrency, 1), ("retries", retries, 0), ("patience", patience, 1)):
+            check_count(f"PromptedJudge({name})", value, low)
+        check_range("PromptedJudge(backoff)", backoff, 0)
+        if timeout is not None:
+            check_range("PromptedJudge(timeout)", timeout, 0, above=True)
         self.agent, self.question, self.speakers = agent, question, speakers
         self._concurrency = min(concurrency, int(getattr(agent, "max_concurrency", concurrency)))
         self._retries, self._backoff, self._timeout = retries, backoff, timeout
+        self._patience, self._in_a_row = patience, 0
         self._seed, self._sleep = seed, sleep
         self._loop = LoopThread()
         self.failures: list[str] = []
@@ -101,7 +110,11 @@ class PromptedJudge:
         )
 
     def __call__(self, pairs: Sequence[Pair], /) -> list[float]:
-        """`[P]` probabilities that the first of each pair is better; `failures` then says what went wrong."""
+        """`[P]` probabilities that the first of each pair is better; `failures` then says what went wrong.
+
+        Raises:
+            JudgeFailed: As many questions in a row as `patience` says had no answer at all.
+        """
         self.failures = []
 
         async def ask_all() -> list[float]:
@@ -109,6 +122,11 @@ class PromptedJudge:
 
             async def one(pair: Pair) -> float:
                 async with places:
+                    if self._in_a_row >= self._patience:
+                        raise JudgeFailed(
+                            f"expected answers from the judge {getattr(self.agent, 'name', '')}, got none to "
+                            f"{self._in_a_row} questions in a row, the last with {self.failures[-1]}"
+                        )
                     return await self._ask(self.prompt(*pair))
 
             return await asyncio.gather(*(one(pair) for pair in pairs))
@@ -116,17 +134,29 @@ class PromptedJudge:
         return self._loop.run(ask_all)
 
     async def _ask(self, prompt: str) -> float:
+        try:
+            found = await asyncio.wait_for(self._asked(prompt), self._timeout)
+        except TimeoutError:
+            self._failed(f"TimeoutError: no answer within {self._timeout:g} s")
+            return math.nan
+        return found
+
+    def _failed(self, what: str) -> None:
+        self.failures.append(what)
+        self._in_a_row += 1
+
+    async def _asked(self, prompt: str) -> float:
         wait = self._backoff
         for attempt in range(self._retries + 1):
             rng = np.random.default_rng([self._seed, crc32(prompt.encode("utf-8", "replace")), attempt])
             episode = Episode("judge", self._seed, "", 0, rng, prompt)
             try:
-                answer = await asyncio.wait_for(self._answer(episode), self._timeout)
+                answer = await self._answer(episode)
             except LoopInterrupted:
                 raise
             except Exception as error:
                 if attempt == self._retries or isinstance(error, AgentFailed):
-                    self.failures.append(f"{type(error).__name__}: {error}")
+                    self._failed(f"{type(error).__name__}: {error}")
                     return math.nan
                 await self._sleep(wait)
                 wait *= 2.0
@@ -135,6 +165,7 @@ class PromptedJudge:
                 release = getattr(self.agent, "release", None)
                 if release is not None:
                     release(episode)
+            self._in_a_row = 0
             return answer
         raise AssertionError("unreachable: the last attempt returns")
 

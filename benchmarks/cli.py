@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyturn.agents.cli import no_loading_bars
 from polyturn.benchmarks.comparing.commands import add_comparing
+from polyturn.envs.viewing.text import printable
 
 if TYPE_CHECKING:
     from polyturn.benchmarks.running.suite import Suite
@@ -74,7 +75,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     if args.name is None:
         for name in sorted(names()):
-            print(f"{name:<20} {load(name).summary}")
+            print(printable(f"{name:<20} {_summary(name)}"))
         return 0
     suite = load(args.name)
     no_loading_bars()
@@ -93,9 +94,19 @@ def _bench(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {out}") from None
-    print((out / "report.md").read_text("utf-8"))
+    print(printable((out / "report.md").read_text("utf-8")))
     print(f"results in {out}")
     return 0
+
+
+def _summary(name: str) -> str:
+    """What a suite measures; one that is broken must not hide the others."""
+    from polyturn.benchmarks.running.suite import load
+
+    try:
+        return load(name).summary
+    except Exception as error:
+        return f"(cannot be used: {type(error).__name__}: {error})"
 
 
 def _render(suite: Suite, out: Path, args: argparse.Namespace) -> int:
@@ -106,7 +117,7 @@ def _render(suite: Suite, out: Path, args: argparse.Namespace) -> int:
     for option, value in given.items():
         if value:
             raise SuiteError(f"expected --render without {option}: it runs nothing, the results are those in {out}")
-    print(render(suite, out))
+    print(printable(render(suite, out)))
     return 0
 
 

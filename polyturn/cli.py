@@ -186,12 +186,17 @@ def _sigterm_unwinds() -> Iterator[None]:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"polyturn: {_one_line(text)}", file=sys.stderr)
+    line = f"polyturn: {_one_line(text)}"
+    encoding = sys.stderr.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
     return code
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """One line that cannot drive a terminal: servers, models and files write a part of what goes wrong."""
+    from polyturn.envs.viewing.text import printable  # only an error pays for importing the floor below
+
+    return printable(" ".join(text.split()))
 
 
 def _near(word: str, choices: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ from polyturn.envs.registration import check_options, make
 from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory
+from polyturn.envs.viewing.text import printable
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 EnvironmentSource = str | Callable[[], TextEnvironment]
@@ -427,7 +428,9 @@ class _Runner:
             await call(env.close, lane if stuck or may_wait(env.unwrapped) else None, timeout=limit)
         except Exception as error:
             warnings.warn(
-                f"closing {self._env_id} failed: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
+                printable(f"closing {self._env_id} failed: {type(error).__name__}: {error}"),
+                RuntimeWarning,
+                stacklevel=2,
             )
         finally:
             lane.close()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,10 @@ from polyturn.agents.api import (
 )
 from polyturn.agents.collecting.collect import CollectError, collect
 from polyturn.agents.collecting.roles import AgentPartner, other_side
-from polyturn.agents.judging import PromptedJudge, agent_judge
+from polyturn.agents.judging import JudgeFailed, PromptedJudge, agent_judge
 from polyturn.agents.scripted.teachers import ScriptedTeacher
+from polyturn.agents.secrets import masked
+from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
 KEY = "sk-very-secret-0123456789"
@@ -234,7 +237,7 @@ def test_the_server_says_how_long_to_wait(
 def test_a_date_to_come_back_at_is_understood(
     stub: Stub, agent: Callable[..., ServerAgent], waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyturn.agents.api.time", SimpleNamespace(time=lambda: 1e9))
+    monkeypatch.setattr("polyturn.agents.api.time", lambda: 1e9)
     stub.acts = [fail(503, Retry_After=formatdate(1e9 + 60, usegmt=True)), say("ok")]
     ask(agent())
     assert waits == [60.0]
@@ -532,9 +535,13 @@ def test_a_bad_address_is_refused_at_once(url: str) -> None:
 
 
 def test_settings_out_of_range_are_refused_at_once() -> None:
-    for wrong in ({"concurrency": 0}, {"retries": -1}, {"timeout": 0.0}, {"timeout": math.nan}, {"backoff": -1.0}):
+    for wrong in (
+        {"concurrency": 0}, {"retries": -1}, {"timeout": 0.0}, {"timeout": math.nan}, {"backoff": -1.0},
+        {"temperature": math.inf}, {"top_p": 0.0}, {"max_tokens": -1}, {"longest_wait": math.nan}, {"retries": 1.5},
+        {"stop": "END"},
+    ):  # fmt: skip
         options: dict[str, Any] = dict(wrong)
-        with pytest.raises(ValueError, match="expected concurrency >= 1"):
+        with pytest.raises(ValueError, match=rf"ServerAgent\({next(iter(wrong))}\): expected"):
             ServerAgent("m", base_url="http://localhost/v1", **options)
 
 
@@ -548,3 +555,151 @@ def test_the_address_may_stand_in_the_environment(monkeypatch: pytest.MonkeyPatc
 def test_a_scripted_agent_tells_nothing_of_itself() -> None:
     (group,) = collect(ScriptedAgent(["x"]), EDUCATION, progress=False)
     assert "agent" not in group[0].turns[0].info
+
+
+LONG_KEY = "sk-proj-0123456789-abcdefghijklmnopqrstuvwxyz-TAIL"
+
+
+def pieces(key: str) -> set[str]:
+    return {key[at : at + 8] for at in range(len(key) - 7)}
+
+
+@pytest.mark.parametrize("at", [260, 290, 296, 299, 301])
+def test_no_piece_of_the_key_is_left_where_a_message_is_cut(
+    stub: Stub, agent: Callable[..., ServerAgent], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", LONG_KEY)
+    for status in (400, 503, 200):
+        stub.acts = [fail(status, "x" * (at - len(LONG_KEY)) + LONG_KEY + " is bad")]
+        with pytest.raises(ServerError) as caught:
+            ask(agent(retries=0))
+        assert not any(piece in str(caught.value) for piece in pieces(LONG_KEY))
+
+
+def test_an_answer_that_echoes_the_key_is_stored_without_it(
+    stub: Stub, agent: Callable[..., ServerAgent], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """In the text, the reason to finish, the names of the usage, and cut into tokens."""
+    monkeypatch.setenv("OPENAI_API_KEY", LONG_KEY)
+    tokens = [{"token": LONG_KEY[at : at + 5], "logprob": -1.0} for at in range(0, len(LONG_KEY), 5)]
+    choice = {
+        "message": {"content": f"Your key begins {LONG_KEY[:20]}, and is {LONG_KEY}."},
+        "finish_reason": LONG_KEY,
+        "logprobs": {"content": [{"token": "Hi ", "logprob": -0.5}, *tokens]},
+    }
+    content = json.dumps({"choices": [choice], "usage": {LONG_KEY: 1, "total_tokens": 10**30}}).encode()
+    stub.acts = [lambda s, handler: send(handler, 200, content)]
+    with Store(tmp_path / "s.jsonl") as store:
+        (group,) = collect(agent(logprobs=True), EDUCATION, env_options={"turns": 1}, store=store, progress=False)
+    kept = (tmp_path / "s.jsonl").read_text("utf-8") + json.dumps(group[0].to_json())
+    assert not any(piece in kept for piece in pieces(LONG_KEY))
+    turn = group[0].turns[0]
+    assert turn.action == "Your key begins ***, and is ***."
+    assert turn.info["agent"]["tokens"][:2] == ["Hi ", "***"]
+
+
+def test_what_is_no_secret_is_left() -> None:
+    assert masked("the cup is EMPTY", "EMPTY") == "the cup is EMPTY"
+    assert masked("no key at all", "") == "no key at all"
+    assert masked("ask 12345 now", "12345") == "ask *** now"
+    assert masked(f"https://h/?k={'a%2Fb%2Bc' * 3}", "a/b+c" * 3) == "https://h/?k=***"
+
+
+def test_what_a_server_writes_cannot_drive_the_terminal(stub: Stub, agent: Callable[..., ServerAgent]) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m done \u202e"
+    for status in (400, 500, 200):
+        stub.acts = [fail(status, evil)]
+        with pytest.raises(ServerError) as caught:
+            ask(agent(retries=0))
+        assert all(character.isprintable() for character in str(caught.value))
+    stub.acts = [fail(400, f"maximum context length {evil}")]
+    with pytest.raises(ContextFull) as full:
+        ask(agent())
+    assert all(character.isprintable() for character in str(full.value))
+
+
+def test_trouble_is_said_while_it_is_waited_for(
+    stub: Stub, agent: Callable[..., ServerAgent], caplog: pytest.LogCaptureFixture
+) -> None:
+    stub.acts = [fail(503), fail(503), fail(503), say("back")]
+    assert ask(agent()).text == "back"
+    (record,) = [each for each in caplog.records if each.name == "polyturn.agents.api"]
+    assert "status 503: busy; attempt 2 of 7 in" in record.getMessage()
+
+
+def test_threads_and_descriptors_are_given_back(stub: Stub, agent: Callable[..., ServerAgent]) -> None:
+    def held() -> tuple[int, int]:
+        gc.collect()
+        loops = [thread for thread in threading.enumerate() if thread.name == "polyturn-loop"]
+        for thread in loops:
+            thread.join(0.0 if thread.is_alive() and thread in known else 5.0)
+        return len([thread for thread in loops if thread.is_alive()]), len(os.listdir("/proc/self/fd"))
+
+    known = {thread for thread in threading.enumerate() if thread.name == "polyturn-loop"}
+    before = held()
+    for _ in range(5):
+        dropped = ServerAgent("m", base_url=stub.url)
+        ask(dropped)
+        del dropped
+        closed = ServerAgent("m", base_url=stub.url)
+        ask(closed)
+        closed.close()
+        ask(closed)
+        closed.close()
+        del closed
+    after = held()
+    for _ in range(50):  # the stub's side of each connection ends on its own
+        if after[1] <= before[1]:
+            break
+        time.sleep(0.1)
+        after = held()
+    assert after[0] <= before[0]
+    assert after[1] <= before[1]
+
+
+def test_a_forked_child_asks_by_itself(stub: Stub, agent: Callable[..., ServerAgent]) -> None:
+    model = agent()
+    assert ask(model).text == "Hello."
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if ask(model).text == "Hello." else 2
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + 30
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if done == (0, 0):
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert done[0] == child
+    assert os.waitstatus_to_exitcode(done[1]) == 0
+    assert ask(model).text == "Hello."
+
+
+def test_a_judge_fails_when_nothing_answers_any_more(stub: Stub, agent: Callable[..., ServerAgent]) -> None:
+    stub.acts = [fail(400, "no such model")]
+    judge = PromptedJudge(agent(), patience=3, concurrency=1)
+    pair = (Trajectory("e", 0, (), terminated=True), Trajectory("e", 0, (), terminated=True))
+    assert all(math.isnan(value) for value in judge([pair, pair]))
+    with pytest.raises(JudgeFailed, match="none to 3 questions in a row, the last with ServerRefused"):
+        judge([pair, pair])
+    stub.acts = [say("1")]
+    assert PromptedJudge(agent(), patience=1)([pair]) == [1.0]
+
+
+def test_a_judge_answers_or_fails_within_its_time() -> None:
+    """Repetitions and the waits between them are a part of it."""
+
+    class Never:
+        name = "never"
+
+        async def act(self, episode: Episode) -> str:
+            await asyncio.sleep(0.05)
+            raise ConnectionError("down")
+
+    judge = PromptedJudge(Never(), timeout=0.3, retries=10**6, backoff=0.0)
+    pair = (Trajectory("e", 0, (), terminated=True), Trajectory("e", 0, (), terminated=True))
+    assert math.isnan(judge([pair])[0])
+    assert judge.failures == ["TimeoutError: no answer within 0.3 s"]
