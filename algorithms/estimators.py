@@ -264,7 +264,10 @@ def _settled(values: Tensor, group: Tensor) -> Tensor:
     empty = values.new_zeros(count)
     low = empty.scatter_reduce(0, index, values, "amin", include_self=False)
     high = empty.scatter_reduce(0, index, values, "amax", include_self=False)
-    return torch.where((high - low <= _rounding(torch.maximum(low.abs(), high.abs())))[index], low[index], values)
+    gap = high - low
+    # Infinite scores are no rounding: what they make is not finite, and is refused where it is used.
+    alike = torch.isfinite(gap) & (gap <= _rounding(torch.maximum(low.abs(), high.abs())))
+    return torch.where(alike[index], low[index], values)
 
 
 def _rounding(size: Tensor) -> Tensor:
@@ -313,7 +316,8 @@ def whiten(values: Tensor, mask: Tensor | None = None, *, shift_mean: bool = Tru
     if kept.numel() == 0:
         return torch.zeros_like(values)
     lowest = kept.min()
-    if bool(kept.max() - lowest <= _rounding(kept.abs().max())):
+    gap = kept.max() - lowest
+    if bool(torch.isfinite(gap) & (gap <= _rounding(kept.abs().max()))):
         kept = lowest.expand_as(kept)
     # As in the group mean: equal values must come out as exactly 0, not as amplified rounding.
     mean = lowest + (kept - lowest).mean()

@@ -21,6 +21,9 @@ from polyturn.benchmarks.tool_math import QUICK, Setting, learn, supervised
 from polyturn.envs.viewing.page import write_page
 from polyturn.sandbox import open_sandbox
 
+# Measured on two quiet cores; README.md has the table.
+_QUIET_S = 317
+
 
 def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool = False, progress: bool = True) -> None:
     """Runs the job and writes `results.json`, `curve.png`, `trajectories.html` and every policy into `out`.
@@ -36,6 +39,8 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
         SandboxUnavailable: The sandbox cannot run here.
     """
     begun = time.perf_counter()
+    if not quick:
+        print(f"about {_QUIET_S / 60:.0f} minutes on two quiet cores, twice as long beside a busy program")
     setting = Setting(**{**asdict(QUICK if quick else Setting()), "sandbox": sandbox})
     out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

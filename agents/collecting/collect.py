@@ -26,14 +26,13 @@ from polyturn.agents.collecting.playing import (
     EpisodeState,
     Job,
     TextEnvironment,
-    agent_id,
     may_wait,
-    noise_of,
 )
+from polyturn.agents.collecting.resuming import Signed, already_there
 from polyturn.agents.collecting.roles import BothSides
 from polyturn.envs.registration import check_options, make
 from polyturn.envs.settings import check_count, check_range
-from polyturn.envs.store import Store, read
+from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Group, Trajectory
 from polyturn.envs.viewing.text import printable
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
@@ -129,9 +128,10 @@ def collect(
             model's own limit is `Sampling.max_new_tokens`.
         concurrency: Episodes under way at once; changes speed, never a result.
         store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
-            seed, task, branch, agent and version of its weights) are not run again, so an interrupted collection goes
-            on where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
-            another `policy.version`, or another store, else the old weights' episodes are taken for theirs.
+            seed, task, branch, agent, version and weights) are not run again, so an interrupted collection goes on
+            where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
+            another `policy.version`, or another store, so that readers can tell the episodes apart; a
+            `SameNameWarning` says where they cannot.
         partner_store: Where to append the other side of every conversation (see
             `polyturn.agents.collecting.roles.other_side`) where an `AgentPartner` plays it; `store` itself, or another
             one to train on separately.
@@ -225,12 +225,16 @@ def collect(
         for group in range(count)
         for member in range(group_size)
     ]
-    done = _already_there(store, env_id, recorded, jobs, members, prefix_agent, same_noise)
+    done: dict[tuple[int, int], Trajectory] = {}
+    signed: Signed | None = None
+    if store is not None:
+        signed = Signed(store, [*members, prefix_agent])
+        done = already_there(signed, env_id, recorded, jobs, members, prefix_agent, same_noise)
     left = [job for job in jobs if (job.group, job.member) not in done]
     # Play them, each appended to the store when it ends.
-    keep: Store | BothSides | None = store
-    if store is not None and partner_store is not None:
-        keep = BothSides(store, partner_store, done.values())
+    keep: Signed | BothSides | None = signed
+    if signed is not None and partner_store is not None:
+        keep = BothSides(signed, partner_store, done.values())
     player = EpisodePlayer(members, prefix_agent, env_id, recorded, seed, same_noise, timeout)
     runner = _Runner(player, factory, env_id, keep)
     todo = runner.plan(left, done)
@@ -271,49 +275,13 @@ def _plain(value: Any) -> Any:
         return str(getattr(value, "name", type(value).__name__))
 
 
-def _already_there(
-    store: Store | None,
-    env_id: str,
-    options: Mapping[str, Any],
-    jobs: Iterable[Job],
-    members: Sequence[Agent],
-    prefix_agent: Agent,
-    same_noise: bool,
-) -> dict[tuple[int, int], Trajectory]:
-    if store is None:
-        return {}
-    wanted = {(job.group, job.seed, job.member): job for job in jobs}
-    asked = json.dumps(dict(options), sort_keys=True)
-    found: dict[tuple[int, int], Trajectory] = {}
-    for trajectory in read(store.path):
-        job = None if trajectory.group is None else wanted.get((trajectory.group, trajectory.seed, trajectory.member))
-        if (
-            job is not None
-            and trajectory.env_id == env_id
-            and trajectory.error is None
-            and json.dumps(dict(trajectory.env_options), sort_keys=True) == asked
-            and trajectory.info.get("task_index") == job.task
-            and (trajectory.agent, trajectory.policy_version) == agent_id(members[job.member])
-            and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *agent_id(prefix_agent)))
-            and trajectory.info.get("noise", noise_of(job, same_noise)) == noise_of(job, same_noise)
-        ):
-            found[job.group, job.member] = trajectory
-    return found
-
-
-def _parted(trajectory: Trajectory) -> tuple[int, str, str] | None:
-    """Where its group was to part, and which agent played the shared prefix."""
-    prefix = trajectory.info.get("shared_prefix")
-    return None if prefix is None else (prefix["asked"], prefix["agent"], prefix["version"])
-
-
 class _Runner:
     def __init__(
         self,
         player: EpisodePlayer,
         factory: Callable[[], TextEnvironment],
         env_id: str,
-        store: Store | BothSides | None,
+        store: Signed | BothSides | None,
     ) -> None:
         self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
         self._prefixes: dict[int, SharedPrefix] = {}

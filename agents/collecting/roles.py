@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -176,6 +176,12 @@ def other_sides(groups: Iterable[Group]) -> list[Group]:
     return [Group(tuple(map(other_side, group)), group.branched_at) for group in groups]
 
 
+class Appending(Protocol):
+    """What a trajectory can be appended to."""
+
+    def append(self, trajectory: Trajectory) -> None: ...
+
+
 class BothSides:
     """Appends each conversation to one store, and the partner's side of it to another (or the same).
 
@@ -190,7 +196,7 @@ class BothSides:
         ValueError: Their partner was no agent.
     """
 
-    def __init__(self, store: Store, partner_store: Store, known: Iterable[Trajectory] = ()) -> None:
+    def __init__(self, store: Appending, partner_store: Store, known: Iterable[Trajectory] = ()) -> None:
         self._store, self._partner_store = store, partner_store
         there = {_digest(trajectory) for trajectory in read(partner_store.path)}
         for trajectory in known:

@@ -121,6 +121,10 @@ class TransformerAgent:
         """Which weights act."""
         return self.policy.version
 
+    def fingerprint(self) -> str:
+        """A digest of the weights that act."""
+        return self.policy.fingerprint()
+
     async def act(self, episode: Episode) -> Action:
         """Samples the next turn.
 

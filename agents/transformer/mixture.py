@@ -58,6 +58,10 @@ class MixtureAgent(TransformerAgent):
             mix=lambda own, other: (1.0 - beta) * own + beta * other,
         )
 
+    def fingerprint(self) -> str:
+        """A digest of both policies' weights."""
+        return f"{super().fingerprint()} {self.reference.fingerprint()}"
+
     @property
     def name(self) -> str:
         """Recorded in trajectories, with the mixture's share and the reference's weights."""

@@ -135,7 +135,7 @@ def iterate(
         {
             "method": {"class": type(method).__name__, **_settings_of(method)},
             "env": env if isinstance(env, str) else env.name,
-            "collect": collect.recorded(), "from_previous": from_previous, "preference": _name_of(preference),
+            "collect": collect.recorded(), "from_previous": from_previous, "preference": name_of(preference),
             "reference": reference, "epochs": epochs, "batch_size": batch_size, "options": options.recorded(),
             "seed": seed,
         },
@@ -234,7 +234,7 @@ def _settings_of(method: GroupMethod) -> dict[str, Any]:
     return record(method) if hasattr(method, "__dataclass_fields__") else {}
 
 
-def _name_of(preference: Annotator) -> Any:
+def name_of(preference: Annotator) -> Any:
     """An annotator as a run's record knows it."""
     if hasattr(preference, "__dataclass_fields__"):
         return {"class": type(preference).__name__, **record(preference)}

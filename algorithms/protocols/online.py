@@ -16,7 +16,7 @@ from polyturn.agents.collecting.playing import agent_id
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.networks.moving_average import MovingAverage
-from polyturn.algorithms.protocols.iterate import learnable, tasks_of
+from polyturn.algorithms.protocols.iterate import learnable, name_of, tasks_of
 from polyturn.algorithms.training.data_source import AnnotatedGroup
 from polyturn.envs.preference import Annotator, Preference, by_return, by_score
 from polyturn.envs.settings import check_count
@@ -135,6 +135,13 @@ def online(
         moving_baseline=moving_baseline,
         seed=seed,
         samplers=(agent_id(members[0])[0],),
+        made_of={
+            "env": env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__),
+            "collect": collect.recorded(),
+            "preference": name_of(annotate),
+            "opponent": None if opponent is None else agent_id(members[-1])[0],
+            "members": len(members),
+        },
     )
 
 
@@ -149,6 +156,7 @@ class Online:
         moving_baseline: As in `online`.
         seed: Of what methods draw at random from the groups.
         samplers: Names of the agents whose turns are learned from.
+        made_of: What else decides the groups, as JSON values by name; compared when a run is resumed.
 
     Attributes:
         samplers: As given.
@@ -166,7 +174,9 @@ class Online:
         moving_baseline: float | None = None,
         seed: int = 0,
         samplers: Sequence[str] = (),
+        made_of: Mapping[str, Any] | None = None,
     ) -> None:
+        self._made_of = dict(made_of or {})
         self.samplers = tuple(samplers)
         self._draw, self._annotate, self._turn_reward, self._seed = draw, annotate, turn_reward, seed
         self._reuse, self._decay = reuse, moving_baseline
@@ -189,6 +199,11 @@ class Online:
             AnnotatedGroup(group, preference, (self._seed, self._draws, self._used, index))
             for index, (group, preference) in enumerate(self._held)
         ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the groups beside the policy's weights, as JSON values."""
+        own = {"seed": self._seed, "reuse": self._reuse, "moving_baseline": self._decay}
+        return {**self._made_of, **own}
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, as JSON values: with the groups themselves if they are going to be used again."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.pairing import Example
@@ -44,11 +46,75 @@ A function is asked with 0, 1, 2, ...; a step's groups that teach nothing are le
 sequence, or anything else that can be iterated again, starts over at its end. An iterator ends the training where it
 ends. A resumed run goes on with what would have come next: an iterable with `state_dict` and `load_state_dict` (JSON
 values) is put back where it was, any other source is moved on by the number of steps that were asked for. A source with
-`samplers`, names of the agents whose turns will be learned from, lets a run refuse them before they act.
+`samplers`, names of the agents whose turns will be learned from, lets a run refuse them before they act. One with
+`fingerprint()`, JSON values that decide what it gives, lets a resumed run notice other data.
 """
 
 
-def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Callable[[int], list[Example]]:
+@dataclass(frozen=True, eq=False)
+class Minibatches:
+    """What `minibatches` returns: from the number of a step to its examples.
+
+    Attributes:
+        examples: All of them.
+        size: Examples a step.
+        seed: Of the orders.
+    """
+
+    examples: tuple[Example, ...]
+    size: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.examples) // self.size)
+
+    def __call__(self, step: int) -> list[Example]:
+        """The examples of a step, counted from 0."""
+        epoch, position = divmod(step, self.steps)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+        return [self.examples[i] for i in np.array_split(order, self.steps)[position]]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides every step, as JSON values; the examples by a digest of all they hold."""
+        return {"examples": examples_digest(self.examples), "batch_size": self.size, "order": self.seed}
+
+
+def examples_digest(examples: Iterable[Example]) -> str:
+    """A digest of the tokens, labels and comparisons of examples, with their number."""
+    found = hashlib.blake2b(digest_size=16)
+    count = 0
+
+    def add(part: NDArray[Any]) -> None:
+        found.update(f"{part.dtype} {part.shape}".encode() + part.tobytes())
+
+    for example in examples:
+        count += 1
+        for row in example.trajectories:
+            for tokens in row.tokens:
+                add(tokens)
+            for turn in row.turns:
+                add(turn.logps)
+            found.update(repr([turn.reward for turn in row.turns]).encode())
+        for part in (example.pairs, example.probability, example.weight, example.scores, example.desirable):
+            add(part)
+    return f"{count} {found.hexdigest()}"
+
+
+def source_fingerprint(source: Source) -> dict[str, Any] | None:
+    """What a source says of its data, as JSON values; of a list of examples their digest; else None."""
+    said = getattr(source, "fingerprint", None)
+    if said is not None:
+        return dict(said())
+    if isinstance(source, Sequence) and all(isinstance(step, Sequence) for step in source):
+        every = [item for step in source for item in cast("Sequence[Any]", step)]
+        if all(isinstance(item, Example) for item in every):
+            return {"examples": examples_digest(every), "steps": len(source)}
+    return None
+
+
+def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Minibatches:
     """Batches of at most `size` examples; every epoch in a new order that only `seed` and the epoch decide.
 
     No example is skipped or repeated in an epoch; where the numbers do not divide, batches differ by one in size
@@ -68,14 +134,7 @@ def minibatches(examples: Sequence[Example], size: int, *, seed: int) -> Callabl
             "minibatches: expected at least one example, got none; groups teach nothing where no member is better than "
             "another, where all failed, or where their first prompt is longer than the agent's max_tokens"
         )
-    steps = -(-len(examples) // size)
-
-    def at(step: int) -> list[Example]:
-        epoch, position = divmod(step, steps)
-        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
-        return [examples[i] for i in np.array_split(order, steps)[position]]
-
-    return at
+    return Minibatches(tuple(examples), size, seed)
 
 
 def steps_of(count: int, size: int, *, epochs: float = 1.0) -> int:

@@ -28,6 +28,7 @@ from polyturn.algorithms.training.drawing import next_batch
 from polyturn.algorithms.training.learner import Learner, NonFiniteError, Scorable
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.options import TrainOptions
+from polyturn.algorithms.training.origin import check_origin, origin_of
 from polyturn.algorithms.training.own_samples import check_scoring, temperature_of
 from polyturn.algorithms.training.run_folder import Saver, alone_in, everywhere, farewell, process_has_died
 from polyturn.algorithms.training.schedule import factor
@@ -36,6 +37,10 @@ from polyturn.envs.settings import changes, check_count, record
 
 # Name of the file, in checkpoints, of a reference that is the policy as it was at the start.
 _REFERENCE = "reference"
+
+
+# After so many steps, the first of which is slow, a run says how long it will take.
+_MEASURED_STEPS = 4
 
 
 class Trainable(Scorable, Saveable, Protocol):
@@ -110,7 +115,7 @@ def train(
 
     Raises:
         CheckpointError: `out` cannot be written, is full, is another run's at this moment, holds another run's
-            checkpoints, or `resume` was not said.
+            checkpoints, or one trained against another reference, or `resume` was not said.
         NonFiniteError: A loss or gradient was nan or infinite; its batch is saved.
         OutOfMemoryError: The device ran out of memory; the message says what would take less.
         Interrupted: Ctrl-C or SIGTERM.
@@ -143,14 +148,25 @@ def train(
             )
             found = checkpoint.latest(place)
         started = None
+        origin: dict[str, Any] = {}
+        if place is not None and accelerator.is_main_process:
+            origin = origin_of(policy, reference if hooks.needs.reference else None, batches)
         if hooks.needs.reference and reference is None:
             # Taken before a checkpoint's weights take the place of the policy's.
             reference = started = _snapshot(policy)
         before: dict[str, Any] = {"step": 0, "settings": settings, "sources": [None]}
         if found is not None:
             before = checkpoint.load_state(found)
-            _warn_of_changes(before["settings"], settings)
             checkpoint.load_weights(found, policy)
+            other: list[str] = []
+
+            def compare() -> None:
+                latest = origin_of(policy, None, ())["policy"]
+                other.extend(check_origin(found, before.get("origin", {}), origin, latest=latest))
+
+            everywhere(accelerator, compare)
+            _warn_of_changes(before["settings"], settings, other)
+            origin = before.get("origin", origin)
             if started is not None and (kept := checkpoint.load_tensors(found, _REFERENCE)) is not None:
                 started.load(kept)
         start = int(before["step"])
@@ -173,7 +189,7 @@ def train(
             learner,
             accelerator,
             options,
-            {"method": identity, "settings": settings},
+            {"method": identity, "settings": settings, "origin": origin},
             {} if started is None else {_REFERENCE: started.tensors()},
         )
 
@@ -214,6 +230,8 @@ def train(
                     finally:
                         note(entry)
                     bar.update()
+                    if done - start == _MEASURED_STEPS and not bar.disable and (left := _forecast(bar, steps - done)):
+                        bar.write(left)
                     bar.set_postfix({name: f"{numbers[name]:.3g}" for name in _shown(numbers)})
                     # Checkpoints: when due, and when asked to stop.
                     if any(gather_object([interruptions.received])):
@@ -378,9 +396,16 @@ def _without(name: str) -> Iterator[None]:
             os.environ[name] = kept
 
 
-def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    if changed := changes(then, now):
+def _warn_of_changes(then: Mapping[str, Any], now: Mapping[str, Any], other: Sequence[str]) -> None:
+    if changed := [*changes(then, now), *other]:
         warnings.warn(f"resuming with other settings: {'; '.join(changed)}", ResumeWarning, stacklevel=3)
+
+
+def _forecast(bar: Any, left: int) -> str:
+    """How long the remaining steps are going to take at the present rate; "" where it is less than a minute."""
+    rate = bar.format_dict["rate"] or (bar.n - bar.initial) / max(bar.format_dict["elapsed"], 1e-9)
+    seconds = left / rate
+    return "" if seconds < 60 else f"{bar.desc}: about {seconds / 60:.0f} minutes for {left} more steps"
 
 
 def _shown(numbers: Mapping[str, float]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -210,3 +211,11 @@ def test_a_first_prompt_that_leaves_no_room_teaches_nothing(name: str) -> None:
 def test_no_examples_at_all_are_refused_with_the_reasons() -> None:
     with pytest.raises(ValueError, match=r"minibatches: expected at least one example.*max_tokens"):
         minibatches([], 4, seed=0)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_scores_that_are_not_finite_do_not_become_ties(value: float) -> None:
+    """They make advantages that are not finite, which training refuses, and not zeros, which it would pass over."""
+    scores, group = torch.tensor([1.0, value, 2.0]), torch.zeros(3, dtype=torch.int64)
+    for made in (group_normalised(scores, group), leave_one_out(scores, group), whiten(scores)):
+        assert not torch.isfinite(made).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import signal
@@ -251,3 +252,33 @@ def test_did_you_mean() -> None:
     assert did_you_mean("polyturn/ToolMaths-v0", known) == " Did you mean 'polyturn/ToolMath-v0'?"
     assert did_you_mean("toolmath-v0", known) == " Did you mean 'polyturn/ToolMath-v0'?"
     assert did_you_mean("CartPole", known) == ""
+
+
+def environment_of_a_command(**given: str) -> dict[str, str]:
+    """What a command's floor sees in its environment when it is loaded, and whether torch was there already."""
+    program = (
+        "import json, os, sys, types\n"
+        "from polyturn import cli\n"
+        "class Floor(types.ModuleType):\n"
+        "    def add_commands(self, subparsers):\n"
+        "        seen = {k: v for k, v in os.environ.items() if k.startswith(('OMP_', 'GOMP_', 'KMP_'))}\n"
+        "        print(json.dumps(seen | {'torch': str('torch' in sys.modules)}))\n"
+        "        subparsers.add_parser('envs').set_defaults(run=lambda args: 0)\n"
+        "sys.modules['polyturn.envs.cli'] = Floor('polyturn.envs.cli')\n"
+        "sys.exit(cli.main(['envs']))\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean | given, capture_output=True, text=True, check=True
+    )
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_decides() -> None:
+    """Spinning threads take several times as long where another program has a core; torch reads this when it loads."""
+    assert environment_of_a_command() == {
+        "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "torch": "False"
+    }  # fmt: skip
+    assert environment_of_a_command(OMP_WAIT_POLICY="active") == {"OMP_WAIT_POLICY": "active", "torch": "False"}
+    assert environment_of_a_command(GOMP_SPINCOUNT="1000") == {"GOMP_SPINCOUNT": "1000", "torch": "False"}
