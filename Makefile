@@ -11,10 +11,10 @@ export VENV
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox quickstart test gpu browser lint types format mutate dist clean
+.PHONY: help setup sandbox quickstart test gpu browser docs docs-serve lint types format mutate dist clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make .venv with everything in it
 	@sh scripts/setup.sh
@@ -34,6 +34,14 @@ gpu: setup ## tests and benchmarks for a GPU, into runs/gpu/results.json; on a C
 browser: setup ## test the viewer's page in a headless Chromium
 	@sh scripts/browser.sh
 	$(TEST_ENV) $(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+docs: setup ## build the documentation's site, strictly
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/docs.py build
+
+docs-serve: setup ## the same, served to this machine
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/docs.py serve
 
 lint: setup ## check style and that floors import only downwards
 	$(BIN)/ruff check .

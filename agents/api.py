@@ -93,7 +93,10 @@ class ServerAgent:
         base_url: Up to and without "/chat/completions"; default the environment's OPENAI_BASE_URL, or OpenAI's own.
         api_key_env: The environment variable that holds the key; without one in it no key is sent.
         system: A system message before the conversation.
-        temperature, top_p, max_tokens, stop: How the server samples. None leaves it to the server.
+        temperature: How the server samples; None, here and in the next three, leaves it to the server.
+        top_p: Nucleus sampling.
+        max_tokens: Tokens of an answer.
+        stop: Texts at which an answer ends.
         seeded: Send a `seed` from the episode's own generator; servers may heed it. False for those that refuse it.
         logprobs: Ask for log-probabilities and record them.
         body: Further fields of the request, such as {"max_completion_tokens": 512}.

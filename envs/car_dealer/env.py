@@ -56,7 +56,7 @@ class CarDealer(PartnerEnv):
 
     Args:
         buyer: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.collecting.roles.AgentPartner`
-        makes one of any agent).
+            makes one of any agent).
         turns: Turns the dealer has; the buyer says so at the start.
 
     Raises:

@@ -53,7 +53,7 @@ class EducationDialogue(PartnerEnv):
 
     Args:
         student: "scripted", or a `polyturn.envs.conversation.Partner` (`polyturn.agents.collecting.roles.AgentPartner`
-        makes one of any agent).
+            makes one of any agent).
         turns: Turns the teacher has; the student says so at the start.
         teacher_style: Whether the teacher is given its own preference and reaction, stated in the first
             observation.
