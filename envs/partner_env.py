@@ -22,6 +22,8 @@ from polyturn.envs.suggest import did_you_mean
 TIME_UP = "turns"
 """How a conversation ended that reached the agent's last turn."""
 
+_PLAIN = frozenset([str, int, float, bool, type(None)])
+
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
 
@@ -245,7 +247,12 @@ class PartnerEnv(gymnasium.Env[str, str]):
 
 
 def _json_copy(record: Mapping[str, Any]) -> dict[str, Any]:
-    copied: dict[str, Any] = json.loads(json.dumps(dict(record)))
+    """A copy as JSON would give it back; JSON is written only for a record of more than texts and numbers."""
+    copied = dict(record)
+    for name, value in copied.items():
+        if type(name) is not str or type(value) not in _PLAIN:
+            parsed: dict[str, Any] = json.loads(json.dumps(copied))
+            return parsed
     return copied
 
 

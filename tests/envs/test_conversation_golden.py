@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyturn.envs import partner_env
 from polyturn.envs.car_dealer.env import CarDealer
 from polyturn.envs.car_dealer.talk import BRANDS, FEATURES, TYPES
 from polyturn.envs.conversation import END, PartnerFull, Scene, Spoken
@@ -153,6 +154,25 @@ def test_the_episodes_reach_every_way_to_end() -> None:
             deal = "deal" if last.get("deal") else "no deal"
             ends.add(str(last.get("ended_by") or last.get("truncated_by") or deal))
     assert ends == {"student", "teacher", "turns", "partner", "deal", "no deal"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{}, {"phase": "deal", "offer": 3, "rate": 0.5, "open": True, "why": None}, {"pair": (1, 2)}, {"inner": {"a": [1]}},
+     {3: "key"}, {"number": np.float64(0.25)}],
+)  # fmt: skip
+def test_what_a_partner_reports_comes_back_as_from_json_and_is_a_copy(record: dict[Any, Any]) -> None:
+    """Whichever way it is copied: tuples as lists, keys as texts, nothing shared with the partner's own record."""
+    copied = partner_env._json_copy(record)
+    expected = json.loads(json.dumps(record))
+    assert copied == expected
+    assert [type(value) for value in copied.values()] == [type(value) for value in expected.values()]
+    copied["new"] = 1
+    for value in copied.values():
+        if isinstance(value, dict):
+            value["new"] = 1
+    assert "new" not in record
+    assert "new" not in record.get("inner", {})
 
 
 if __name__ == "__main__":
