@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.agents.viewing import add_show, add_view
+from polyturn.envs.plugins import is_reference, named, plugins
 
 ROLLOUT_HELP = """\
 examples:
@@ -19,10 +20,12 @@ examples:
       --partner-out buyer.jsonl
   polyturn rollout polyturn/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
 
-AGENT is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY),
-or a model's folder or Hub id. An interrupted command goes on where it stopped: run it again with the same --out.
+AGENT is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY), a
+model's folder or Hub id, or your own: module:attribute, or a name of the entry-point group "polyturn.agents". An
+interrupted command goes on where it stopped: run it again with the same --out.
 """
 
+AGENT_HELP = "gold, demonstrator, random, human, server:MODEL, module:attribute, or a model's folder or Hub id"
 ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may be repeated)"
 
 
@@ -41,7 +44,7 @@ def add_commands(subparsers: Any) -> None:
         "--agent",
         required=True,
         metavar="AGENT",
-        help="gold, demonstrator, random, human, server:MODEL, or a model's folder or Hub id",
+        help=AGENT_HELP,
     )
     rollout.add_argument(
         "--partner", metavar="AGENT", help="the agent that plays the other side of a conversation (default: scripted)"
@@ -176,10 +179,29 @@ def make_agent(name: str, args: argparse.Namespace, options: dict[str, Any]) -> 
             max_tokens=args.max_new_tokens,
             concurrency=args.concurrency,
         )
+    if is_reference(name) or name in plugins("polyturn.agents"):
+        return _own_agent(name)
+    return model_agent(name, args)
+
+
+def model_agent(name: str, args: argparse.Namespace) -> Any:
+    """A model's folder or Hub id as an agent that samples as the command line says."""
     from polyturn.agents.transformer.agent import TransformerAgent
 
     no_loading_bars()
     return TransformerAgent.from_pretrained(name, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)
+
+
+def _own_agent(name: str) -> Any:
+    """An agent that others wrote: a class or a function that makes one, or the agent itself."""
+    from polyturn.agents.agent import Agent
+
+    found = named(name, "polyturn.agents", "an agent")
+    if isinstance(found, type) or (callable(found) and not isinstance(found, Agent)):
+        found = found()
+    if not isinstance(found, Agent):
+        raise ValueError(f"{name}: expected an agent, anything with act(episode), got {type(found).__name__}")
+    return found
 
 
 def _demonstrator(env_id: str, options: dict[str, Any]) -> Any:

@@ -63,6 +63,28 @@ def plugins(group: str) -> dict[str, Callable[[], Any]]:
     return {point.name: point.load for point in entry_points(group=group)}
 
 
+def named(name: str, group: str, what: str) -> Any:
+    """The plug-in of a group with this name, or what stands at `module:attribute`.
+
+    Args:
+        name: The name or the reference.
+        group: The entry-point group.
+        what: What it is to be, for messages.
+
+    Raises:
+        PluginError: There is none, or it cannot be loaded.
+    """
+    found = plugins(group)
+    if name not in found:
+        return attribute(name, what)
+    try:
+        return found[name]()
+    except Exception as error:  # a package of others may raise anything
+        raise PluginError(
+            f"expected {what} from the plug-in {name!r} of {group}, got {type(error).__name__}: {error}"
+        ) from error
+
+
 def loaded(group: str) -> dict[str, Any]:
     """Every plug-in of a group that loads; one that does not is named in a warning and left out."""
     found: dict[str, Any] = {}

@@ -7,11 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
+from polyturn.agents.cli import (
+    AGENT_HELP,
+    add_env_arguments,
+    add_sampling_arguments,
+    env_options,
+    make_agent,
+    model_agent,
+)
 
 EXAMPLES = """\
 examples:
   polyturn eval --model runs/mdpo/iteration-3/policy --problems gsm8k_test.jsonl
+  polyturn eval --agent acme.agents:Haggler --env polyturn/CarDealer-v0 --samples 4
   polyturn eval --model my/model --problems generated:2:200 -o split=test --samples 8 --json scores.json
 
 Mean return is the mean over problems of the total reward, with a 95% interval over problems. Success is the share of
@@ -28,7 +36,9 @@ def add_command(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--model", help="folder or Hub id of a policy")
+    parser.add_argument("--agent", metavar="AGENT", help=f"instead of --model: {AGENT_HELP}")
+    parser.add_argument("--base-url", metavar="URL", help="of server:MODEL (default: OPENAI_BASE_URL, or OpenAI's)")
     add_env_arguments(parser, positional=False)
     add_sampling_arguments(parser)
     parser.add_argument("--limit", type=int, help="only the first problems (default: all; without problems 100)")
@@ -49,15 +59,14 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates and prints the report."""
     from contextlib import nullcontext
 
-    from polyturn.agents.transformer.agent import TransformerAgent
     from polyturn.algorithms.protocols.evaluate import evaluate
     from polyturn.envs.store import Store
 
+    if (args.model is None) == (args.agent is None):
+        raise ValueError(f"eval: expected either --model or --agent, got {'both' if args.model else 'neither'}")
     options = env_options(args)
-    no_loading_bars()
-    agent = TransformerAgent.from_pretrained(
-        args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
-    )
+    args.concurrency = args.slots
+    agent = make_agent(args.agent, args, options) if args.model is None else model_agent(args.model, args)
     if args.json is not None:
         args.json.open("a").close()  # an evaluation may take hours; a path that cannot be written is reported now
     tasks = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from polyturn.envs.plugins import PluginError, named, plugins
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.suggest import did_you_mean
 
@@ -27,7 +27,8 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
         name: "return": by total reward. "education": the exact oracle of Education Dialogue's scripted student.
             "reward_model:FOLDER" and "preference_model:FOLDER": fitted models (`polyturn fit`). "judge:MODEL": a
             language model with a prompt, asked in both orders; "server:MODEL": one of the OpenAI-compatible
-            server at OPENAI_BASE_URL. "module:attribute": your own.
+            server at OPENAI_BASE_URL. "module:attribute", or a name of the entry-point group "polyturn.preferences":
+            your own.
         question: What a "judge" or "server" is asked to judge by.
 
     Raises:
@@ -57,19 +58,18 @@ def annotator(name: str, *, question: str | None = None) -> Annotator:
         from polyturn.algorithms.feedback.ai_feedback import HELPFUL, ai_feedback
 
         return ai_feedback(ServerAgent(rest, temperature=0.0, max_tokens=16), question or HELPFUL)
-    if rest and kind not in _NAMES:
-        return _own(kind, rest)
+    if (rest and kind not in _NAMES) or name in plugins("polyturn.preferences"):
+        return _own(name)
     raise ValueError(f"expected an annotator out of {', '.join(KINDS)}, got {name!r}.{did_you_mean(kind, _NAMES)}")
 
 
-def _own(module: str, attribute: str) -> Annotator:
+def _own(name: str) -> Annotator:
     try:
-        found: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        hint = did_you_mean(module, _NAMES)
-        raise ValueError(f"expected a preference at {module}:{attribute}, got {error}.{hint}") from error
+        found: Any = named(name, "polyturn.preferences", "a preference")
+    except PluginError as error:
+        raise PluginError(f"{error}{did_you_mean(name.partition(':')[0], _NAMES)}") from error
     made = found() if isinstance(found, type) else found
     if not callable(made):
-        raise ValueError(f"expected a function of a group at {module}:{attribute}, got {type(made).__name__}")
+        raise ValueError(f"expected a function of a group at {name}, got {type(made).__name__}")
     annotate: Annotator = made
     return annotate

@@ -8,13 +8,17 @@ from dataclasses import fields
 from typing import Any
 
 from polyturn.algorithms.methods.actor_critic import MTPO, PPO
-from polyturn.algorithms.methods.base import GroupMethod
+from polyturn.algorithms.methods.base import GroupMethod, hooks_of
 from polyturn.algorithms.methods.distillation import Distillation
 from polyturn.algorithms.methods.imitation import RAFT, RWR, SFT, BestOfN
 from polyturn.algorithms.methods.pairwise import GPO, IPO, MDPO
 from polyturn.algorithms.methods.policy_gradient import GRPO, REINFORCE, RLOO, NashPG
 from polyturn.algorithms.methods.unpaired import DROV, MKTO, PMPO
+from polyturn.envs.plugins import is_reference, loaded, named, plugins
 from polyturn.envs.suggest import did_you_mean
+
+GROUP = "polyturn.methods"
+"""The entry-point group of methods in installed packages."""
 
 METHODS: dict[str, Callable[..., Any]] = {
     "sft": SFT,
@@ -39,14 +43,18 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 
 def make(name: str, **options: Any) -> GroupMethod:
-    """A method by name.
+    """A method by name: one of `METHODS`, a plug-in (entry-point group "polyturn.methods"), or `module:attribute`.
 
     Raises:
         ValueError: No such method, or no such option; the message lists what there is.
     """
+    if name not in METHODS and (is_reference(name) or name in plugins(GROUP)):
+        return _own(name, options)
     if name not in METHODS:
+        known = [*METHODS, *plugins(GROUP)]
         raise ValueError(
-            f"expected a method out of {', '.join(sorted(METHODS))}, got {name!r}.{did_you_mean(name, METHODS)}"
+            f"expected a method out of {', '.join(sorted(known))} or module:attribute, got {name!r}."
+            f"{did_you_mean(name, known)}"
         )
     known = [field.name for field in fields(METHODS[name])]  # type: ignore[arg-type]
     for option in options:
@@ -57,10 +65,31 @@ def make(name: str, **options: Any) -> GroupMethod:
     return method
 
 
+def _own(name: str, options: dict[str, Any]) -> GroupMethod:
+    """A method that others wrote: a class or a function that makes one, or the method itself."""
+    found = named(name, GROUP, "a method")
+    made = found
+    if isinstance(found, type) or not hasattr(found, "loss"):
+        if not callable(found):
+            raise ValueError(f"{name}: expected a method with name, needs and loss, got {type(found).__name__}")
+        try:
+            inspect.signature(found).bind(**options)
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}; its options: {inspect.signature(found)}") from error
+        made = found(**options)
+    elif options:
+        raise ValueError(f"{name}: expected no options for a method that is made already, got {', '.join(options)}")
+    hooks_of(made)
+    method: GroupMethod = made
+    return method
+
+
 def summaries() -> str:
-    """One line a method: its name, and the first line of its docstring."""
-    width = max(map(len, METHODS))
+    """One line a method, plug-ins included: its name, and the first line of its docstring."""
+    every = {**METHODS, **loaded(GROUP)}
+    width = max(map(len, every))
     lines = [
-        f"  {name:<{width}}  {inspect.cleandoc(made.__doc__ or '').splitlines()[0]}" for name, made in METHODS.items()
+        f"  {name:<{width}}  {(inspect.cleandoc(made.__doc__ or '').splitlines() or [''])[0]}"
+        for name, made in every.items()
     ]
     return "\n".join(lines)
