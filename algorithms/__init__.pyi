@@ -26,6 +26,11 @@ from .networks.value import ActorCritic as ActorCritic
 from .pairing import Example as Example, ExampleError as ExampleError, pairs_by_outcome as pairs_by_outcome
 from .protocols.evaluate import Report as Report, evaluate as evaluate, report as report
 from .protocols.iterate import Iteration as Iteration, NothingToLearn as NothingToLearn, iterate as iterate
+from .protocols.offline import (
+    LeftOutWarning as LeftOutWarning,
+    offline_examples as offline_examples,
+    stored_examples as stored_examples,
+)
 from .protocols.online import Online as Online, online as online
 from .protocols.warmup import (
     demonstrations as demonstrations,

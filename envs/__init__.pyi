@@ -46,6 +46,7 @@ from .preference import (
     by_return as by_return,
     by_score as by_score,
 )
+from .recorded import DataError as DataError, Recorded as Recorded, read_recorded as read_recorded
 from .registration import (
     EnvOptionError as EnvOptionError,
     UnknownEnv as UnknownEnv,

@@ -251,6 +251,14 @@ def read(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterato
         yield _decode(line, path, number, offset)
 
 
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a store of trajectories, of whatever schema."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.readline(4096).startswith(b'{"polyturn":"trajectories"')
+
+
 def index(path: str | os.PathLike[str], *, corrupt: Corrupt = "raise") -> Iterator[Entry]:
     """Reads what is in the store without parsing turns: what a resumed run asks for.
 

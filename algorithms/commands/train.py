@@ -14,6 +14,7 @@ from polyturn.envs.settings import add_arguments, from_arguments
 EXAMPLES = """\
 examples:
   polyturn train sft  --model my/base --data gold.jsonl --out runs/sft --epochs 3
+  polyturn train mdpo --model runs/sft/policy --data pairs.jsonl --out runs/dpo
   polyturn train mdpo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/mdpo --group-size 8
   polyturn train mkto --model runs/sft/policy --problems generated:2:2000 --out runs/mkto -m beta=0.2
   polyturn train rloo --model runs/sft/policy --problems gsm8k_train.jsonl --out runs/rloo --online 500 --group-size 4
@@ -28,10 +29,10 @@ examples:
   polyturn train distillation --model runs/sft/policy --teacher my/large -m first=student \\
       --problems gsm8k_train.jsonl --online 500 --group-size 1 --out runs/distilled
 
-Methods that need no preference learn from the stored trajectories in --data. All others run the iterative protocol:
-collect with the current and the previous policy, compare, train, take the new policy as reference. With --online STEPS
-each update has fresh groups of the policy as it is then, and the reference stays the starting policy. An interrupted
-command continues: run it again with the same --out.
+With --data a method learns from a store, or from recorded pairs, labels, scores or conversations. Without, it runs the
+iterative protocol: collect with the current and the previous policy, compare, train, take the new policy as reference.
+With --online STEPS each update has fresh groups of the policy as it is then, and the reference stays the starting
+policy. An interrupted command continues: run it again with the same --out.
 
 methods:
 """
@@ -54,6 +55,10 @@ class _Way:
 
 
 _STORED = _Way("which learns from the trajectories in --data", {"data": None, "epochs": 1.0, "batch_size": 32})
+_OFFLINE = _Way(
+    "which compares the groups of --data, a store or recorded data, with the starting policy as reference",
+    {"data": None, "epochs": 1.0, "batch_size": 32},
+)
 _PROTOCOL = _Way(
     "which collects and trains in iterations, unless --online STEPS is given",
     {"epochs": 1.0, "batch_size": 32, "iterations": 3, "from_previous": 0, "reference": "previous", "groups": 64,
@@ -63,7 +68,7 @@ _ONLINE = _Way(
     "which with --online has fresh groups at every update and keeps the starting policy as reference",
     {"online": None, "reuse": 1, "groups": 64, "group_size": 8, "opponent": None, "actor": None, "turn_reward": None},
 )
-_WAYS = (_STORED, _PROTOCOL, _ONLINE)
+_WAYS = (_STORED, _OFFLINE, _PROTOCOL, _ONLINE)
 
 
 class _Help(argparse.Action):
@@ -95,7 +100,12 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument(
         "-m", "--method-option", action="append", default=[], metavar="NAME=VALUE", help="a field of the method"
     )
-    parser.add_argument("--data", type=Path, help="store of trajectories to learn from, for methods without preference")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="a store to learn from instead of fresh samples; or JSON lines, Parquet or a saved data set with pairs "
+        "(prompt, chosen, rejected), labels or scores (prompt, completion, label), or conversations (messages)",
+    )
     parser.add_argument("--teacher", metavar="MODEL", help="folder or Hub id of the teacher, for methods that need one")
     add_env_arguments(parser, positional=False)
     parser.add_argument(
@@ -155,7 +165,8 @@ def run(args: argparse.Namespace) -> int:
     method = table.make(args.method, **dict(parse_option(text) for text in args.method_option))
     way = _way(args, method)
     options = _training(args, way)
-    environment = None if way is _STORED else {} if args.program is not None else env_options(args)
+    recorded = way in (_STORED, _OFFLINE)
+    environment = None if recorded else {} if args.program is not None else env_options(args)
     source = _source(args)
     annotate = None if way is _STORED else annotator(args.preference, question=args.question)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -165,8 +176,8 @@ def run(args: argparse.Namespace) -> int:
     if args.lora is not None:
         policy = _with_adapters(policy, args.lora, args.seed, args.adapter)
     try:
-        if environment is None or annotate is None:
-            return _stored(args, method, policy)
+        if recorded or environment is None:
+            return _stored(args, method, policy, annotate)
         carry_out = _protocol if way is _PROTOCOL else _online
         return carry_out(args, method, policy, source, environment, annotate, options)
     except KeyboardInterrupt:
@@ -192,14 +203,17 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
         raise ValueError(
             f"train {name}: expected either --data STORE or --online STEPS (polyturn rollout makes a store)"
         )
-    if needs.values and args.online is None:
-        raise ValueError(f"train {name}: expected --online STEPS for a method with a value network, got none")
+    if needs.values and args.online is None and args.data is None:
+        raise ValueError(f"train {name}: expected --online STEPS or --data FILE for a method with a value network")
     if needs.sampled:
         from polyturn.agents.transformer.agent import SampledAs
         from polyturn.algorithms.training.own_samples import check_sampling
 
         check_sampling(f"train {name}", replace(SampledAs.by(sampling(args)), mixed=args.actor is not None))
-    way = _STORED if not needs.preference and args.data is not None else _ONLINE if args.online else _PROTOCOL
+    if args.data is not None and args.online is None:
+        way = _OFFLINE if needs.preference else _STORED
+    else:
+        way = _ONLINE if args.online else _PROTOCOL
     every = {option: default for each in _WAYS for option, default in each.options.items()}
     for option in every:
         if getattr(args, option) is None:
@@ -239,7 +253,7 @@ def _training(args: argparse.Namespace, way: _Way) -> Any:
     from polyturn.algorithms.training.options import TrainOptions
 
     more = {"tokens_per_micro_batch": 16384, "seed": args.seed}
-    if way is not _STORED:
+    if way in (_PROTOCOL, _ONLINE):
         more["lr"] = _LR
     if way is _ONLINE:
         more["save_every"] = max(1, args.online // 20)
@@ -259,22 +273,37 @@ def _teacher(args: argparse.Namespace, policy: Any) -> Any:
     return teacher
 
 
-def _stored(args: argparse.Namespace, method: Any, policy: Any) -> int:
-    """Learns from stored trajectories, without any preference."""
-    from polyturn.algorithms.protocols.warmup import demonstrations, imitation_options
+def _examples(args: argparse.Namespace, method: Any, policy: Any, annotate: Any) -> Any:
+    """What the method learns from --data: a store, or recorded data in one of the layouts that people have."""
+    from polyturn.algorithms.protocols.offline import offline_examples, stored_examples
+    from polyturn.algorithms.protocols.warmup import demonstrations
+    from polyturn.envs.recorded import read_recorded
+    from polyturn.envs.store import is_store, read, read_groups
+
+    if not is_store(args.data):
+        return offline_examples(method, policy, read_recorded(args.data), seed=args.seed)
+    if annotate is None:
+        return demonstrations(policy, read(args.data))
+    return stored_examples(method, policy, read_groups(args.data), annotate, seed=args.seed)
+
+
+def _stored(args: argparse.Namespace, method: Any, policy: Any, annotate: Any) -> int:
+    """Learns from stored trajectories or recorded data."""
+    from polyturn.algorithms.networks.value import ActorCritic
+    from polyturn.algorithms.protocols.warmup import imitation_options
     from polyturn.algorithms.training.data_source import minibatches, steps_of
     from polyturn.algorithms.training.loop import train
-    from polyturn.envs.store import read
 
-    examples = demonstrations(policy, read(args.data))
+    examples = _examples(args, method, policy, annotate)
     steps = steps_of(len(examples), args.batch_size, epochs=args.epochs)
     given = {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
     defaults = {"tokens_per_micro_batch": 16384, "seed": args.seed, "save_every": max(1, steps // 20)}
-    policy.version = args.method
+    anchor = _teacher(args, policy) if method.needs.teacher else policy.snapshot() if method.needs.reference else None
+    policy.version = method.name
     result = train(
         method,
-        policy,
-        _teacher(args, policy) if method.needs.teacher else None,
+        ActorCritic(policy) if method.needs.values else policy,
+        anchor,
         minibatches(examples, args.batch_size, seed=args.seed),
         steps=steps,
         options=imitation_options(steps, **{**defaults, **given}),
@@ -284,8 +313,9 @@ def _stored(args: argparse.Namespace, method: Any, policy: Any) -> int:
         progress=not args.quiet,
     )
     policy.save_pretrained(args.out / "policy")
+    unit = "" if method.needs.preference else " nats a token"
     loss = result.history[-1]["loss"]
-    print(f"{result.steps} steps, loss {loss:.4f} nats a token; the policy is in {args.out / 'policy'}")
+    print(f"{result.steps} steps, loss {loss:.4f}{unit}; the policy is in {args.out / 'policy'}")
     return 0
 
 
