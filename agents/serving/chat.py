@@ -11,6 +11,7 @@ from polyturn.agents.serving.messages import (
     Message,
     Request,
     ToolCall,
+    arguments_of,
     listed,
     mapping,
     stops_of,
@@ -62,7 +63,7 @@ def _message(message: Mapping[str, Any]) -> Message:
     for call in listed(message, "tool_calls") if role == "assistant" else []:
         function = mapping(mapping(call, "tool_calls").get("function"), "tool_calls: function")
         calls.append(
-            ToolCall(str(function.get("name")), str(function.get("arguments") or ""), str(call.get("id") or ""))
+            ToolCall(str(function.get("name")), arguments_of(function.get("arguments")), str(call.get("id") or ""))
         )
     return Message(
         role,

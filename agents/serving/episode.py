@@ -12,6 +12,7 @@ import numpy as np
 
 from polyturn.agents.serving.messages import Message, Reply, Request, digest_of, shown
 from polyturn.agents.serving.rendering import Renderer
+from polyturn.envs.settings import check_count
 from polyturn.envs.trajectory import Logps, TokenIds, Trajectory, Turn
 
 ENV_ID = "program"
@@ -29,6 +30,9 @@ class Start:
         member: Position in its group.
         stream: Seed of the collection.
         options: What else is fixed about the start; JSON values.
+
+    Raises:
+        ValueError: A field of another kind.
     """
 
     task_id: str = ""
@@ -37,6 +41,12 @@ class Start:
     member: int = 0
     stream: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "group", "member", "stream"):
+            check_count(f"Start.{name}", getattr(self, name), 0)
+        if not isinstance(self.task_id, str) or not isinstance(self.options, Mapping):
+            raise ValueError(f"Start: expected a text and a mapping, got {self.task_id!r:.60} and {self.options!r:.60}")
 
 
 @dataclass(eq=False)

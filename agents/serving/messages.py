@@ -184,6 +184,11 @@ def whole_number(body: Mapping[str, Any], *names: str) -> int | None:
     return None
 
 
+def arguments_of(value: Any) -> str:
+    """A call's arguments as the text of a JSON object; some clients send the object itself."""
+    return value if isinstance(value, str) else json.dumps(value or {})
+
+
 def stops_of(value: Any) -> tuple[str, ...]:
     """Stop texts: one, several, or none."""
     texts = [] if value is None else [value] if isinstance(value, str) else value

@@ -11,6 +11,7 @@ from polyturn.agents.serving.messages import (
     Message,
     Request,
     ToolCall,
+    arguments_of,
     listed,
     mapping,
     text_of,
@@ -72,7 +73,7 @@ def _take(item: Mapping[str, Any], messages: list[Message]) -> None:
         output = item.get("output")
         messages.append(Message("tool", text_of(output, "output"), (), str(item.get("call_id") or "")))
     elif kind == "function_call":
-        call = ToolCall(str(item.get("name")), str(item.get("arguments") or ""), str(item.get("call_id") or ""))
+        call = ToolCall(str(item.get("name")), arguments_of(item.get("arguments")), str(item.get("call_id") or ""))
         before = messages[-1] if messages and messages[-1].role == "assistant" else None
         if before is None:
             messages.append(Message("assistant", "", (call,)))

@@ -23,7 +23,7 @@ import numpy as np
 from polyturn.agents.serving import anthropic, chat, responses
 from polyturn.agents.serving.answering import Answer
 from polyturn.agents.serving.episode import Call, ServedEpisode, Start
-from polyturn.agents.serving.messages import BadRequest, Message, Request, read_reply
+from polyturn.agents.serving.messages import BadRequest, Message, Request, mapping, read_reply
 from polyturn.agents.serving.rendering import Renderer
 from polyturn.agents.serving.sampler import Sampler
 from polyturn.agents.serving.wire import Ask, ServerLimits, Told, Wire, error
@@ -236,11 +236,16 @@ class AgentServer:
                 return self._operate(ask.path, _body(ask.body))
             if ask.path not in _INTERFACES:
                 return Told(404, error(f"expected one of {', '.join(_INTERFACES)}, got another path", "not_found"))
+            if hashed not in self._episodes:
+                return Told(401, error("the episode has ended", "invalid_api_key"))
             return await self._answer(self._episodes[hashed], ask)
         except BadRequest as refusal:
             return Told(400, error(str(refusal), refusal.code))
-        except KeyError:
-            return Told(401, error("the episode has ended", "invalid_api_key"))
+        except Exception as failure:
+            # What was not foreseen loses the episode, not the server.
+            if hashed in self._episodes:
+                self._episodes[hashed].failure = f"{type(failure).__name__}: {failure}"
+            return Told(500, error(f"the request failed: {type(failure).__name__}", "server_error"))
 
     def _operate(self, path: str, body: Mapping[str, Any]) -> Told:
         """Opens and finishes episodes for requests with the operator's key."""
@@ -265,6 +270,7 @@ class AgentServer:
         request: Request = (
             read(body, lambda name: _earlier(episode, name)) if ask.path == "/v1/responses" else read(body)
         )
+        asked = mapping(body.get("stream_options") or {}, "stream_options")
         digest = hashlib.blake2b(ask.path.encode() + ask.body, digest_size=16).hexdigest()
         waiting = self._repeated(episode, ask, digest)
         if waiting is None:
@@ -298,8 +304,10 @@ class AgentServer:
 
         if not request.stream:
             return Told(200, make(answer), delivered=delivered)
-        usage = (body.get("stream_options") or {}) if ask.path == "/v1/chat/completions" else None
-        told = stream(answer) if usage is None else stream(answer, usage=bool(usage.get("include_usage")))
+        if ask.path == "/v1/chat/completions":
+            told = stream(answer, usage=bool(asked.get("include_usage")))
+        else:
+            told = stream(answer)
         return Told(200, events=told, delivered=delivered)
 
     def _repeated(self, episode: ServedEpisode, ask: Ask, digest: str) -> asyncio.Future[Call] | None:

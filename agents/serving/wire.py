@@ -115,7 +115,8 @@ class Wire:
                 told = await self._handler(Ask(method, path, headers, body))
             if reader.at_eof():
                 return  # the client left while it was answered
-            await _send(connection, writer, told)
+            async with asyncio.timeout(self._limits.idle_seconds):
+                await _send(connection, writer, told)
             if told.delivered is not None:
                 told.delivered()
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:

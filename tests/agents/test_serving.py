@@ -287,6 +287,33 @@ def test_keys_sizes_and_numbers_are_bounded(policy: Policy) -> None:
         assert connection.sock.recv(100) == b""
 
 
+HOSTILE: list[Any] = [
+    {"messages": [{"role": "user", "content": "\ud800"}]},
+    {"messages": [{"role": "user", "content": [["x"]]}]},
+    {"messages": [{"role": "assistant", "tool_calls": [3]}, {"role": "user", "content": "x"}]},
+    {"messages": [{"role": "user", "content": "x"}], "stream": True, "stream_options": 3},
+    {"messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "f", "parameters": []}}]},
+    {"messages": [{"role": "user", "content": "x"}], "stop": [1]},
+    {"messages": {"role": "user"}},
+    {"input": [{"type": "image"}]},
+    {"input": "x", "previous_response_id": "resp_e1-99999999999999999999999"},
+    {"input": "x", "tools": [{"type": "web_search"}]},
+    {"messages": [{"role": "user", "content": [{"type": "document"}]}], "max_tokens": 5},
+    [],
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_hostile_bodies_get_a_reason_and_leave_the_server_and_the_episode_whole(server: AgentServer, path: str) -> None:
+    key = server.open()
+    found = {asked(server, path, body, key)[0] for body in HOSTILE}
+    assert found <= {200, 400}
+    assert 400 in found
+    good = {"messages": [user("x")], "input": "x", "max_tokens": 3}
+    assert asked(server, path, good, key)[0] == 200
+    assert server.close(key).valid
+
+
 def test_an_operator_opens_and_finishes_episodes_over_http_and_they_are_stored(policy: Policy, tmp_path: Path) -> None:
     agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=4), max_tokens=200, slots=2)
     path = tmp_path / "calls.jsonl"
@@ -297,7 +324,8 @@ def test_an_operator_opens_and_finishes_episodes_over_http_and_they_are_stored(p
             assert asked(server, "/v1/chat/completions", {"messages": [user("x")]}, each)[0] == 200
         finished = asked(server, "/v1/episodes/finish", {"key": key, "reward": 0.5}, "boss")
         assert finished == (200, {"valid": True, "calls": 1, "error": None})
-        assert asked(server, "/v1/episodes", {"no": 1}, "boss")[0] == 400
+        for wrong in ({"no": 1}, {"seed": "x"}, {"member": -1}, {"task_id": 3}):
+            assert asked(server, "/v1/episodes", wrong, "boss")[0] == 400
     kept: list[Trajectory] = list(read(path))
     assert [(each.task_id, each.valid, each.total_reward) for each in kept] == [("a", True, 0.5), ("b", False, 0.0)]
     assert key not in path.read_text()
