@@ -44,7 +44,7 @@ def test_a_tool_calling_agent_runs_and_its_run_is_a_valid_trajectory(
     stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its second prompt holds what the tool said; a call that it demands is served as a free one and counted."""
-    policy = tiny_policy(CALLS, seed=0, hidden=16, layers=1, heads=2, context=16384)
+    policy = tiny_policy(CALLS, seed=0, hidden=16, layers=1, heads=2, context=8192)
     prompts: list[str] = []
 
     async def sample(self: Sampler, prompt: TokenIds, *_: Any, **__: Any) -> Any:
@@ -53,7 +53,7 @@ def test_a_tool_calling_agent_runs_and_its_run_is_a_valid_trajectory(
         return ids, np.full(len(ids), -0.5, np.float32)
 
     monkeypatch.setattr(Sampler, "sample", sample)
-    agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=100), max_tokens=16000, slots=1)
+    agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=100), max_tokens=8000, slots=1)
     tasks = [{"question": "Does it rain in Ulm?", "stream": stream}]
     ((run,),) = AgentProgram(program, tasks, score).collect([agent], progress=False)
     assert run.valid, run.error
@@ -66,8 +66,8 @@ def test_a_tool_calling_agent_runs_and_its_run_is_a_valid_trajectory(
 
 def test_an_agent_whose_policy_writes_nonsense_fails_in_its_own_way() -> None:
     """A random policy calls no tool: the framework asks until its steps are used up, and its last word is scored."""
-    policy = tiny_policy(["a"], seed=0, hidden=16, layers=1, heads=2, context=16384)
-    agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=8), max_tokens=16000, slots=1)
+    policy = tiny_policy(["a"], seed=0, hidden=16, layers=1, heads=2, context=8192)
+    agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=8), max_tokens=8000, slots=1)
     tasks = [{"question": "Does it rain?", "stream": False}]
     ((run,),) = AgentProgram(program, tasks, score, timeout=200.0).collect([agent], progress=False)
     assert run.valid, run.error
