@@ -168,7 +168,9 @@ def _read(row: Mapping[str, Any]) -> tuple[Kind, list[Trajectory], list[float]]:
         conversation = _messages(row.get("messages") or row.get("conversations"), "messages", "user")
         member = _trajectory(conversation, _opening(conversation))
     else:
-        raise DataError(f"expected {_LAYOUTS}, got {', '.join(sorted(row)) or 'nothing'}")
+        raise DataError(
+            f"expected a store of trajectories, or rows with {_LAYOUTS}, got {', '.join(sorted(row)) or 'nothing'}"
+        )
     if "label" in have:
         if not isinstance(row["label"], bool | np.bool_) and row["label"] not in (0, 1):
             raise DataError(f"label: expected true or false, got {str(row['label'])[:40]!r}")

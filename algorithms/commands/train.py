@@ -212,6 +212,10 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
         check_sampling(f"train {name}", replace(SampledAs.by(sampling(args)), mixed=args.actor is not None))
     if args.data is not None and args.online is None:
         way = _OFFLINE if needs.preference else _STORED
+        if way is _OFFLINE:
+            from polyturn.algorithms.protocols.offline import check_offline
+
+            check_offline(method)
     else:
         way = _ONLINE if args.online else _PROTOCOL
     every = {option: default for each in _WAYS for option, default in each.options.items()}

@@ -51,6 +51,22 @@ def with_tokens(policy: Policy, trajectories: Iterable[Trajectory]) -> list[Traj
     return found
 
 
+def check_offline(method: GroupMethod) -> None:
+    """Refuses a method that cannot learn from recorded data.
+
+    Raises:
+        ValueError: It learns from the policy's own samples or a teacher, or makes no examples of groups.
+    """
+    hooks = hooks_of(method)
+    if hooks.needs.sampled or hooks.needs.behaviour or hooks.needs.teacher:
+        raise ValueError(
+            f"{hooks.name}: expected a method that learns from recorded data, such as mdpo, ipo, mkto or dro_v, got "
+            "one that learns from the policy's own samples or a teacher"
+        )
+    if hooks.examples is None and hooks.needs.preference:
+        raise ValueError(f"{hooks.name}: expected a method with examples(group, preference, rng), got one without")
+
+
 def offline_examples(method: GroupMethod, policy: Policy, data: Sequence[Recorded], *, seed: int = 0) -> list[Example]:
     """What a method learns from recorded data.
 
@@ -68,7 +84,7 @@ def offline_examples(method: GroupMethod, policy: Policy, data: Sequence[Recorde
     Raises:
         ValueError: The method needs samples of the policy, or nothing in the data teaches it.
     """
-    _check_offline(method)
+    check_offline(method)
     rng = np.random.default_rng([seed, 5])
     examples: list[Example | None] = []
     for each in data:
@@ -81,7 +97,7 @@ def stored_examples(
     method: GroupMethod, policy: Policy, groups: Iterable[Group], annotate: Annotator, *, seed: int = 0
 ) -> list[Example]:
     """What a method learns from a store's groups, compared by an annotator; see `offline_examples`."""
-    _check_offline(method)
+    check_offline(method)
     rng = np.random.default_rng([seed, 5])
     examples: list[Example | None] = []
     for group in groups:
@@ -113,17 +129,6 @@ def _of_group(
         preference = replace(preference, scores=None)
     assert hooks.examples is not None
     return [hooks.examples(group, preference, rng)]
-
-
-def _check_offline(method: GroupMethod) -> None:
-    hooks = hooks_of(method)
-    if hooks.needs.sampled or hooks.needs.behaviour or hooks.needs.teacher:
-        raise ValueError(
-            f"{hooks.name}: expected a method that learns from recorded data, such as mdpo, ipo, mkto or dro_v, got "
-            "one that learns from the policy's own samples or a teacher"
-        )
-    if hooks.examples is None and hooks.needs.preference:
-        raise ValueError(f"{hooks.name}: expected a method with examples(group, preference, rng), got one without")
 
 
 def _kept(method: GroupMethod, examples: Sequence[Example | None]) -> list[Example]:

@@ -144,10 +144,20 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     "problems": ("eval --model {model} --problems {broken}", 2, "broken.jsonl"),
     "no problems file": ("eval --model {model} --problems nosuch.jsonl", 2, "nosuch.jsonl: no such file"),
     "no data": ("train sft --model {model} --out {out}", 2, "expected either --data STORE or --online STEPS"),
-    "data for a method that collects": (
+    "data for a method that samples": (
+        "train rloo --model {model} --out {out} --data {broken}",
+        2,
+        "rloo: expected a method that learns from recorded data",
+    ),
+    "data in no layout": (
         "train mdpo --model {model} --out {out} --data {broken}",
         2,
-        "expected no --data for train mdpo, which collects and trains in iterations",
+        "or rows with chosen and rejected",
+    ),
+    "iterations on data": (
+        "train mdpo --model {model} --out {out} --data {broken} --iterations 2",
+        2,
+        "expected no --iterations for train mdpo, which compares the groups of --data",
     ),
     "iterations of an online run": (
         "train rloo --model {model} --out {out} --online 2 --from-previous 1",

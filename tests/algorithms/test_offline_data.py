@@ -98,7 +98,7 @@ def test_pairs_of_one_prompt_are_one_group_and_only_the_given_ones_are_compared(
         ({"messages": [user("q"), {"role": "tool", "content": "1"}]}, "messages of system, user and assistant"),
         ({"prompt": "q", "completion": "a", "label": "yes"}, "label: expected true or false"),
         ({"prompt": "q", "completion": "a", "score": float("nan")}, "score: expected a finite number"),
-        ({"question": "q"}, "expected chosen and rejected; prompt, completion"),
+        ({"question": "q"}, "rows with chosen and rejected; prompt, completion"),
         ({"prompt": [user("q"), assistant("a")], "completion": [user("r")]}, "expected"),
     ],
 )
