@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from polyturn.agents.agent import Agent
@@ -145,7 +146,8 @@ class AgentProgram:
     ) -> list[Group]:
         """Runs the program once a member and start; see `polyturn.agents.collect` for the arguments.
 
-        Without `tasks` the n-th start has the n-th task, over and over.
+        Without `tasks` the starts have all tasks in order, over and over; fewer starts than tasks have some of them,
+        which the seed decides.
 
         Raises:
             CollectError: Every run failed.
@@ -155,7 +157,7 @@ class AgentProgram:
             raise ValueError("AgentProgram: expected TransformerAgents, whose policy can be served, got others")
         count = len(self.tasks if tasks is None else tasks) if groups is None else groups
         check_count("groups", count)
-        chosen = [g % len(self.tasks) for g in range(count)] if tasks is None else list(tasks)
+        chosen = self._drawn(count, seed) if tasks is None else list(tasks)
         starts = {
             (group, member): Start(
                 task_id=self._task_id(chosen[group]),
@@ -200,6 +202,13 @@ class AgentProgram:
             reasons = sorted({run.error or "it never ended" for run in done.values()})
             raise CollectError(f"all {len(done)} runs of {self.name} failed: {'; '.join(reasons[:3])[:_SHOWN]}")
         return [Group(tuple(done[group, member] for member in range(len(members)))) for group in range(count)]
+
+    def _drawn(self, count: int, seed: int) -> list[int]:
+        """The task of each start, where none are asked for."""
+        if count >= len(self.tasks):
+            return [start % len(self.tasks) for start in range(count)]
+        order = np.random.default_rng([seed, 4]).permutation(len(self.tasks))
+        return [int(index) for index in order[:count]]
 
     def _task_id(self, index: int) -> str:
         return str(self.tasks[index].get("id", index))

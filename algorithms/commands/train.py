@@ -323,14 +323,16 @@ def _stored(args: argparse.Namespace, method: Any, policy: Any, annotate: Any) -
     return 0
 
 
-def _collecting(args: argparse.Namespace, environment: dict[str, Any]) -> Any:
-    """What is collected at a time."""
+def _collecting(args: argparse.Namespace, source: Any, environment: dict[str, Any]) -> Any:
+    """What is collected at a time; over many times, every task."""
     from polyturn.agents.collecting.options import CollectOptions
+
+    tasks = None if isinstance(source, str) else range(len(source.tasks))
 
     return CollectOptions(
         groups=args.groups,
         group_size=args.group_size,
-        tasks=range(len(environment["problems"])) if "problems" in environment else None,
+        tasks=range(len(environment["problems"])) if "problems" in environment else tasks,
         env_options=environment,
         sampling=sampling(args),
         max_tokens=args.max_tokens,
@@ -356,7 +358,7 @@ def _protocol(
         source,
         out=args.out,
         iterations=args.iterations,
-        collect=_collecting(args, environment),
+        collect=_collecting(args, source, environment),
         from_previous=args.from_previous,
         preference=annotate,
         reference=args.reference,
@@ -394,7 +396,7 @@ def _online(
     from polyturn.algorithms.protocols.online import online
     from polyturn.algorithms.training.loop import train
 
-    collecting, needs = _collecting(args, environment), method.needs
+    collecting, needs = _collecting(args, source, environment), method.needs
     # The models: what is trained, what it is anchored to, what acts, what it is compared with.
     kind, _, number = (args.opponent or "").partition(":")
     mixing = None if args.actor is None else _fraction("--actor", args.actor, ("mixture",))[1]

@@ -168,6 +168,21 @@ def test_valid_runs_in_the_store_are_not_run_again(agent: TransformerAgent, tmp_
     assert all(member.valid for group in groups for member in group)
 
 
+def test_fewer_starts_than_tasks_have_tasks_that_the_seed_decides(agent: TransformerAgent) -> None:
+    """A run that collects again and again comes to all of them."""
+
+    async def short(task: Task, endpoint: Endpoint) -> str:
+        async with openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key) as api:
+            await api.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}], max_tokens=1)
+        return ""
+
+    program = AgentProgram(short, [{"id": str(n)} for n in range(6)], lambda outcome: 0.0)
+    drawn = [[g[0].task_id for g in collect(agent, program, groups=2, seed=s, progress=False)] for s in (0, 1, 2, 3, 0)]
+    assert all(len(set(each)) == 2 for each in drawn)
+    assert drawn[0] == drawn[4]
+    assert len({task for each in drawn for task in each}) > 3
+
+
 def test_an_agent_program_stands_where_collect_takes_an_environment(agent: TransformerAgent) -> None:
     program = AgentProgram(two_turns, [{"town": "a"}], length)
     groups = collect(agent, program, groups=2, group_size=2, progress=False)
