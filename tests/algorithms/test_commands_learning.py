@@ -180,7 +180,7 @@ MISTAKES: dict[str, tuple[str, int, str]] = {
     ),
     "gold without problems": ("rollout polyturn/Bandit-v0 --agent gold", 2, "expected an environment with problems"),
     "temperature": ("eval --model {model} --temperature -1", 2, "temperature: expected 0 or more"),
-    "groups": ("rollout polyturn/ToolMath-v0 --agent gold --group-size 0 -o sandbox=local", 2, "positive group_size"),
+    "groups": ("rollout polyturn/ToolMath-v0 --agent gold --group-size 0 -o sandbox=local", 2, "collect(group_size): "),
 }
 
 
