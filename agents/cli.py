@@ -20,8 +20,8 @@ examples:
       --partner-out buyer.jsonl
   polyturn rollout polyturn/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
 
-AGENT is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY), a
-model's folder or Hub id, or your own: module:attribute, or a name of the entry-point group "polyturn.agents". An
+AGENT is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY),
+a model's folder or Hub id, or your own: module:attribute, or a name of the entry-point group "polyturn.agents". An
 interrupted command goes on where it stopped: run it again with the same --out.
 """
 
