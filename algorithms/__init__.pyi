@@ -43,11 +43,7 @@ from .training.checkpoint import (
     latest as latest,
 )
 from .training.data_source import AnnotatedGroup as AnnotatedGroup, minibatches as minibatches
-from .training.learner import (
-    NonFiniteError as NonFiniteError,
-    OutOfMemoryError as OutOfMemoryError,
-    Scorable as Scorable,
-)
+from .training.learner import NonFiniteError as NonFiniteError, OutOfMemoryError as OutOfMemoryError
 from .training.loop import (
     ResumeWarning as ResumeWarning,
     Trainable as Trainable,
@@ -55,4 +51,5 @@ from .training.loop import (
     train as train,
 )
 from .training.options import TrainOptions as TrainOptions
+from .training.scoring import Scorable as Scorable
 from .training.signals import Interrupted as Interrupted

@@ -24,10 +24,10 @@ from polyturn.algorithms.methods.base import GroupMethod, hooks_of
 from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError
 from polyturn.algorithms.training.data_source import minibatches, steps_of
-from polyturn.algorithms.training.learner import Scorable
 from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.own_samples import check_sampling
+from polyturn.algorithms.training.scoring import Scorable
 from polyturn.envs.files import write_whole
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.settings import changes, check_count, check_range, record

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,14 @@ from polyturn.algorithms.training.microbatch import Cost, MicroBatch, shard, spl
 from polyturn.algorithms.training.optimizers import make_optimizer, set_rate
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.reference import Reference, ReferenceCache
+from polyturn.algorithms.training.scoring import (
+    Scorable,
+    Scoring,
+    checkpoint_activations,
+    keep_activations,
+    packs,
+    parameter_groups,
+)
 from polyturn.algorithms.training.sharding import ShardedModule, clip, make_mesh, shard_reference, whole_state
 
 
@@ -36,48 +44,6 @@ class NonFiniteError(ArithmeticError):
 
 class OutOfMemoryError(RuntimeError):
     """The device ran out of memory. Weights are as they were before the step."""
-
-
-class Scorable(Protocol):
-    """What a policy must have to be scored and trained."""
-
-    @property
-    def model(self) -> Any:
-        """The network whose parameters are trained."""
-        ...
-
-    @property
-    def scorer(self) -> nn.Module:
-        """Module around `model`, from `Rows` and a mask `[N, T]` to a dictionary of `[N, T]` tensors.
-
-        "logps" are log-probabilities; its other tensors reach the loss as `batch.outputs`. Where a
-        method wants the KL over the whole vocabulary, it must work as
-        `polyturn.agents.transformer.scoring.TokenScorer` does.
-        """
-        ...
-
-
-class _Scoring(nn.Module):
-    """The scorer in the mode that scoring and training share.
-
-    Without dropout the policy scores as it samples, and a policy equal to its reference has a log-ratio of 0.
-    transformers checkpoints activations only in modules in training mode, so just those are put into it.
-    """
-
-    def __init__(self, scorer: nn.Module, *, dropout: bool = False) -> None:
-        super().__init__()
-        self.scorer = scorer
-        self._dropout = dropout
-
-    def forward(self, rows: Rows, token_mask: Tensor | None = None, **options: Any) -> Any:
-        learning, rehearsal = torch.is_grad_enabled(), options.pop("rehearsal", False)
-        self.train(self._dropout and (learning or rehearsal))
-        for module in self.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = learning
-        if options.pop("predict", False):
-            return cast("Any", self.scorer).predict(rows)
-        return self.scorer(rows, token_mask, **options)
 
 
 class Learner:
@@ -111,14 +77,14 @@ class Learner:
         self._options, self._failures = options, failures
         self.positions: list[Any] = []
         if options.gradient_checkpointing:
-            _checkpoint_activations(policy.model)
-        scoring = _Scoring(policy.scorer, dropout=options.dropout)
+            checkpoint_activations(policy.model)
+        scoring = Scoring(policy.scorer, dropout=options.dropout)
         # Some scorers look at the model on their first call; that must not fall into a step that checkpoints.
         device = next(policy.model.parameters()).device
         with torch.no_grad():
             scoring(Rows.of(torch.zeros((1, 2), dtype=torch.int64, device=device), _ones(device)))
-        self._cost: Cost = distinct if _packs(policy.scorer) else _leaf_tokens
-        groups, choice = _parameter_groups(policy, options.lr, options.weight_decay), options.optimizer
+        self._cost: Cost = distinct if packs(policy.scorer) else _leaf_tokens
+        groups, choice = parameter_groups(policy, options.lr, options.weight_decay), options.optimizer
         # Cut over the processes, or whole in each.
         self._mesh = make_mesh(accelerator.device) if options.fully_sharded else None
         self._sharded = None if self._mesh is None else ShardedModule(scoring, self._mesh)
@@ -143,11 +109,11 @@ class Learner:
             weights = known() if known is not None else weights_digest(dict(reference.model.named_parameters()))
             name = f"reference-{self._accelerator.process_index}.sqlite"
             self._cache = ReferenceCache(None if place is None else place / name, weights)
-        scoring: nn.Module = _Scoring(reference.scorer)
+        scoring: nn.Module = Scoring(reference.scorer)
         if self._mesh is None:
             scoring = self._accelerator.prepare_model(scoring, evaluation_mode=True)
         # Looks at the model, as above, before the policy's step begins: the two may share a configuration.
-        _packs(reference.scorer)
+        packs(reference.scorer)
         if self._mesh is None:
             return Reference(scoring, self._cache)
         return Reference(shard_reference(scoring, self._mesh), self._cache, together=self._any)
@@ -169,7 +135,7 @@ class Learner:
     def close(self) -> None:
         """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
         if self._options.gradient_checkpointing:
-            _keep_activations(self._policy.model)
+            keep_activations(self._policy.model)
         if self._cache is not None:
             self._cache.close()
         self._policy.model.eval()
@@ -493,49 +459,13 @@ class Learner:
             yield
 
 
-def _packs(scorer: nn.Module) -> bool:
-    """Whether a scorer reads what rows share only once."""
-    packs = getattr(scorer, "packs", None)
-    return True if packs is None else bool(packs())
-
-
 def _leaf_tokens(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
     """What rows cost a model that reads them one by one."""
     return int(lengths.sum())
 
 
-def _parameter_groups(policy: Scorable, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters by learning rate and decay; `policy.lr_scales` multiplies rates by prefixes of names."""
-    scales: Mapping[str, float] = getattr(policy, "lr_scales", {})
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
-    for name, parameter in policy.model.named_parameters():
-        if parameter.requires_grad:
-            scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
-            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
-    return [
-        {"params": parameters, "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0}
-        for (scale, decays), parameters in groups.items()
-        if parameters
-    ]
-
-
 def _means(parts: list[Sums]) -> dict[str, Tensor]:
     return {name: torch.tensor(mean, dtype=torch.float64) for name, mean in merge(parts).items()}
-
-
-def _checkpoint_activations(model: Any) -> None:
-    # transformers 5.2x renamed these; older versions of the same major have only the old names.
-    if callable(enable := getattr(model, "activation_checkpointing_enable", None)):
-        enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # transformers also hooks the embeddings, for reentrant checkpointing; the hook would outlive the training.
-    if callable(unhook := getattr(model, "disable_input_require_grads", None)):
-        unhook()
-
-
-def _keep_activations(model: Any) -> None:
-    (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
 
 
 def _ones(device: torch.device) -> Tensor:

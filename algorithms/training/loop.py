@@ -25,13 +25,14 @@ from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable
 from polyturn.algorithms.training.data_source import DataSource, Source
 from polyturn.algorithms.training.drawing import next_batch
-from polyturn.algorithms.training.learner import Learner, NonFiniteError, Scorable
+from polyturn.algorithms.training.learner import Learner, NonFiniteError
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.origin import check_origin, origin_of
 from polyturn.algorithms.training.own_samples import check_scoring, temperature_of
 from polyturn.algorithms.training.run_folder import Saver, alone_in, everywhere, farewell, process_has_died
 from polyturn.algorithms.training.schedule import factor
+from polyturn.algorithms.training.scoring import Scorable
 from polyturn.algorithms.training.signals import Interrupted, Interruptions
 from polyturn.envs.settings import changes, check_count, record
 
