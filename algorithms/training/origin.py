@@ -9,7 +9,7 @@ from typing import Any
 from polyturn.agents.transformer.adapters import weights_digest
 from polyturn.algorithms.training.checkpoint import CheckpointError
 from polyturn.algorithms.training.data_source import Source, source_fingerprint
-from polyturn.algorithms.training.learner import Scorable
+from polyturn.algorithms.training.scoring import Scorable
 from polyturn.envs.settings import changes
 
 
