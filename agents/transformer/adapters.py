@@ -118,6 +118,7 @@ def with_lora(model: Any, rank: int, *, existing: Existing = "continue", seed: i
         if not has_adapters(model):
             return cast("PreTrainedModel", peft.get_peft_model(model, config))
         if existing == "merge":
+            _check_mergeable(model)
             return cast("PreTrainedModel", peft.get_peft_model(model.merge_and_unload(), config))
         below = list(model.active_adapters)
         taken = model.peft_config
@@ -125,6 +126,25 @@ def with_lora(model: Any, rank: int, *, existing: Existing = "continue", seed: i
         model.add_adapter(name, config)
         _activate(model, [*below, name], [name])
     return cast("PreTrainedModel", model)
+
+
+def _check_mergeable(model: Any) -> None:
+    """Refuses adapters on a weight that other layers share: added to it, they would act in those layers too.
+
+    Raises:
+        AdapterError: There are such, as on the output head of a model that ties it to its embeddings.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter.data_ptr(), []).append(name)
+    for name, module in model.named_modules():
+        weight = getattr(getattr(module, "base_layer", None), "weight", None)
+        if isinstance(weight, Tensor) and len(shared := owners.get(weight.data_ptr(), [])) > 1:
+            raise AdapterError(
+                f"expected adapters on weights of their own to merge, got some on {name}, whose weight is also that of "
+                f"another layer ({', '.join(shared[:2])}): merged, they would act in both; continue them, or stack new "
+                "ones on them (existing='continue' or 'stack'; on the command line --adapter)"
+            )
 
 
 def save_adapters(model: Any, folder: Path, load: Callable[..., PreTrainedModel]) -> None:

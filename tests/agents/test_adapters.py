@@ -345,3 +345,19 @@ def test_the_note_saved_with_adapters_names_the_base(base: str, tmp_path: Path) 
     tokenizer: PreTrainedTokenizerFast = policy.tokenizer
     assert (tmp_path / "adapter" / "tokenizer.json").is_file()
     assert tokenizer.chat_template == Policy.from_pretrained(tmp_path / "adapter").tokenizer.chat_template
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids=str)
+def test_adapters_on_tied_weights_are_not_merged(targets: list[str]) -> None:
+    """Added to the one weight that head and embeddings share, they would act twice: hundreds of nats."""
+    peft = pytest.importorskip("peft")
+    own = tiny_policy(["x"], seed=0, hidden=32, layers=1, heads=2, context=64, init=0.3)
+    config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
+    own = Policy(peft.get_peft_model(own.model, config), own.tokenizer)
+    ids = torch.tensor([[5, 9, 17, 30]])
+    before = own.logps(ids, ids > 0)
+    with pytest.raises(AdapterError, match=r"weights of their own to merge.*another layer.*stack"):
+        own.with_adapters(2, existing="merge")
+    assert torch.equal(own.logps(ids, ids > 0), before)
+    stacked = own.with_adapters(2, existing="stack")
+    torch.testing.assert_close(stacked.logps(ids, ids > 0), before)
