@@ -569,3 +569,63 @@ def test_the_lock_is_the_kernels(path: Path) -> None:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "remedy"),
+    [
+        (28, "No space left on device", "free space, or choose another place"),
+        (27, "File too large", "raise the limit on file sizes"),
+        (5, "Input/output error", "choose another place"),
+    ],
+)
+def test_a_write_error_names_the_store_the_cause_and_a_remedy(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str, remedy: str
+) -> None:
+    def broken(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(number, text)
+
+    with Store(path) as store, monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", broken)
+        with pytest.raises(StoreWriteError) as caught:
+            store.append(trajectory())
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    assert f"the store: {text.lower()}; {remedy}" in str(caught.value)
+
+
+def test_a_write_in_many_small_pieces_is_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operating system may write less than it was given, again and again."""
+    real = os.pwrite
+    with Store(path) as store, monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:7], offset))
+        store.append(trajectory(1))
+        store.append(trajectory(2))
+    assert list(read(path)) == [trajectory(1), trajectory(2)]
+
+
+def test_damage_is_named_by_file_and_record_in_every_way_of_reading(path: Path) -> None:
+    write(path, trajectory(1), trajectory(2), trajectory(3))
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"hello", b"jello")
+    path.write_bytes(b"".join(lines))
+    for readers in (lambda: list(read(path)), lambda: list(read_groups(path))):
+        with pytest.raises(CorruptRecord) as caught:
+            readers()
+        assert str(path) in str(caught.value)
+        assert "record 2" in str(caught.value)
+
+
+def test_segments_come_back(path: Path) -> None:
+    parted = trajectory(segment_starts=(1,))
+    write(path, parted, trajectory())
+    assert [item.segment_starts for item in read(path)] == [(1,), ()]
+    assert list(read(path)) == [parted, trajectory()]
+    assert json.loads(path.read_text("utf-8").splitlines()[1])["segment_starts"] == [1]
+
+
+def test_arrays_are_base64_without_line_breaks(path: Path) -> None:
+    """As the format says, so that other programs can read it: little-endian int32 and float32."""
+    record = json.loads(write(path, trajectory()).read_text("utf-8").splitlines()[1])
+    turn = record["turns"][0]
+    assert base64.b64decode(turn["action_ids"], validate=True) == np.array([3, 4, 5], "<i4").tobytes()
+    assert base64.b64decode(turn["logps"], validate=True) == np.array([-0.1, -2.5, 0.0], "<f4").tobytes()
