@@ -106,7 +106,7 @@ print("polyturn/ToolMath-v0" in registry)
 """
     answers = [run(program).splitlines() for _ in range(3)]
     assert {(heavy, known) for _, heavy, known in answers} == {("[]", "True")}
-    assert min(float(seconds) for seconds, _, _ in answers) < 0.5
+    assert min(float(seconds) for seconds, _, _ in answers) < 0.3
 
 
 def test_environments_load_no_torch() -> None:
