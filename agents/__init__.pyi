@@ -30,8 +30,8 @@ from .serving.episode import Start as Start
 from .serving.programs import (
     AgentProgram as AgentProgram,
     Endpoint as Endpoint,
-    Outcome as Outcome,
     ProgramError as ProgramError,
+    ProgramOutcome as ProgramOutcome,
     collect_program as collect_program,
     read_tasks as read_tasks,
 )

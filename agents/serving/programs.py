@@ -52,7 +52,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """What a run left behind, for its score.
 
     Attributes:
@@ -68,14 +68,14 @@ class Outcome:
 
 Function = Callable[[Task, Endpoint], Any]
 """A function, plain or async, that does a task with the model at an endpoint; a plain one runs in a thread."""
-Score = Callable[[Outcome], float | Awaitable[float]]
+Score = Callable[[ProgramOutcome], float | Awaitable[float]]
 
 
 class ProgramError(RuntimeError):
     """A run failed for reasons outside the policy, or left nothing that can be scored."""
 
 
-def printed_score(outcome: Outcome) -> float:
+def printed_score(outcome: ProgramOutcome) -> float:
     """The score that a program printed itself: its last line, a number or a JSON object with "score" or "reward".
 
     Raises:
@@ -232,7 +232,7 @@ class AgentProgram:
             error = f"{type(failure).__name__}: {failure}"[:_SHOWN]
         if error is None:
             try:
-                scored = self.score(Outcome(task, result, server.messages(key)))
+                scored = self.score(ProgramOutcome(task, result, server.messages(key)))
                 reward = float(await scored if inspect.isawaitable(scored) else scored)
             except Exception as failure:
                 error = f"no score: {type(failure).__name__}: {failure}"[:_SHOWN]

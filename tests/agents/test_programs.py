@@ -23,7 +23,7 @@ from polyturn.agents import (
     tiny_policy,
 )
 from polyturn.agents.collecting.collect import CollectError
-from polyturn.agents.serving.programs import Endpoint, Outcome, Task, printed_score, read_tasks
+from polyturn.agents.serving.programs import Endpoint, ProgramOutcome, Task, printed_score, read_tasks
 from polyturn.envs import Store, read
 
 PROGRAM = """
@@ -62,7 +62,7 @@ async def two_turns(task: Task, endpoint: Endpoint) -> str:
     return "".join(message["content"] for message in messages[1::2])
 
 
-def length(outcome: Outcome) -> float:
+def length(outcome: ProgramOutcome) -> float:
     return float(len(outcome.result))
 
 
@@ -141,7 +141,7 @@ def test_a_plain_function_runs_in_a_thread_and_a_score_may_be_awaited(agent: Tra
             answer = api.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
         return answer.choices[0].message.content or ""
 
-    async def score(outcome: Outcome) -> float:
+    async def score(outcome: ProgramOutcome) -> float:
         assert outcome.messages[0] == {"role": "user", "content": "x"}
         return 0.25
 
@@ -196,7 +196,7 @@ def test_an_agent_program_stands_where_collect_takes_an_environment(agent: Trans
     [("x\n3", 3.0), ('{"reward": -1}', -1.0), ("true", None), ("", None), ("done", None), ('{"score": true}', None)],
 )
 def test_the_score_a_program_prints(printed: str, expected: float | None) -> None:
-    outcome = Outcome({}, printed)
+    outcome = ProgramOutcome({}, printed)
     if expected is None:
         with pytest.raises(RuntimeError, match="expected a last line with a number"):
             printed_score(outcome)
