@@ -71,10 +71,9 @@ from .text_env import TextEnv as TextEnv
 from .tool_math.env import ToolMath as ToolMath
 from .tool_math.problem_set import Problem as Problem, ProblemFileError as ProblemFileError, Problems as Problems
 from .tool_math.problems import load_problems as load_problems
-from .tools.calls import CallFormat as CallFormat
+from .tools.calls import Call as Call, CallFormat as CallFormat
 from .tools.env import NotRepeatable as NotRepeatable, ToolEnv as ToolEnv
 from .tools.kits import Opened as Opened, PerEpisode as PerEpisode, Toolkit as Toolkit
-from .tools.limited import Caller as Caller
 from .tools.mcp_server import McpServer as McpServer
 from .tools.scoring import Outcome as Outcome
 from .tools.search import search_tool as search_tool
