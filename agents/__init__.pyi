@@ -21,7 +21,12 @@ from .api import (
 from .collecting.collect import CollectError as CollectError, GroupSource as GroupSource, collect as collect
 from .collecting.options import CollectOptions as CollectOptions
 from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
-from .judging import PromptedJudge as PromptedJudge, agent_judge as agent_judge, human_judge as human_judge
+from .judging import (
+    JudgeFailed as JudgeFailed,
+    PromptedJudge as PromptedJudge,
+    agent_judge as agent_judge,
+    human_judge as human_judge,
+)
 from .scripted.demonstrator import Demonstrator as Demonstrator, Habits as Habits
 from .scripted.gold import GoldAgent as GoldAgent
 from .scripted.sellers import ScriptedSeller as ScriptedSeller, SellingHabits as SellingHabits

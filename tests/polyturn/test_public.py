@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ("sandbox", "envs", "agents", "algorithms")
 PACKAGES = ("polyturn", *(f"polyturn.{floor}" for floor in FLOORS))
 # Made by public functions; a caller passes them on or enters them as a context.
-RESULTS = {"Caller", "ChatTemplate", "Engine", "Forest", "Snapshot", "TabularModel", "WithoutAdapters"}
+RESULTS = {"Caller", "ChatTemplate", "Engine", "Forest", "Minibatches", "Snapshot", "TabularModel", "WithoutAdapters"}
 
 
 def names(package: str) -> dict[str, Any]:
