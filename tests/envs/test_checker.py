@@ -34,6 +34,8 @@ def tool_calls(rng: np.random.Generator, observation: str) -> str:
     return f"So it is \\boxed{{{rng.integers(100)}}}."
 
 
+# What needs packages that not every installation has; tests/envs/test_adapters.py holds them to the contract.
+OF_OTHER_PACKAGES = ("polyturn/PettingZoo-v0", "polyturn/ReasoningGym-v0", "polyturn/TextArena-v0")
 # Options that keep an environment cheap here, and actions that reach its deep states.
 OPTIONS: dict[str, dict[str, Any]] = {
     "polyturn/ToolEnv-v0": {
@@ -46,12 +48,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 ACTIONS: dict[str, Callable[[np.random.Generator, str], str]] = {
     "polyturn/Guess-v0": lambda rng, observation: f"I say {rng.integers(1, 101)}",
+    "polyturn/GymnasiumText-v0": lambda rng, observation: str(rng.integers(4)),
     "polyturn/ToolEnv-v0": tool_calls,
     "polyturn/ToolMath-v0": tool_calls,
 }
 
 
-@pytest.mark.parametrize("env_id", registered())
+@pytest.mark.parametrize("env_id", [env_id for env_id in registered() if env_id not in OF_OTHER_PACKAGES])
 def test_every_registered_environment_keeps_the_contract(env_id: str) -> None:
     report = check_text_env(env_id, actions=ACTIONS.get(env_id), **OPTIONS.get(env_id, {}))
     assert report.name == env_id
@@ -59,7 +62,7 @@ def test_every_registered_environment_keeps_the_contract(env_id: str) -> None:
     assert report.turns > report.episodes > len(HOSTILE)
 
 
-@pytest.mark.parametrize("env_id", registered())
+@pytest.mark.parametrize("env_id", [env_id for env_id in registered() if env_id not in OF_OTHER_PACKAGES])
 def test_every_registered_environment_passes_gymnasiums_check_without_a_warning(env_id: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # the category of Gymnasium's

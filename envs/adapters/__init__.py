@@ -1,0 +1,1 @@
+"""Environments that others wrote, as multi-turn text environments; each needs the package it adapts."""
