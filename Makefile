@@ -46,7 +46,7 @@ docs-serve: setup ## the same, served to this machine
 adapters: setup ## test the adapters of other packages' environments, installed here for it
 	@$(BIN)/python -c 'import pettingzoo, pygame, reasoning_gym, textarena' 2>/dev/null \
 		|| $(BIN)/python -m pip install -q -c constraints.txt -e '.[adapters]'
-	$(TEST_ENV) $(BIN)/python -m pytest -m adapters tests/envs/test_adapters.py $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m adapters tests/envs/test_adapters.py tests/envs/test_connect.py $(ARGS)
 
 lint: setup ## check style and that floors import only downwards
 	$(BIN)/ruff check .

@@ -1,0 +1,25 @@
+"""The examples of docs/connect.md run as they stand, and none is longer than 40 lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "connect.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+PARAMETERS = [
+    pytest.param(block, marks=[pytest.mark.adapters] if block.startswith("# needs the extra") else [], id=str(place))
+    for place, block in enumerate(BLOCKS)
+]
+
+
+@pytest.mark.parametrize("block", PARAMETERS)
+def test_an_example_runs(block: str) -> None:
+    assert len(block.splitlines()) <= 40
+    exec(compile(block, str(PAGE), "exec"), {"__name__": "example"})
+
+
+def test_no_example_is_missed() -> None:
+    assert len(BLOCKS) == PAGE.read_text("utf-8").count("```python\n") > 4
