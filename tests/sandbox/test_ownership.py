@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,12 +28,17 @@ can_unshare = pytest.mark.skipif(
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for temporary files of this test's own, also for the programs it starts."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files of this test's own, also for the programs it starts.
+
+    Not pytest's, which every pytest that starts closes to other users.
+    """
+    folder = Path(tempfile.mkdtemp())
+    monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr(ownership, "_owner", None)
-    return tmp_path
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def program(code: str, *before: str, argument: str = "", **environment: str) -> subprocess.Popen[str]:
@@ -309,9 +315,6 @@ def test_what_a_killed_program_leaves_of_a_local_sandbox_is_removed_at_the_next_
     temporary: Path, level: str
 ) -> None:
     temporary.chmod(0o711)
-    for parent in temporary.parents:
-        if parent.stat().st_uid == os.getuid():
-            parent.chmod(parent.stat().st_mode | 0o011)
     python = os.path.realpath("/usr/bin/python3" if level == "plain" else sys.executable)
     code = (
         "from polyturn.sandbox.local import LocalSandbox\n"

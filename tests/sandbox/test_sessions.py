@@ -149,9 +149,10 @@ def test_threads_that_go_on_working_between_runs_are_ended(session: Session) -> 
     session.run(
         "import threading\ndef spin():\n    while True: pass\nthreading.Thread(target=spin, daemon=True).start()"
     )
-    deadline = time.monotonic() + 20
-    while (result := session.run("1")).ok and time.monotonic() < deadline:
-        time.sleep(2.5)
+    for pause in (2.5, 5.0, 10.0, 20.0, 40.0):  # a busy machine gives such a thread little time, and a run counts anew
+        time.sleep(pause)
+        if not (result := session.run("1")).ok:
+            break
     assert result.status is Status.CRASH
     assert "threads went on working" in (result.error or "")
 
