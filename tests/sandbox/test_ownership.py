@@ -28,10 +28,10 @@ can_unshare = pytest.mark.skipif(
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for temporary files of this test's own, also for the programs it starts.
 
-    Not pytest's, which every pytest that starts closes to other users.
+    Not pytest's, which every pytest that starts closes to other users; that one is made first, where it belongs.
     """
     folder = Path(tempfile.mkdtemp())
     monkeypatch.setenv("TMPDIR", str(folder))
