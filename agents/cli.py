@@ -331,6 +331,10 @@ def _summarise(args: argparse.Namespace, groups: Any) -> int:
         print(f"invalid      {len(episodes) - len(valid)}: {printable('; '.join(errors[:3]))}")
     if not valid:
         return 1
+    if not any(member.turns for member in valid):
+        why = sorted({str(member.info.get("context", "the episode ended at its start")) for member in valid})
+        print(f"turns        none in any episode: {printable('; '.join(why[:3]))}")
+        return 1
     turns = sum(len(member.turns) for member in valid) / len(valid)
     kept = [found for found in ([m for m in group if m.valid] for group in groups) if found]
     print(f"mean return  {mean_of_problems([[m.total_reward for m in members] for members in kept])}")

@@ -37,6 +37,10 @@ examples:
   polyturn export runs.jsonl --to sft winners.jsonl --min-return 1
   polyturn export runs.jsonl --to dpo pairs.jsonl --pairs-per-group 4
 
+--to dpo writes a pair as prompt, chosen and rejected messages. After the first turn these hold the environment's words
+too: TRL's DPOTrainer counts all tokens of chosen and rejected as the policy's, the environment's included. Train on the
+store itself (polyturn train), or on pairs of one turn, where only the agent's own words are to count.
+
 parquet needs the extra "data":  pip install -e ".[data]" in the checkout, or "WHEEL[data]"
 """
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from polyturn.envs.extras import how_to_install
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.returns import at_least
+from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Corrupt, read, read_groups
 from polyturn.envs.trajectory import Trajectory
 
@@ -115,6 +116,8 @@ def export_sft(
         FileExistsError: `out` exists.
         StoreError: The store cannot be read.
     """
+    if min_return is not None:
+        check_range("export_sft(min_return)", min_return, -math.inf)
     count = 0
     with _new_file(out) as file:
         for trajectory in read(store, corrupt=corrupt):
@@ -162,6 +165,7 @@ def export_dpo(
             no pair of conversations can hold.
         StoreError: The store cannot be read.
     """
+    check_count("export_dpo(pairs_per_group)", pairs_per_group, optional=True)
     count = 0
     with _new_file(out) as file:
         for group in read_groups(store, corrupt=corrupt):
@@ -261,6 +265,14 @@ def _new_file(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(partial, "xb") as file:
             yield file
         partial.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno).lower()}; nothing of it is left; free some space, or choose another place",
+            str(path),
+        ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()

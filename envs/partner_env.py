@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from polyturn.envs.conversation import Line, Partner, PartnerFull, Scene, own_words
+from polyturn.envs.settings import check_count
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 
@@ -73,8 +74,7 @@ class PartnerEnv(gymnasium.Env[str, str]):
     """The partner's role, which is also the name of its option in `reset`, and the agent's role."""
 
     def __init__(self, partner: str | Partner, scripted: Partner, turns: int, draws_per_turn: int) -> None:
-        if turns < 1:
-            raise ValueError(f"{type(self).__name__}: expected turns >= 1, got {turns}")
+        check_count(f"{type(self).__name__}(turns)", turns)
         if isinstance(partner, str):
             self._one_of(self.roles[0], partner, ("scripted",))
         self.observation_space = UnicodeText()

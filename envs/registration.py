@@ -7,8 +7,8 @@ loaded when the functions below are first asked for an id:
     [project.entry-points."polyturn.envs"]
     acme = "acme.environments"          # importing it calls gymnasium.register("acme/Haggle-v0", ...)
 
-The entry point's name is the namespace of its ids. It names a module, or a function without arguments
-(`module:function`) that registers them.
+The entry point's name is the namespace of its ids; a warning says where it is not. It names a module, or a function
+without arguments (`module:function`) that registers them.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def register_plugins() -> None:
         if (plugin.name, plugin.value) in _tried:
             continue
         _tried.add((plugin.name, plugin.value))
+        before = set(registry)
         try:
             loaded = plugin.load()
             if callable(loaded):
@@ -86,6 +87,16 @@ def register_plugins() -> None:
             )
         else:
             _namespaces.add(plugin.name)
+            made = sorted(set(registry) - before)
+            if not any(spec.namespace == plugin.name for spec in registry.values()):
+                others = f"only {', '.join(made[:5])}" if made else "none"
+                warnings.warn(
+                    f"the plug-in {plugin.name} = {plugin.value!r}: expected it to register environments "
+                    f"{plugin.name}/..., got {others}; they can be made but are not listed; give the entry point "
+                    "the name of their namespace",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 def registered() -> list[str]:
@@ -135,11 +146,17 @@ def make(env_id: str, **options: Any) -> TextEnv:
 
     Raises:
         UnknownEnv: Nothing is registered under the id.
-        EnvOptionError: An option is unknown or missing.
+        EnvOptionError: An option is unknown, missing or of another type.
     """
     spec = check_options(env_id, options)
     bare = dataclasses.replace(spec, max_episode_steps=None, order_enforce=False, disable_env_checker=True)
-    env: gymnasium.Env[str, str] = gymnasium.make(bare, **options)
+    try:
+        env: gymnasium.Env[str, str] = gymnasium.make(bare, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        shown = ", ".join(f"{name}={value!r:.60}" for name, value in options.items())
+        raise EnvOptionError(f"{env_id} cannot be made with {shown}: {error}; check the options' types") from error
     if spec.max_episode_steps is not None:
         env = TurnLimit(env, spec.max_episode_steps)
     # An environment that breaks the protocol is for `check_text_env` to report, with a remedy.

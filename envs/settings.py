@@ -24,8 +24,10 @@ _S = TypeVar("_S")
 def check_range(what: str, value: float, low: float, high: float = math.inf, *, above: bool = False) -> None:
     """Raises ValueError unless `value` is a finite number in [low, high], or in (low, high] with `above`."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if number and low == -math.inf and value <= high:
+        return
     if not number or not (low < value if above else low <= value) or not value <= high:
-        wanted = f"a number above {low:g}" if above else f"{low:g} or more"
+        wanted = f"a number above {low:g}" if above else "a finite number" if low == -math.inf else f"{low:g} or more"
         if high < math.inf:
             wanted = f"a number in {'(' if above else '['}{low:g}, {high:g}]"
         raise ValueError(f"{what}: expected {wanted}, got {value!r}")

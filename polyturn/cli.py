@@ -6,7 +6,7 @@ Exit codes:
     2    wrong use: an unknown command or option, a bad value.
     130  Ctrl-C. A command that can go on later raises `KeyboardInterrupt("how to resume")`; the text is printed.
     141  the reader of standard output went away (`polyturn envs | head`).
-    143  SIGTERM, after everything that was open has been closed.
+    143  SIGTERM, which stops a command as Ctrl-C does: what can be saved is saved, and what is open is closed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from polyturn import __version__
+
+if TYPE_CHECKING:
+    from polyturn.envs.stopping import SigtermAsCtrlC
 
 # One line a command, here and not in the floors, so that `polyturn --help` and `polyturn sandbox` load no torch.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -134,18 +136,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     wait_asleep()
     debug = os.environ.get("POLYTURN_DEBUG", "0") not in ("", "0")
+    stop = None
     try:
         try:
-            with _sigterm_unwinds():
+            with _sigterm_as_ctrl_c() as stop:
                 args = parse(argv)
                 debug = debug or args.debug
                 code: int = args.run(args)
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
+        except SystemExit as left:
+            code = left.code if isinstance(left.code, int) else 1
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as interrupt:
-        return _say("interrupted" + (f": {interrupt}" if str(interrupt) else ""), 130)
+        what, code = ("terminated", 143) if stop is not None and stop.received else ("interrupted", 130)
+        return _say(what + (f": {interrupt}" if str(interrupt) else ""), code)
     except BrokenPipeError:
         # Python flushes standard output once more at exit and would print a second complaint.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -182,18 +186,17 @@ def _keep_traceback() -> str:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Turns SIGTERM into SystemExit, so that `with` blocks close containers and files before the process ends."""
+def _sigterm_as_ctrl_c() -> Iterator[SigtermAsCtrlC | None]:
+    """Lets SIGTERM do what Ctrl-C does, so that files are whole and containers closed before the process ends."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
+        yield None
         return
+    from polyturn.envs.stopping import SigtermAsCtrlC
 
-    def leave(signum: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGTERM, leave)
+    handler = SigtermAsCtrlC()
+    signal.signal(signal.SIGTERM, handler)
     try:
-        yield
+        yield handler
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

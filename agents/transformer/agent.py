@@ -16,6 +16,7 @@ from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.positions import length_limit
+from polyturn.envs.settings import check_count
 from polyturn.envs.trajectory import TokenIds
 
 
@@ -78,6 +79,8 @@ class TransformerAgent:
     ) -> None:
         self.policy = policy
         self.sampling = Sampling() if sampling is None else sampling
+        check_count("TransformerAgent(slots)", slots)
+        check_count("TransformerAgent(max_tokens)", max_tokens)
         self.max_concurrency = slots
         limit = longest(policy, max_tokens)
         self._engine = ExactEngine(policy.model, policy.chat.stop_ids, self.sampling, slots=slots, capacity=limit)

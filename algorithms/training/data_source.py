@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.preference import Preference
-from polyturn.envs.settings import check_count
+from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.trajectory import Group
 
 
@@ -142,6 +142,8 @@ def steps_of(count: int, size: int, *, epochs: float = 1.0) -> int:
 
     An epoch has the last, incomplete batch's step too: 33 examples in batches of 32 make two steps of 17 and 16.
     """
+    check_count("steps_of: size", size)
+    check_range("steps_of: epochs", epochs, 0, above=True)
     return max(1, round(epochs * -(-count // size)))
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from polyturn.envs.stopping import SigtermAsCtrlC
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; what was learned is saved where the message says."""
@@ -30,7 +32,9 @@ class Interruptions:
 
     def __enter__(self) -> Interruptions:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            # Under the command line SIGTERM becomes a SIGINT by itself.
+            ours = isinstance(signal.getsignal(signal.SIGTERM), SigtermAsCtrlC)
+            for number in (signal.SIGINT,) if ours else (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
 

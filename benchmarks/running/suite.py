@@ -7,6 +7,9 @@ a report. The runner saves every finished cell, so an interrupted run goes on wh
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import json
 import os
 import platform
@@ -14,6 +17,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -25,11 +29,16 @@ from typing import Any
 from tqdm import tqdm
 
 from polyturn.agents.cli import no_loading_bars
+from polyturn.envs.files import digest
 from polyturn.envs.suggest import did_you_mean
 
 
 class SuiteError(ValueError):
     """An unknown suite, or results that do not belong together."""
+
+
+class ChangedSuiteWarning(UserWarning):
+    """A saved result is of other code than the suite's."""
 
 
 @dataclass(frozen=True)
@@ -248,18 +257,35 @@ def _start_worker() -> None:
 
 def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:
     note = work / f"{cell.key}.json"
-    options = json.loads(json.dumps(dict(cell.options)))
+    options, code = json.loads(json.dumps(dict(cell.options))), code_of(suite)
     if note.is_file():
         saved = json.loads(note.read_text("utf-8"))
         if saved["options"] == options:
+            if saved.get("code", code) != code:
+                warnings.warn(
+                    f"{note}: taken from a run of other code than the suite {suite.name} has now; delete it, or use "
+                    "another --out, to run the cell again",
+                    ChangedSuiteWarning,
+                    stacklevel=2,
+                )
             found: Mapping[str, Any] = saved["result"]
             return found
         raise SuiteError(
             f"{note}: expected a result of {options}, found one of {saved['options']}; use another --out, or delete it"
         )
     result = suite.run(cell, work)
-    write_json(note, {"options": options, "result": dict(result)})
+    write_json(note, {"options": options, "code": code, "result": dict(result)})
     return result
+
+
+def code_of(suite: Suite) -> str:
+    """A digest of the files in which a suite's functions stand."""
+    files = set()
+    for function in (suite.cells, suite.run):
+        with contextlib.suppress(TypeError):  # a callable object, or made at a prompt
+            if found := inspect.getsourcefile(inspect.unwrap(function)):
+                files.add(found)
+    return hashlib.blake2b("".join(digest(Path(file)) for file in sorted(files)).encode(), digest_size=16).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

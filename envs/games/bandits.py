@@ -16,6 +16,8 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.choices import choice
+from polyturn.envs.reset_options import check_reset_options
+from polyturn.envs.settings import check_count
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Group, Trajectory, Turn
@@ -221,11 +223,10 @@ class Bandit(gymnasium.Env[str, str]):
         context: int | None = None,
         first_context: int = 0,
     ) -> None:
-        if arms < 2 or contexts < 1 or first_context < 0:
-            raise ValueError(
-                f"Bandit: expected arms >= 2, contexts >= 1 and first_context >= 0, got arms={arms}, "
-                f"contexts={contexts}, first_context={first_context}"
-            )
+        check_count("Bandit(arms)", arms, 2)
+        check_count("Bandit(contexts)", contexts)
+        check_count("Bandit(first_context)", first_context, 0)
+        check_count("Bandit(context)", context, 0, optional=True)
         if context is not None and not 0 <= context - first_context < contexts:
             raise ValueError(
                 f"Bandit: expected context {first_context} to {first_context + contexts - 1}, got {context}"
@@ -250,6 +251,7 @@ class Bandit(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a context."""
         super().reset(seed=seed)
+        check_reset_options(self, options)
         drawn = self.first_context + int(self.np_random.integers(self.contexts))
         self._context = drawn if self.context is None else self.context
         return self.question(self._context), {"task_id": f"context-{self._context}"}

@@ -8,6 +8,8 @@ from typing import Any
 import gymnasium
 from gymnasium.error import ResetNeeded
 
+from polyturn.envs.reset_options import check_reset_options
+from polyturn.envs.settings import check_count
 from polyturn.envs.spaces import UnicodeText
 
 # ASCII digits only, and few of them: int() accepts other scripts' digits and refuses very long numbers.
@@ -31,8 +33,8 @@ class Guess(gymnasium.Env[str, str]):
     success_return = 1.0
 
     def __init__(self, high: int = 100, turns: int = 7) -> None:
-        if high < 2 or turns < 1:
-            raise ValueError(f"Guess: expected high >= 2 and turns >= 1, got high={high}, turns={turns}")
+        check_count("Guess(high)", high, 2)
+        check_count("Guess(turns)", turns)
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.high = high
@@ -43,6 +45,7 @@ class Guess(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a number and says the rules."""
         super().reset(seed=seed)
+        check_reset_options(self, options)
         self._secret = int(self.np_random.integers(1, self.high + 1))
         self._left = self.turns
         observation = (

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.choices import choice
 from polyturn.envs.preference import Annotator, Preference
+from polyturn.envs.reset_options import check_reset_options
+from polyturn.envs.settings import check_count
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Group
@@ -114,8 +116,7 @@ class MatrixGame(gymnasium.Env[str, str]):
         probabilities = np.full(size, 1.0 / size) if opponent is None else np.asarray(opponent, np.float64)
         if probabilities.shape != (size,) or np.any(probabilities < 0) or abs(probabilities.sum() - 1.0) > 1e-9:
             raise ValueError(f"MatrixGame: expected an opponent [{size}] >= 0 that adds to 1, got {probabilities}")
-        if rounds < 1:
-            raise ValueError(f"MatrixGame: expected rounds >= 1, got {rounds}")
+        check_count("MatrixGame(rounds)", rounds)
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.opponent, self.rounds = probabilities / probabilities.sum(), rounds
@@ -124,6 +125,7 @@ class MatrixGame(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Fixes what the opponent will answer."""
         super().reset(seed=seed)
+        check_reset_options(self, options)
         self._opponents = self.np_random.choice(len(self.names), size=self.rounds, p=self.opponent).tolist()
         return f"Choose one of: {', '.join(self.names)}.", {}
 

@@ -10,6 +10,8 @@ from gymnasium.error import ResetNeeded
 
 from polyturn.envs.games.bandits import Reward, reward_table
 from polyturn.envs.games.choices import numbers
+from polyturn.envs.reset_options import check_reset_options
+from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.spaces import UnicodeText
 
 
@@ -45,11 +47,9 @@ class PairedBandit(gymnasium.Env[str, str]):
         temperature: float = 0.2,
         shuffle: bool = True,
     ) -> None:
-        if arms < 2 or duels < 1 or not temperature > 0:
-            raise ValueError(
-                f"PairedBandit: expected arms >= 2, duels >= 1 and temperature > 0, got arms={arms}, duels={duels}, "
-                f"temperature={temperature}"
-            )
+        check_count("PairedBandit(arms)", arms, 2)
+        check_count("PairedBandit(duels)", duels)
+        check_range("PairedBandit(temperature)", temperature, 0, above=True)
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.arms, self.duels, self.temperature, self.shuffle = arms, duels, temperature, shuffle
@@ -64,6 +64,7 @@ class PairedBandit(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Hides the utilities under a new numbering."""
         super().reset(seed=seed)
+        check_reset_options(self, options)
         order = self.np_random.permutation(self.arms)
         self._order = order.tolist() if self.shuffle else list(range(self.arms))
         # All noise is drawn here: a duel's outcome then depends on its place in the episode, not on earlier answers.

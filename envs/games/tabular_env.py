@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from polyturn.envs.games.choices import choice
 from polyturn.envs.games.tabular_games import Array, TabularGame, detour_game, random_game
 from polyturn.envs.preference import Annotator, Preference
+from polyturn.envs.settings import check_count
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.trajectory import Group
@@ -148,6 +149,11 @@ class TabularGameEnv(gymnasium.Env[str, str]):
         states: Sequence[int] = (3, 4),
         answers: int = 3,
     ) -> None:
+        check_count("TabularGame(count)", count)
+        check_count("TabularGame(game_seed)", game_seed, 0)
+        check_count("TabularGame(answers)", answers)
+        for size in states:
+            check_count("TabularGame(states): each", size)
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.games = tabular_games(games, count=count, game_seed=game_seed, states=states, answers=answers)

@@ -15,6 +15,8 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.bandits import Reward, reward_table
+from polyturn.envs.reset_options import check_reset_options
+from polyturn.envs.settings import check_count
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 
@@ -59,10 +61,8 @@ class TokenBandit(gymnasium.Env[str, str]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
 
     def __init__(self, reward: Reward = "R1", vocabulary: int = 100, length: int = 9) -> None:
-        if vocabulary < 2 or length < 1:
-            raise ValueError(
-                f"TokenBandit: expected vocabulary >= 2 and length >= 1, got vocabulary={vocabulary}, length={length}"
-            )
+        check_count("TokenBandit(vocabulary)", vocabulary, 2)
+        check_count("TokenBandit(length)", length)
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.length = length
@@ -75,6 +75,7 @@ class TokenBandit(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Gives a prompt token, which the reward ignores."""
         super().reset(seed=seed)
+        check_reset_options(self, options)
         self._running = True
         prompt = int(self.np_random.integers(len(self.values)))
         return str(prompt), {"task_id": f"prompt-{prompt}"}
@@ -155,7 +156,9 @@ class TokenLength(gymnasium.Env[str, str]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
 
     def __init__(self, task: Task = "minimum", limit: int = 512, mode: int = MODE, prompts: int = 64) -> None:
-        if limit < 2 or prompts < 1 or (task == "mode" and not 1 <= mode <= limit):
+        for name, value, low in (("limit", limit, 2), ("prompts", prompts, 1), ("mode", mode, 1)):
+            check_count(f"TokenLength({name})", value, low)
+        if task == "mode" and mode > limit:
             raise ValueError(
                 f"TokenLength: expected limit >= 2, prompts >= 1 and mode within 1 to limit, got limit={limit}, "
                 f"prompts={prompts}, mode={mode}"
@@ -172,6 +175,7 @@ class TokenLength(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Draws a prompt."""
         super().reset(seed=seed)
+        check_reset_options(self, options)
         self._running = True
         prompt = int(self.np_random.integers(self.prompts))
         return f"Prompt {prompt}.", {"task_id": f"prompt-{prompt}"}

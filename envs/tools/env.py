@@ -19,6 +19,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 
+from polyturn.envs.reset_options import check_reset_options
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.tools.calculator import calculator
@@ -179,6 +180,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             ToolUnavailable: A server of tools cannot be reached; the episode is invalid.
         """
         super().reset(seed=seed)
+        check_reset_options(self, options, ("task",))
         self._end()
         chosen = (options or {}).get("task")
         if chosen is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from polyturn.benchmarks.running.suite import (
     Cell,
+    ChangedSuiteWarning,
     Outcome,
     Suite,
     SuiteError,
@@ -212,3 +214,16 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_result_of_other_code_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an edit of the suite: its saved cells are used, and that is said."""
+    counting = Counting()
+    run_suite(counting.suite(), tmp_path, seeds=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_suite(counting.suite(), tmp_path, seeds=2, progress=False)
+    monkeypatch.setattr("polyturn.benchmarks.running.suite.digest", lambda path: "edited")
+    with pytest.warns(ChangedSuiteWarning, match="square-seed0.json: taken from a run of other code"):
+        run_suite(counting.suite(), tmp_path, seeds=2, progress=False)
+    assert counting.ran == ["square-seed0", "square-seed1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -259,3 +260,30 @@ def test_a_failed_export_leaves_no_file(store: Path, tmp_path: Path, name: str) 
 def test_an_empty_store_gives_an_empty_file(store: Path, tmp_path: Path, name: str) -> None:
     assert EXPORTS[name](write(store), tmp_path / "out") == 0
     assert (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_full_disk_is_named_with_a_remedy(
+    store: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step fails here, as a write would."""
+
+    def full(self: Path, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    write(store, episode(1, 0, ("q", "a", 1.0)))
+    with pytest.raises(OSError, match="no space left on device; nothing of it is left; free some space") as caught:
+        EXPORTS[name](store, tmp_path / "out")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.jsonl"]
+
+
+def test_limits_that_mean_nothing_are_refused(store: Path, tmp_path: Path) -> None:
+    write(store, episode(1, 0, ("q", "a", 1.0)))
+    for wrong in (-1, 0, 1.5):
+        with pytest.raises(ValueError, match="pairs_per_group"):
+            export_dpo(store, tmp_path / "out", pairs_per_group=wrong)  # type: ignore[arg-type]
+    for bound in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="min_return"):
+            export_sft(store, tmp_path / "out", min_return=bound)

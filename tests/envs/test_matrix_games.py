@@ -85,7 +85,7 @@ def test_duels_in_bulk() -> None:
         ({"payoff": [[0.5, 0.6], [0.6, 0.5]]}, r"P \+ P\^T = 1"),
         ({"payoff": [[0.5, 0.6]]}, r"expected \[A, A\]"),
         ({"opponent": [0.5, 0.5]}, r"opponent \[3\]"),
-        ({"rounds": 0}, "rounds >= 1"),
+        ({"rounds": 0}, r"rounds\): expected a whole number of at least 1"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:

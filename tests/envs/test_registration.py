@@ -95,7 +95,7 @@ def test_module_and_id(plugins: Any, tmp_path: Path) -> None:
 def test_unknown_options_suggest_what_was_meant() -> None:
     with pytest.raises(EnvOptionError, match=r"'turn'. Did you mean 'turns'\? Its options: high, turns"):
         make("polyturn/Guess-v0", turn=3)
-    with pytest.raises(ValueError, match="high >= 2"):
+    with pytest.raises(ValueError, match=r"Guess\(high\): expected a whole number of at least 2, got 1"):
         make("polyturn/Guess-v0", high=1)
 
 
@@ -196,3 +196,32 @@ def test_guess_reads_ascii_digits_only() -> None:
     for text in ("\u0665\u0660", "\u00b2", "9" * 10_000):
         assert env.step(text)[4] == {}
     assert env.step("not 7 but -12")[4] == {"guess": 12}
+
+
+def test_a_plugin_whose_name_is_no_namespace_is_named(plugins: Any) -> None:
+    with pytest.warns(RuntimeWarning, match=r"plug-in akme = 'akme_plugin:register'.*got only acme/Haggle-v0"):
+        plugins("akme", "akme_plugin:register", PLUGIN)
+    assert make("acme/Haggle-v0").reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        ("Guess", {"high": None}), ("Guess", {"turns": 1.5}), ("Guess", {"turns": True}), ("Bandit", {"arms": "ten"}),
+        ("Bandit", {"contexts": float("nan")}), ("PairedBandit", {"temperature": float("inf")}),
+        ("TokenBandit", {"length": []}), ("TokenLength", {"mode": None}), ("TabularGame", {"count": -1}),
+        ("MatrixGame", {"rounds": 0.5}), ("ToolMath", {"max_turns": None, "sandbox": "local"}),
+        ("EducationDialogue", {"turns": "4"}), ("CarDealer", {"turns": -1}), ("TabularGame", {"states": 3}),
+    ],
+)  # fmt: skip
+def test_options_of_a_wrong_type_or_size_are_refused_by_name(env_id: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        make(f"polyturn/{env_id}-v0", **options)
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in under_test._BUILT_IN if "polyturn/Tool" not in env_id])
+def test_a_mistyped_option_of_reset_is_refused(env_id: str) -> None:
+    env = make(env_id)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="'tsak'"):
+        env.reset(seed=0, options={"tsak": 1})

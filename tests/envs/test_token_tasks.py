@@ -96,7 +96,7 @@ def test_skewed_lengths_are_mostly_long() -> None:
         (lambda: TokenLength(task="shortest"), "minimum, mode, skew, got 'shortest'"),
         (lambda: TokenLength(task="mode", limit=100), "mode within 1 to limit"),
         (lambda: TokenBandit(reward=[1.0, 1.0], vocabulary=2), "values that differ"),
-        (lambda: TokenBandit(length=0), "length >= 1"),
+        (lambda: TokenBandit(length=0), r"length\): expected a whole number of at least 1"),
     ],
 )
 def test_wrong_options_are_named(make_wrong: Any, message: str) -> None:

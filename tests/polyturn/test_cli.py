@@ -192,6 +192,34 @@ sys.exit(cli.main(["train"]))
     assert (tmp_path / "closed").exists()
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sigterm_stops_a_command_as_ctrl_c_does(tmp_path: Path, ignored: bool) -> None:
+    """It says how to go on; also where SIGINT is ignored, as in a shell's background jobs."""
+    program = f"""
+import signal, sys, time
+from types import SimpleNamespace
+if {ignored}: signal.signal(signal.SIGINT, signal.SIG_IGN)
+from polyturn import cli
+def run(args):
+    try:
+        print("open", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run it again") from None
+def add(subparsers):
+    subparsers.add_parser("train").set_defaults(run=run)
+cli.import_module = lambda name: SimpleNamespace(add_commands=add)
+sys.exit(cli.main(["train"]))
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "open\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+        assert process.stderr.read() == "polyturn: terminated: run it again\n"
+
+
 def test_a_closed_pipe_is_not_an_error() -> None:
     """`polyturn --help | head -1` must not end in a traceback."""
     read, write = os.pipe()
