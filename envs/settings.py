@@ -50,6 +50,24 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{what}: expected one of {', '.join(known)}, got {value!r}.{hint}")
 
 
+def check_reset_options(env: object, options: Mapping[str, Any] | None, known: Iterable[str] = ()) -> None:
+    """Raises ValueError for an option of `reset` that an environment does not have.
+
+    Args:
+        env: The environment, whose class messages name.
+        options: What `reset` was given.
+        known: Names that it has.
+    """
+    names = tuple(known)
+    for name in options or {}:
+        if name not in names:
+            hint = did_you_mean(name, names) if isinstance(name, str) else ""
+            raise ValueError(
+                f"{type(env).__name__}: options of reset: expected {', '.join(map(repr, names)) or 'none'}, got "
+                f"{name!r}.{hint}"
+            )
+
+
 def record(settings: object, *, without: Iterable[str] = ()) -> dict[str, Any]:
     """A settings dataclass as JSON values; functions by their name, which is the same in every process."""
     left_out = set(without)

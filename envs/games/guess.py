@@ -8,8 +8,7 @@ from typing import Any
 import gymnasium
 from gymnasium.error import ResetNeeded
 
-from polyturn.envs.reset_options import check_reset_options
-from polyturn.envs.settings import check_count
+from polyturn.envs.settings import check_count, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 
 # ASCII digits only, and few of them: int() accepts other scripts' digits and refuses very long numbers.

@@ -10,8 +10,7 @@ from gymnasium.error import ResetNeeded
 
 from polyturn.envs.games.bandits import Reward, reward_table
 from polyturn.envs.games.choices import numbers
-from polyturn.envs.reset_options import check_reset_options
-from polyturn.envs.settings import check_count, check_range
+from polyturn.envs.settings import check_count, check_range, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 
 

@@ -15,8 +15,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.bandits import Reward, reward_table
-from polyturn.envs.reset_options import check_reset_options
-from polyturn.envs.settings import check_count
+from polyturn.envs.settings import check_count, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 

@@ -19,7 +19,7 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 
-from polyturn.envs.reset_options import check_reset_options
+from polyturn.envs.settings import check_reset_options
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.tools.calculator import calculator
