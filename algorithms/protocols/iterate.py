@@ -28,7 +28,7 @@ from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.own_samples import check_sampling
 from polyturn.algorithms.training.scoring import Scorable
-from polyturn.envs.files import write_whole
+from polyturn.envs.files import digest, write_whole
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.settings import changes, check_count, check_range, record
 from polyturn.envs.store import Store
@@ -251,15 +251,29 @@ def _same_run(note: Path, settings: Mapping[str, Any]) -> None:
     if not note.is_file():
         write_whole(note, json.dumps(plain, indent=1) + "\n")
         return
-    try:
-        before = json.loads(note.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{str(note)!r} is damaged ({error}); restore it, or pass another out") from error
+    before = _kept(note)
     if found := changes(_flat(before), _flat(plain)):
         raise ValueError(
             f"iterate: expected to go on with the run in {str(note.parent)!r} as it was started, got other settings: "
             f"{'; '.join(found)}; pass the same, or another out"
         )
+
+
+def _kept(note: Path, *names: str) -> dict[str, Any]:
+    """What a small file of the run holds: an object with these names, or with any where none are given.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        found = json.loads(note.read_text("utf-8"))
+        if not isinstance(found, dict) or (names and set(found) != set(names)):
+            wanted = f"an object with {', '.join(names)}" if names else "an object"
+            raise ValueError(f"expected {wanted}, got {str(found)[:80]!r}")
+    except ValueError as error:
+        again = ", or remove it to do its iteration again" if note.name == "done.json" else ""
+        raise CheckpointError(f"{str(note)!r} is damaged ({error}); restore it{again}, or pass another out") from error
+    return found
 
 
 def _flat(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +297,7 @@ def _same_start(note: Path, policy: Policy) -> None:
     if not note.is_file():
         write_whole(note, json.dumps({"version": policy.version, "weights": mine}) + "\n")
         return
-    before = json.loads(note.read_text("utf-8"))
+    before = _kept(note, "version", "weights")
     if before["weights"] != mine:
         raise ValueError(
             f"iterate: expected the weights that the run in {str(note.parent)!r} was started from "
@@ -301,14 +315,28 @@ def _once(place: Path, work: Callable[[Path], Iteration]) -> Iteration:
     """Does the work of a folder, or reads what it was if it is done."""
     note = place / "done.json"
     if note.is_file():
-        return Iteration(**json.loads(note.read_text("utf-8")))
+        return Iteration(**_kept(note, *Iteration.__dataclass_fields__))
     done = work(place)
+    # Before the note: weights that were damaged since are then found when a later call goes on from them.
+    files = sorted(path for path in (place / "policy").rglob("*") if path.is_file())
+    digests = {path.relative_to(place).as_posix(): digest(path) for path in files}
+    write_whole(place / checkpoint.DIGESTS, json.dumps(digests, indent=1) + "\n")
     write_whole(note, json.dumps(done.__dict__, indent=1) + "\n")
     return done
 
 
 def _load_into(policy: Policy, folder: Path) -> None:
-    """Puts saved weights into the policy, bit for bit."""
+    """Puts saved weights into the policy, bit for bit.
+
+    Raises:
+        CheckpointError: They are of another architecture, or not what was written.
+    """
+    place = folder.parent
+    if (place / checkpoint.DIGESTS).is_file() and (damage := checkpoint.damage_of(place)):
+        raise CheckpointError(
+            f"{str(place)!r} is damaged: {damage}; restore the file, or remove done.json and policy there to do the "
+            "iteration again"
+        )
     saved = Policy.from_pretrained(folder, device="cpu")
     mine, theirs = checkpoint.parameters(policy.model), checkpoint.parameters(saved.model)
     if different := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):

@@ -28,7 +28,7 @@ from polyturn.envs.files import digest, flush
 
 _FORMAT = 1
 _TEMPORARY = ".tmp-"
-_DIGESTS = "digests.json"
+DIGESTS = "digests.json"
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -100,9 +100,9 @@ def latest(out: str | Path) -> Path | None:
 def damage_of(folder: Path) -> str:
     """What is wrong with a checkpoint's files, or ""."""
     try:
-        known: dict[str, str] = json.loads((folder / _DIGESTS).read_text("utf-8"))
+        known: dict[str, str] = json.loads((folder / DIGESTS).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        return f"{_DIGESTS} cannot be read ({error})"
+        return f"{DIGESTS} cannot be read ({error})"
     for name, expected in known.items():
         try:
             found = digest(folder / name)
@@ -336,7 +336,7 @@ def _write_whole(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         known = {path.relative_to(temporary).as_posix(): digest(path) for path in files}
-        (temporary / _DIGESTS).write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+        (temporary / DIGESTS).write_text(json.dumps(known, indent=1) + "\n", "utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             flush(path)
         temporary.rename(folder)

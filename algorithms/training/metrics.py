@@ -53,7 +53,8 @@ class MetricsFile:
                     record = json.loads(line)
                 except ValueError:
                     continue
-                if record["step"] <= upto:
+                step = record.get("step") if isinstance(record, dict) else None
+                if isinstance(step, int) and step <= upto:
                     self.records.append(record)
         write_whole(path, "".join(_line(record) for record in self.records))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from polyturn.algorithms.methods.imitation import RAFT, SFT
 from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.protocols.iterate import Iteration, NothingToLearn, iterate, tasks_of
 from polyturn.algorithms.protocols.warmup import demonstrations, warm_start
+from polyturn.algorithms.training.checkpoint import CheckpointError
 from polyturn.algorithms.training.data_source import steps_of
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.envs.preference import Preference, by_return, by_score
@@ -149,6 +151,36 @@ def test_a_finished_run_is_read_and_may_be_lengthened(
     assert bits(learner) == whole[1]
     again, _ = go(tmp_path, iterations=2)
     assert bits(again) == whole[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("run.json", "[]"), ("start.json", ""), ("start.json", "{}"), ("iteration-1/done.json", '{"number": 1'),
+        ("iteration-0/done.json", "{}"), ("iteration-2/done.json", "null"),
+    ],
+)  # fmt: skip
+def test_damaged_small_files_are_named_with_a_remedy(
+    file: str, text: str, whole: tuple[Path, bytes, list[Iteration]], tmp_path: Path
+) -> None:
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    (run / file).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{file}' is damaged .*restore it.*pass another out"):
+        go(run, evaluate=_evaluate)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_weights_that_changed_since_they_were_written_are_refused(
+    number: int, whole: tuple[Path, bytes, list[Iteration]], tmp_path: Path
+) -> None:
+    """One flipped bit in the middle of a weight loads, and would be trained on."""
+    run = shutil.copytree(whole[0], tmp_path / "run")
+    weights = run / f"iteration-{number}" / "policy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 0x40
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"policy/model\.safetensors is not what was written.*remove done.json"):
+        go(run, evaluate=_evaluate)
 
 
 def test_adapters_are_iterated_and_resumed(tmp_path: Path) -> None:
