@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from polyturn import __version__
 
 if TYPE_CHECKING:
-    from polyturn.envs.stopping import SigtermAsCtrlC
+    from polyturn.sandbox.stopping import SigtermAsCtrlC
 
 # One line a command, here and not in the floors, so that `polyturn --help` and `polyturn sandbox` load no torch.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -191,7 +191,7 @@ def _sigterm_as_ctrl_c() -> Iterator[SigtermAsCtrlC | None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield None
         return
-    from polyturn.envs.stopping import SigtermAsCtrlC
+    from polyturn.sandbox.stopping import SigtermAsCtrlC
 
     handler = SigtermAsCtrlC()
     signal.signal(signal.SIGTERM, handler)

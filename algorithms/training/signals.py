@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from polyturn.envs.stopping import SigtermAsCtrlC
+from polyturn.sandbox.stopping import SigtermAsCtrlC
 
 
 class Interrupted(KeyboardInterrupt):
