@@ -355,9 +355,9 @@ def test_seeds_of_starts_are_wide_and_a_group_knows_its_number(tmp_path: Path) -
 def test_two_groups_with_one_seed_stay_two_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polyturn.agents.collecting.collect.group_seed", lambda seed, group: 7)
     with Store(tmp_path / "s.jsonl") as store:
-        groups = collect(X, Count, groups=3, group_size=2, store=store, progress=False)
+        groups = collect(X, Count, groups=3, group_size=2, store=store, concurrency=1, progress=False)
         assert [len(group) for group in read_groups(store.path)] == [2, 2, 2]
         assert group_by_start(read(store.path)) == groups
-        assert collect(X, Count, groups=3, group_size=2, store=store, progress=False) == groups
-        assert len(collect(X, Count, groups=4, group_size=2, store=store, progress=False)) == 4
+        assert collect(X, Count, groups=3, group_size=2, store=store, concurrency=1, progress=False) == groups
+        assert len(collect(X, Count, groups=4, group_size=2, store=store, concurrency=1, progress=False)) == 4
         assert len(list(read(store.path))) == 8
