@@ -23,7 +23,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "reference cached": {"cache_reference": True},
     "checkpointed": {"gradient_checkpointing": True},
-    "cached and checkpointed": {"cache_reference": True, "gradient_checkpointing": True},
 }
 
 
