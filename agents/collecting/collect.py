@@ -221,7 +221,7 @@ def collect(
 
     # One job an episode, without those that are in the store already.
     jobs = [
-        Job(group, member, group_seed(seed, group), None if tasks is None else int(tasks[group]), parts[group])
+        Job(group, member, derived_seed(seed, group), None if tasks is None else int(tasks[group]), parts[group])
         for group in range(count)
         for member in range(group_size)
     ]
@@ -257,9 +257,9 @@ def _group(members: Sequence[Trajectory]) -> Group:
     return Group(named, None if prefix is None else prefix["turns"])
 
 
-def group_seed(seed: int, group: int) -> int:
-    """The environment seed of a run's n-th start: 63 bits, of which no two are equal among billions of starts."""
-    return int(np.random.SeedSequence([seed, group]).generate_state(1, np.uint64)[0]) >> 1
+def derived_seed(seed: int, *numbers: int) -> int:
+    """A seed of 63 bits from a run's and the number of a start, draw or iteration; no two of billions are equal."""
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.blocking import block
-from polyturn.agents.collecting.collect import CollectError, group_seed
+from polyturn.agents.collecting.collect import CollectError, derived_seed
 from polyturn.agents.serving.episode import ENV_ID, Start
 from polyturn.agents.serving.server import AgentServer
 from polyturn.agents.serving.wire import ServerLimits
@@ -161,7 +161,7 @@ class AgentProgram:
         starts = {
             (group, member): Start(
                 task_id=self._task_id(chosen[group]),
-                seed=group_seed(seed, group),
+                seed=derived_seed(seed, group),
                 group=group,
                 member=member,
                 stream=seed,

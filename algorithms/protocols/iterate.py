@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from accelerate.tracking import GeneralTracker
 
-from polyturn.agents.collecting.collect import GroupSource, collect as collect_groups
+from polyturn.agents.collecting.collect import GroupSource, collect as collect_groups, derived_seed
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.agent import SampledAs, TransformerAgent
 from polyturn.agents.transformer.policy import Policy
@@ -170,7 +170,7 @@ def iterate(
                     env,
                     groups=collect.groups,
                     group_size=collect.group_size,
-                    seed=_derive(seed, number, 0),
+                    seed=derived_seed(seed, number, 0),
                     tasks=tasks_of(collect.tasks, number, collect.groups, seed),
                     branch_at=collect.branch_at,
                     env_options=collect.env_options,
@@ -195,7 +195,7 @@ def iterate(
                 method,
                 policy,
                 anchor,
-                minibatches(examples, batch_size, seed=_derive(seed, number, 2)),
+                minibatches(examples, batch_size, seed=derived_seed(seed, number, 2)),
                 steps=steps_of(len(examples), batch_size, epochs=epochs),
                 options=options.with_changes(keep=1),
                 out=place / "train",
@@ -363,7 +363,3 @@ def tasks_of(tasks: Sequence[int] | None, number: int, groups: int, seed: int) -
             orders[lap] = np.random.default_rng([seed, 3, lap]).permutation(len(tasks))
         chosen.append(int(tasks[int(orders[lap][place])]))
     return chosen
-
-
-def _derive(seed: int, number: int, use: int) -> int:
-    return int(np.random.SeedSequence([seed, number, use]).generate_state(1)[0])

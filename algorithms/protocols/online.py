@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.collect import EnvironmentSource, GroupSource, collect as collect_groups
+from polyturn.agents.collecting.collect import (
+    EnvironmentSource,
+    GroupSource,
+    collect as collect_groups,
+    derived_seed,
+)
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.collecting.playing import agent_id
 from polyturn.agents.transformer.agent import TransformerAgent
@@ -118,7 +123,7 @@ def online(
             env,
             groups=collect.groups,
             group_size=len(members),
-            seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
+            seed=derived_seed(seed, number),
             tasks=tasks_of(collect.tasks, number + 1, collect.groups, seed),
             branch_at=collect.branch_at,
             env_options=collect.env_options,

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode, HumanAgent, RandomAgent, ScriptedAgent
-from polyturn.agents.collecting.collect import CollectError, collect, group_seed
+from polyturn.agents.collecting.collect import CollectError, collect, derived_seed
 from polyturn.agents.collecting.playing import episode_rng
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.generation import Sampling
@@ -74,7 +74,7 @@ def model_agent(seed: int = 0, slots: int = 4, **options: Any) -> TransformerAge
 def test_members_share_their_start_and_differ_and_all_follows_from_the_seed() -> None:
     agent = ScriptedAgent(rng_words)
     groups = collect(agent, Chatter, groups=5, group_size=3, seed=7, progress=False)
-    assert [group[0].seed for group in groups] == [group_seed(7, index) for index in range(5)]
+    assert [group[0].seed for group in groups] == [derived_seed(7, index) for index in range(5)]
     assert [[m.member for m in group] for group in groups] == [[0, 1, 2]] * 5
     assert all(len({m.turns[0].observation for m in group}) == 1 for group in groups)
     said = [m.turns[0].action for group in groups for m in group]

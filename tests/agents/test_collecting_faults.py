@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Action, Episode, ScriptedAgent
-from polyturn.agents.collecting.collect import CollectError, collect, group_seed
+from polyturn.agents.collecting.collect import CollectError, collect, derived_seed
 from polyturn.agents.collecting.playing import RewardBoundsWarning
 from polyturn.agents.collecting.roles import AgentPartner
 from polyturn.agents.judging import agent_judge
@@ -347,13 +347,13 @@ def test_partners_and_judges_that_wait_are_asked_side_by_side() -> None:
 
 def test_seeds_of_starts_are_wide_and_a_group_knows_its_number(tmp_path: Path) -> None:
     """With 32 bits among 300,000 starts about ten pairs would be equal."""
-    assert len({group_seed(5, n) for n in range(300_000)}) == 300_000
-    assert max(group_seed(5, n) for n in range(100)) > 2**60
-    assert all(0 <= group_seed(5, n) < 2**63 for n in range(100))
+    assert len({derived_seed(5, n) for n in range(300_000)}) == 300_000
+    assert max(derived_seed(5, n) for n in range(100)) > 2**60
+    assert all(0 <= derived_seed(5, n) < 2**63 for n in range(100))
 
 
 def test_two_groups_with_one_seed_stay_two_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyturn.agents.collecting.collect.group_seed", lambda seed, group: 7)
+    monkeypatch.setattr("polyturn.agents.collecting.collect.derived_seed", lambda seed, group: 7)
     with Store(tmp_path / "s.jsonl") as store:
         groups = collect(X, Count, groups=3, group_size=2, store=store, concurrency=1, progress=False)
         assert [len(group) for group in read_groups(store.path)] == [2, 2, 2]
