@@ -18,6 +18,7 @@ from polyturn.algorithms.protocols.iterate import Iteration
 from polyturn.benchmarks.running.plots import PERCENT, Dot, picture
 from polyturn.benchmarks.running.suite import machine, table, write_json
 from polyturn.benchmarks.tool_math import QUICK, Setting, learn, supervised
+from polyturn.envs.files import alone_in_out
 from polyturn.envs.viewing.page import write_page
 from polyturn.sandbox import open_sandbox
 
@@ -25,6 +26,7 @@ from polyturn.sandbox import open_sandbox
 _QUIET_S = 317
 
 
+@alone_in_out
 def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool = False, progress: bool = True) -> None:
     """Runs the job and writes `results.json`, `curve.png`, `trajectories.html` and every policy into `out`.
 

@@ -1,5 +1,8 @@
 """The public names of this floor, each with the module it is loaded from when first used."""
 
+from .adapters.numbered import GymnasiumText as GymnasiumText, PettingZoo as PettingZoo
+from .adapters.reasoning_gym import ReasoningGym as ReasoningGym
+from .adapters.textarena import TextArena as TextArena
 from .car_dealer.buyers import ScriptedBuyer as ScriptedBuyer
 from .car_dealer.env import CarDealer as CarDealer
 from .checking.checker import CheckReport as CheckReport, check_text_env as check_text_env

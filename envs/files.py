@@ -2,9 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import inspect
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class FolderInUseError(RuntimeError):
+    """Another run is writing into the folder."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps every other run out of a folder, which is made if it is missing.
+
+    Of a run's several processes (`accelerate launch`) only the first takes the folder.
+
+    Raises:
+        FolderInUseError: Another run has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(folder / ".in-use.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUseError(
+            f"expected a folder of this run's own, got {str(folder)!r}, in which another run is writing; wait for it, "
+            "stop it, or pass another out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def alone_in_out(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose argument `out` names a folder that no other run may write into meanwhile."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **options: P.kwargs) -> R:
+        with alone_in(Path(signature.bind(*args, **options).arguments["out"])):
+            return function(*args, **options)
+
+    return wrapped
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -28,7 +28,7 @@ from polyturn.algorithms.training.loop import train
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.own_samples import check_sampling
 from polyturn.algorithms.training.scoring import Scorable
-from polyturn.envs.files import digest, write_whole
+from polyturn.envs.files import alone_in_out, digest, write_whole
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.settings import changes, check_count, check_range, record
 from polyturn.envs.store import Store
@@ -65,6 +65,7 @@ class Iteration:
     evaluation: Mapping[str, Any]
 
 
+@alone_in_out
 def iterate(
     method: GroupMethod,
     policy: Policy,

@@ -29,7 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from polyturn.agents.cli import no_loading_bars
-from polyturn.envs.files import digest
+from polyturn.envs.files import alone_in_out, digest
 from polyturn.envs.suggest import did_you_mean
 
 
@@ -142,6 +142,7 @@ def load(name: str) -> Suite:
     return suite
 
 
+@alone_in_out
 def run_suite(
     suite: Suite,
     out: Path,

@@ -9,7 +9,7 @@ import pytest
 import smolagents
 
 from polyturn.agents import AgentProgram, Endpoint, Sampling, TransformerAgent, tiny_policy
-from polyturn.agents.serving.programs import Outcome, Task
+from polyturn.agents.serving.programs import ProgramOutcome, Task
 from polyturn.agents.serving.sampler import Sampler
 from polyturn.envs.trajectory import TokenIds
 
@@ -35,7 +35,7 @@ def program(task: Task, endpoint: Endpoint) -> str:
     return str(agent.run(task["question"]))
 
 
-def score(outcome: Outcome) -> float:
+def score(outcome: ProgramOutcome) -> float:
     return float(outcome.result == "rain")
 
 

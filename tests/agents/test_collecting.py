@@ -341,9 +341,13 @@ def test_an_interrupt_in_a_notebook_does_not_wait_for_the_rest() -> None:
 
 
 def test_the_progress_bar_counts_episodes_and_what_was_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a terminal; where errors go to a file it is left out."""
     with Store(tmp_path / "s.jsonl") as store:
+        collect(ScriptedAgent(["x"]), Chatter, groups=1, label="trial")
+        assert capsys.readouterr().err == ""
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         collect(ScriptedAgent(["x"]), Chatter, groups=2, store=store, progress=False)
         assert capsys.readouterr().err == ""
         collect(ScriptedAgent(["x"]), Chatter, groups=5, store=store, label="trial")

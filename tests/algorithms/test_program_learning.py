@@ -6,7 +6,15 @@ import httpx2
 import numpy as np
 import pytest
 
-from polyturn.agents import AgentProgram, CollectOptions, Endpoint, Outcome, Sampling, TransformerAgent, tiny_policy
+from polyturn.agents import (
+    AgentProgram,
+    CollectOptions,
+    Endpoint,
+    ProgramOutcome,
+    Sampling,
+    TransformerAgent,
+    tiny_policy,
+)
 from polyturn.agents.serving.programs import Task
 from polyturn.algorithms import MDPO, METHODS, ActorCritic, AnnotatedGroup, TrainOptions, online, train
 from polyturn.envs import by_score
@@ -25,7 +33,7 @@ async def harness(task: Task, endpoint: Endpoint) -> str:
         return first + await ask(("system", "go on"), ("user", first[:4]))
 
 
-def letters(outcome: Outcome) -> float:
+def letters(outcome: ProgramOutcome) -> float:
     return float(np.mean([character in "aeiou" for character in outcome.result] or [0.0]))
 
 

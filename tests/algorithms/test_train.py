@@ -29,6 +29,7 @@ from polyturn.algorithms import (
     RAFT,
     SFT,
     Batch,
+    CheckpointError,
     Loss,
     NonFiniteError,
     ResumeWarning,
@@ -266,7 +267,7 @@ def test_a_cached_reference_scores_every_row_once() -> None:
 
 
 def test_a_resumed_run_reads_what_was_kept_of_its_reference_and_no_other(tmp_path: Path) -> None:
-    """Cut after one of three steps over the same rows, the rest scores no row anew; another reference scores all."""
+    """Cut after one of two steps over the same rows, the rest scores no row anew; another reference is refused."""
     rows: list[int] = []
 
     def counted(seed: int = 0) -> Policy:
@@ -281,9 +282,9 @@ def test_a_resumed_run_reads_what_was_kept_of_its_reference_and_no_other(tmp_pat
     with pytest.warns(ResumeWarning):  # more steps than before
         run(MDPO(), reference=counted(), steps=2, **how)
     assert sum(rows) == 12
-    with pytest.warns(ResumeWarning):
+    with pytest.raises(CheckpointError, match="was trained against another reference"):
         run(MDPO(), reference=counted(seed=1), steps=3, **how)
-    assert sum(rows) == 24
+    assert sum(rows) == 12
 
 
 def test_dropout_is_off_unless_asked_for_and_then_follows_the_seed() -> None:

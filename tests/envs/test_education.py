@@ -292,7 +292,7 @@ def test_tasks_and_topics_are_chosen_and_mistakes_are_named() -> None:
         ({"topics": ["gravty"]}, "Did you mean 'gravity'"),
         ({"reward": "outcom"}, "Did you mean 'outcome'"),
         ({"student": "script"}, "Did you mean 'scripted'"),
-        ({"turns": 0}, "turns >= 1"),
+        ({"turns": 0}, r"EducationDialogue\(turns\): expected a whole number of at least 1, got 0"),
         ({"topics": []}, "at least one topic"),
     ):
         with pytest.raises(ValueError, match=message):

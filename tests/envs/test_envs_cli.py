@@ -77,7 +77,7 @@ def test_check_env_says_which_rule_is_broken(capsys: pytest.CaptureFixture[str])
         (["polyturn/Gess-v0"], "Did you mean 'polyturn/Guess-v0'?"),
         (["polyturn/Guess-v0", "-o", "hihg=3"], "Did you mean 'high'?"),
         (["polyturn/Guess-v0", "-o", "high"], "expected NAME=VALUE, got 'high'"),
-        (["polyturn/Guess-v0", "-o", "high=1"], "expected high >= 2"),
+        (["polyturn/Guess-v0", "-o", "high=1"], "Guess(high): expected a whole number of at least 2, got 1"),
         (["polyturn/Guess-v0", "-o", "seeds=1"], "cannot pass the option 'seeds'"),
         (["polyturn/Guess-v0", "--max-turns", "x"], "invalid int value"),
     ],
