@@ -41,6 +41,7 @@ from .games.token_tasks import TokenBandit as TokenBandit, TokenLength as TokenL
 from .grading.boxed import extract_answer as extract_answer
 from .grading.grade import grade as grade
 from .outcomes import Estimate as Estimate, Proportion as Proportion, success_of as success_of
+from .plugins import PluginError as PluginError
 from .preference import (
     Annotator as Annotator,
     Judged as Judged,

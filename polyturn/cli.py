@@ -12,6 +12,7 @@ Exit codes:
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -131,10 +132,17 @@ def wait_asleep() -> None:
     os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 
 
+def quiet_libraries() -> None:
+    """Keeps off the terminal what optional libraries say, on import, of kernels for hardware that is not there."""
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     wait_asleep()
+    quiet_libraries()
     debug = os.environ.get("POLYTURN_DEBUG", "0") not in ("", "0")
     stop = None
     try:
