@@ -56,7 +56,7 @@ def add_commands(subparsers: Any) -> None:
 
     quickstart = subparsers.add_parser(
         "quickstart",
-        help="the main job in five minutes: SFT, then three preference iterations, then a table",
+        help="the main job in three minutes: SFT, then three preference iterations, then a table",
         epilog=QUICKSTART_HELP,
         formatter_class=raw,
     )

@@ -1,4 +1,4 @@
-"""The main job in five minutes: a small policy imitates an imperfect solver, then learns from whole trajectories.
+"""The main job in three minutes: a small policy imitates an imperfect solver, then learns from whole trajectories.
 
 The study of the suite `tool_math` with one seed and M-DPO only, which prints its progress.
 """
@@ -23,7 +23,7 @@ from polyturn.envs.viewing.page import write_page
 from polyturn.sandbox import open_sandbox
 
 # Measured on two quiet cores; README.md has the table.
-_QUIET_S = 317
+_QUIET_S = 177
 
 
 @alone_in_out
@@ -42,7 +42,7 @@ def quickstart(out: Path, *, seed: int = 0, sandbox: str = "auto", quick: bool =
     """
     begun = time.perf_counter()
     if not quick:
-        print(f"about {_QUIET_S / 60:.0f} minutes on two quiet cores, twice as long beside a busy program")
+        print(f"about {_QUIET_S / 60:.0f} minutes on two quiet cores, longer beside a busy program")
     setting = Setting(**{**asdict(QUICK if quick else Setting()), "sandbox": sandbox})
     out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # One line a command, here and not in the floors, so that `polyturn --help` and `polyturn sandbox` load no torch.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("benchmarks", "the main job in five minutes: SFT, then three preference iterations, then a table"),
+    "quickstart": ("benchmarks", "the main job in three minutes: SFT, then three preference iterations, then a table"),
     "train": ("algorithms", "train a policy with a preference method"),
     "eval": ("algorithms", "measure a policy: mean return, success, turns, tool errors, with intervals"),
     "fit": ("algorithms", "fit a reward or preference model to comparisons"),

@@ -77,7 +77,7 @@ class Suite:
         name: What `polyturn bench` calls it.
         summary: One line: which claim is measured.
         cells: From (quick, seeds) to the cells; seeds is how many.
-        run: Runs a cell; gets its own folder for files that may be resumed from. Returns JSON values.
+        run: Runs a cell; gets the folder for files, which all cells share. Returns JSON values.
         report: From all outcomes and the output folder to the text of `report.md`; draws its plots there.
         seeds: Default number of seeds.
         parallel: Cells may run at the same time, in separate processes; what they share they must lock.

@@ -61,6 +61,8 @@ def cells(quick: bool, seeds: int) -> Sequence[Cell]:
 def run(cell: Cell, folder: Path) -> dict[str, Any]:
     """All ways of one shape, or one point of a scaling series."""
     options = cell.options
+    folder = folder / f"files-{cell.key}"
+    folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     if "quantity" in options:
         _made(model, options.get("vocabulary", 8000), hidden=128, layers=2)
