@@ -40,7 +40,7 @@ from polyturn.envs.settings import changes, check_count, record
 _REFERENCE = "reference"
 
 
-# After so many steps, the first of which is slow, a run says how long it will take.
+# After this many steps, the first of which is slow, a run says how long it will take.
 _MEASURED_STEPS = 4
 
 
