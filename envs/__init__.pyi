@@ -58,6 +58,7 @@ from .registration import (
     registered as registered,
 )
 from .spaces import UnicodeText as UnicodeText
+from .starting.new import new_package as new_package
 from .store import (
     CorruptRecord as CorruptRecord,
     Entry as Entry,

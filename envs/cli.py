@@ -1,4 +1,4 @@
-"""Commands of this floor: `polyturn envs`, `check-env`, `runs` and `export`."""
+"""Commands of this floor: `polyturn new`, `envs`, `check-env`, `runs` and `export`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ examples:
   polyturn check-env acme.haggle:acme/Haggle-v0      imports acme.haggle first
 
 exit code 0: every rule holds; 1: a rule is broken, and the output says which and what to do.
+"""
+NEW_HELP = """\
+examples:
+  polyturn new env word_games
+  polyturn new method my_method --in ~/work
+
+Writes a folder NAME with NAME.py, a test, a README whose commands work, pyproject.toml with the entry point by which
+polyturn finds it, and a workflow for GitHub.
 """
 RUNS_HELP = """\
 examples:
@@ -51,6 +59,17 @@ def add_commands(subparsers: Any) -> None:
 
     envs = subparsers.add_parser("envs", help="list the environments", epilog=ENVS_HELP, formatter_class=raw)
     envs.set_defaults(run=_envs)
+
+    new = subparsers.add_parser(
+        "new",
+        help="write a small package to begin with: env, agent, method or suite",
+        epilog=NEW_HELP,
+        formatter_class=raw,
+    )
+    new.add_argument("kind", choices=("env", "agent", "method", "suite"), help="what the package holds")
+    new.add_argument("name", help="its name: small letters, digits and underscores")
+    new.add_argument("--in", dest="place", type=Path, default=Path(), help="folder to make it in (default: here)")
+    new.set_defaults(run=_new)
 
     check = subparsers.add_parser(
         "check-env",
@@ -99,6 +118,15 @@ def add_commands(subparsers: Any) -> None:
     export.add_argument("--pairs-per-group", type=int, help="dpo: at most this many pairs of each group")
     export.add_argument("--skip-damaged", action="store_true", help="go on after damaged records")
     export.set_defaults(run=_export)
+
+
+def _new(args: argparse.Namespace) -> int:
+    from polyturn.envs.starting.new import new_package
+
+    folder = new_package(args.kind, args.name, args.place)
+    _print(f"{folder} is there; next:")
+    _print(f"  cd {folder} && pip install -e . && pytest")
+    return 0
 
 
 def _envs(args: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("benchmarks", "compare policies, runs or results, paired over tasks and seeds"),
     "leaderboard": ("benchmarks", "write a page of committed benchmark results"),
     "bench": ("benchmarks", "run a benchmark suite over seeds and report it"),
+    "new": ("envs", "write a small package to begin with: env, agent, method or suite"),
     "envs": ("envs", "list the environments"),
     "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),
     "view": ("agents", "write a page of stored trajectories, runs and results for a browser"),

@@ -1,0 +1,1 @@
+"""Packages to begin with: `polyturn new env|agent|method|suite NAME`."""
