@@ -39,7 +39,8 @@ def report(outcomes: Sequence[Outcome], out: Path) -> str:
     text.append(
         "\nNot run on a GPU. The peer is made by `sh scripts/peers.sh`; its best setting is without activation "
         "checkpointing and with precomputed reference log-probabilities, which is compared with this package's cached "
-        "reference.\n"
+        "reference. Its default checkpoints activations, so its memory is compared with this package's checkpointed "
+        "form too.\n"
     )
     return "\n".join(text) + "\n"
 
@@ -81,6 +82,7 @@ def _ratios(shape: str, result: Mapping[str, Any]) -> list[str]:
     pairs = [
         ("polyturn, default", "TRL DPO, default", default),
         ("polyturn, reference cached", "TRL DPO, its best", best),
+        ("polyturn, checkpointed", "TRL DPO, default", None),
         ("polyturn MKTO, default", "TRL KTO, default", None),
     ]
     lines = []
@@ -89,7 +91,9 @@ def _ratios(shape: str, result: Mapping[str, Any]) -> list[str]:
         if "cpu" not in a or "cpu" not in b:
             continue
         ratio, smaller = _median(b["cpu"]) / _median(a["cpu"]), b["peak_mb"] / max(a["peak_mb"], 1e-9)
-        aimed = "" if aim is None else f" (aim {aim:g})"
+        least = result["floor"]["cached_s" if "cached" in mine else "default_s"]
+        bound = f"; the arithmetic alone would be {_median(b['cpu']) / least:.1f} times faster"
+        aimed = "" if aim is None else f" (aim {aim:g}{bound})"
         room = "" if memory is None or "KTO" in mine else f" (aim {memory:g})"
         lines.append(
             f"- {mine} beside {theirs}: {ratio:.1f} times faster{aimed}, {smaller:.1f} times less memory{room}."
