@@ -153,10 +153,10 @@ class Peer:
             del incoming[: 4 + size]
             self.command(self, frame)
 
-    def reply(self, number: int, **fields: Any) -> None:
-        """Sends one frame; what the connection does not take now is sent when it is ready."""
+    def reply(self, number: int, **fields: Any) -> bool:
+        """Sends one frame, what the connection does not take now when it is ready; False if the host is gone."""
         if not self.open:
-            return
+            return False
         fields["id"] = number
         body = _encode(fields).encode("utf-8", "backslashreplace")
         data = struct.pack(">I", len(body)) + body
@@ -165,15 +165,16 @@ class Peer:
                 data = data[os.write(self.writing, data) :]
             except BlockingIOError:
                 pass
-            except OSError:
-                return
+            except OSError:  # closed there, which is yet to be read here
+                return False
             if not data:
-                return
+                return True
             if self.writing == self.reading:
                 self.loop.watch(self.writing, READ | WRITE)
             else:
                 self.loop.listen(self.writing, self._ready, WRITE)
         self.outgoing += data
+        return True
 
     def _flush(self) -> None:
         try:

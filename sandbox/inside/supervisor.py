@@ -179,9 +179,7 @@ class Supervisor(Watch):
             if session.forked_off is not None:
                 origin, session.forked_off = session.forked_off, None
                 self.rename_folder(origin)
-            if peer.open:
-                peer.reply(number, s=session.number)
-            else:  # its requester has gone, and nothing else knows it
+            if not peer.reply(number, s=session.number):  # its requester has gone, and nothing else knows it
                 self.close(session)
 
     def rename_folder(self, child: Interpreter) -> None:

