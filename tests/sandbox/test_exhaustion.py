@@ -178,7 +178,7 @@ WRITES = {
 def test_the_run_that_goes_beyond_the_share_of_the_disk_says_so(
     sandbox: DockerSandbox, session: Session, programs: list[str]
 ) -> None:
-    """Not the one after it, and however little each wrote."""
+    """However little each wrote; the run itself, or on a busy machine one after it."""
     with sandbox.open(LIMITS) as attacker:
         assert attacker.run("n = 0").ok
         *within, beyond = programs
