@@ -356,7 +356,7 @@ def _with_sharding(options: TrainOptions) -> TrainOptions:
 
 
 def _accelerator(options: TrainOptions, trackers: Sequence[str | GeneralTracker], place: Path | None) -> Accelerator:
-    # Accelerate keeps the first precision for the whole process, refuses another, and gives it to every run that names none;
+    # Accelerate keeps the first precision for the whole process, refuses another, and gives it to runs that name none;
     # runs here are independent, so one that names none has what the launcher says.
     precision = options.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
