@@ -24,7 +24,7 @@ from polyturn.algorithms.pairing import Example
 from polyturn.envs.trajectory import Trajectory
 
 _MAPPINGS = ("statistics", "outputs")
-_Row = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.float32]]
+_Row = tuple[NDArray[np.int32], NDArray[np.integer[Any]], NDArray[np.floating[Any]]]
 
 
 class TooLongWarning(UserWarning):
@@ -97,7 +97,7 @@ class Batch:
             rows: `[M]` row indices, or `[N]` bool. A pair stays where both its rows do.
         """
         rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        place = torch.full((len(self),), -1, dtype=torch.int64, device=self.ids.device)
+        place = self.group.new_full((len(self),), -1)
         place[rows] = torch.arange(len(rows), device=self.ids.device)
         pairs = place[self.pairs]
         kept = (pairs >= 0).all(1)
@@ -187,7 +187,7 @@ def collate(
     behaviour = torch.zeros((len(rows), width), dtype=torch.float32)
     for index, (row_ids, row_turn, row_logps) in enumerate(rows):
         size = len(row_ids)
-        ids[index, :size] = torch.from_numpy(row_ids.astype(np.int64))
+        ids[index, :size] = torch.from_numpy(row_ids)
         mask[index, :size] = True
         turn_ids[index, :size] = torch.from_numpy(row_turn)
         behaviour[index, :size] = torch.from_numpy(row_logps)
@@ -195,19 +195,18 @@ def collate(
     if any(len(sizes) > 1 for sizes in parts):
         segments = torch.zeros((len(rows), width), dtype=torch.int16)
         for index, lengths in enumerate(parts):
-            number = np.repeat(np.arange(len(lengths), dtype=np.int16), lengths)
-            segments[index, : len(number)] = torch.from_numpy(number)
+            segments[index, : sum(lengths)] = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     # What belongs to rows and to pairs; mismatched rows have no feedback.
     extra = len(rows) - len(trajectories)
 
     def joined(name: str, fill: int = 0) -> Tensor:
-        parts = [np.asarray(getattr(example, name), np.float32) for example in examples]
-        return torch.from_numpy(np.concatenate([*parts, np.full(fill, np.nan, np.float32)]))
+        parts = [getattr(example, name) for example in examples]
+        return torch.from_numpy(np.concatenate([*parts, np.full(fill, np.nan)]).astype(np.float32))
 
-    rewards = torch.zeros((len(rows), max(len(trajectory.turns) for trajectory in trajectories)), dtype=torch.float32)
+    rewards = behaviour.new_zeros((len(rows), max(len(trajectory.turns) for trajectory in trajectories)))
     for index, trajectory in enumerate(trajectories):
         rewards[index, : len(trajectory.turns)] = torch.tensor([step.reward for step in trajectory.turns])
-    pairs = np.concatenate([example.pairs + start for example, start in zip(examples, offset, strict=False)])
+    pairs = np.concatenate([example.pairs + start for example, start in zip(examples, offset[:-1], strict=True)])
     return Batch(
         ids=ids,
         mask=mask,
@@ -249,8 +248,8 @@ def _row(trajectory: Trajectory) -> _Row:
     logps = [
         np.concatenate(
             [
-                np.zeros(len(step.context_ids), np.float32),
-                step.logps if len(step.logps) else np.full(len(step.action_ids), np.nan, np.float32),
+                np.zeros(len(step.context_ids)),
+                step.logps if len(step.logps) else np.full(len(step.action_ids), np.nan),
             ]
         )
         for step in trajectory.turns
@@ -264,7 +263,7 @@ def _joined(prompt: Trajectory, continuation: Trajectory) -> _Row:
     ids, turn_ids, logps = _row(continuation)
     return (
         np.concatenate([head, ids[skip:]]),
-        np.concatenate([np.full(len(head), -1, np.int16), turn_ids[skip:]]),
+        np.concatenate([np.full(len(head), -1), turn_ids[skip:]]),
         # This row was not sampled, so no recorded log-probabilities belong to it.
-        np.concatenate([np.zeros(len(head), np.float32), np.full(len(logps) - skip, np.nan, np.float32)]),
+        np.concatenate([np.zeros(len(head)), np.full(len(logps) - skip, np.nan)]),
     )

@@ -135,7 +135,27 @@ def test_a_saved_batch_and_a_selection_keep_segments(tmp_path: Path) -> None:
     assert again.segments is not None
     assert torch.equal(again.segments, batch.segments)
     assert batch.select(torch.tensor([0])).segments is None
-    assert batch.select(torch.tensor([1])).rows().mask.sum() == 24
+    kept = batch.select(torch.tensor([1]))
+    assert kept.segments is not None
+    assert kept.segments.dtype == torch.int16
+    assert kept.segments.tolist() == [[0] * 9 + [1] * 9 + [2] * 6]
+
+
+def test_rows_of_one_segment_have_no_segment_numbers_and_rows_of_two_have() -> None:
+    assert collate([Example((trajectory(*FIRST),))]).segments is None
+    two = collate([Example((trajectory(*FIRST, *SECOND, starts=(2,)),))]).segments
+    assert two is not None
+    assert two.tolist() == [[0] * 9 + [1] * 9]
+
+
+def test_a_mismatched_row_has_the_other_prompt_in_its_first_segment_only() -> None:
+    """The prompt of 1 token takes the place of one of 3; the segments after the first keep their lengths."""
+    other = trajectory(turn([40], [41, 42]), seed=2)
+    batch = collate([Example((other,)), Example((WHOLE,))], mismatched=True)
+    assert batch.segments is not None
+    row = int((batch.mismatched & (batch.group == 0)).nonzero()[0, 0])
+    assert batch.ids[row, : int(batch.mask[row].sum())].tolist()[:4] == [40, 4, 5, 6]
+    assert batch.segments[row].tolist()[: int(batch.mask[row].sum())] == [0] * 7 + [1] * 9 + [2] * 6
 
 
 def test_a_length_limit_is_about_the_longest_segment() -> None:
