@@ -38,7 +38,7 @@ methods:
 """
 SETTINGS = (
     "lr", "warmup", "schedule", "weight_decay", "clip", "accumulate", "tokens_per_micro_batch", "max_length",
-    "mixed_precision", "gradient_checkpointing", "cache_reference", "save_every", "keep",
+    "mixed_precision", "gradient_checkpointing", "kernels", "cache_reference", "save_every", "keep",
 )  # fmt: skip
 """The fields of `TrainOptions` that are options of the command."""
 _DEFAULTS = {"lr": "5e-7; on --data 2e-5", "warmup": "0; on --data a tenth, at most 40",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from polyturn.agents.transformer.forest import distinct, pack
 from polyturn.agents.transformer.rows import Rows, by_segment
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, Loss
+from polyturn.algorithms.training.kernels import KernelError, use_kernels
 from polyturn.algorithms.training.metrics import Sums, add, merge
 from polyturn.algorithms.training.microbatch import Cost, MicroBatch, shard, split
 from polyturn.algorithms.training.optimizers import make_optimizer, set_rate
@@ -78,6 +79,7 @@ class Learner:
         self.positions: list[Any] = []
         if options.gradient_checkpointing:
             checkpoint_activations(policy.model)
+        self._undo = [self._with_kernels(policy)]
         scoring = Scoring(policy.scorer, dropout=options.dropout)
         # Some scorers look at the model on their first call; that must not fall into a step that checkpoints.
         device = next(policy.model.parameters()).device
@@ -101,7 +103,17 @@ class Learner:
         self._reference: Reference | None = None
         self._cache: ReferenceCache | None = None
         if method.needs.reference and reference is not None:
+            if reference.model is not policy.model:
+                self._undo.append(self._with_kernels(reference))
             self._reference = self._made_reference(reference, place)
+
+    def _with_kernels(self, which: Scorable) -> Callable[[], None]:
+        kind = self._options.kernels
+        if kind == "liger" and self._options.fully_sharded:
+            raise KernelError('kernels="liger": not with fully_sharded, which cuts weights before they can be compared')
+        if kind == "eager" or self._options.fully_sharded:
+            return use_kernels(which.model, kind)
+        return use_kernels(which.model.to(self._accelerator.device), kind)
 
     def _made_reference(self, reference: Scorable, place: Path | None) -> Reference:
         if self._options.cache_reference:
@@ -136,6 +148,8 @@ class Learner:
         """Leaves the policy ready to act: evaluation mode, activations not checkpointed."""
         if self._options.gradient_checkpointing:
             keep_activations(self._policy.model)
+        for undo in self._undo:
+            undo()
         if self._cache is not None:
             self._cache.close()
         self._policy.model.eval()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from polyturn.algorithms.training.kernels import Kernels
 from polyturn.algorithms.training.optimizers import OPTIMIZERS
 from polyturn.algorithms.training.schedule import Schedule
 from polyturn.envs.settings import check_choice, check_count, check_range, record
@@ -40,6 +41,8 @@ class TrainOptions:
             is ever cut. Needs examples, not ready batches.
         mixed_precision: Precision of the computation, "no" or "bf16"; None for what `accelerate launch` says.
         gradient_checkpointing: Compute activations twice and keep few.
+        kernels: What runs norms and feed-forward blocks of policy and reference: "eager", the model's own; "compiled",
+            `torch.compile`; "liger", Triton kernels on a GPU (extra "liger"). Equal to rounding, and probed to be.
         dropout: Leave dropout on; off by default, because a policy must score as it samples.
         cache_reference: Keep reference log-probabilities, for data that repeats.
         sharded: With several processes: True if all see the same batches and each takes its part of every step; False
@@ -68,6 +71,7 @@ class TrainOptions:
     max_length: int | None = None
     mixed_precision: Precision | None = None
     gradient_checkpointing: bool = False
+    kernels: Kernels = "eager"
     dropout: bool = False
     cache_reference: bool = False
     sharded: bool = True
@@ -92,6 +96,7 @@ class TrainOptions:
             check_count(name, getattr(self, name), optional=True)
         if self.mixed_precision is not None:
             check_choice("mixed_precision", self.mixed_precision, get_args(Precision))
+        check_choice("kernels", self.kernels, get_args(Kernels))
         check_count("keep", self.keep)
         check_count("seed", self.seed, 0)
 

@@ -50,7 +50,7 @@ def _shape(outcome: Outcome) -> list[str]:
     floor = result["floor"]
     rows = []
     for way, figures in result.items():
-        if way == "floor":
+        if way in ("floor", "profile"):
             continue
         if "failed" in figures:
             rows.append([way, figures["failed"], "", "", ""])
@@ -72,7 +72,16 @@ def _shape(outcome: Outcome) -> list[str]:
             f"torch.mm's rate here ({floor['gflops']['body']:.0f} GFLOP/s in the layers, {floor['gflops']['head']:.0f} "
             f"in the head): {floor['default_s']:.2f} s, {floor['cached_s']:.2f} s with a cached reference."
         )
-    return [*lines, *_ratios(options["shape"], result)]
+    return [*lines, *_profile(result["profile"], own), *_ratios(options["shape"], result)]
+
+
+def _profile(figures: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Where a step's time goes."""
+    if "failed" in figures or "failed" in own:
+        return [f"\nProfile: {figures.get('failed', 'not run')}"]
+    total = sum(figures["seconds"].values())
+    parts = [f"{kind} {seconds / total:.0%}" for kind, seconds in figures["seconds"].items()]
+    return [f"\nBy torch's profiler, of {total:.2f} s in operations of one step: {', '.join(parts)}."]
 
 
 def _ratios(shape: str, result: Mapping[str, Any]) -> list[str]:

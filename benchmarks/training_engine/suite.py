@@ -70,11 +70,11 @@ def run(cell: Cell, folder: Path) -> dict[str, Any]:
         return {"scaling": _own({"kind": "scaling", "model": str(model), **job})}
     _made(model, options["vocabulary"], hidden=options["hidden"], layers=options["layers"])
     shape = {"shape": options["shape"], "vocabulary": options["vocabulary"], "model": str(model)}
-    result: dict[str, Any] = {"floor": _own({"kind": "floor", **shape})}
+    result: dict[str, Any] = {"floor": _own({"kind": "floor", **shape}), "profile": _own({"kind": "profile", **shape})}
     groups = draw_groups(options["shape"], options["vocabulary"])
     rows = folder / "rows.json"
     rows.write_text(json.dumps(peer_rows(options["shape"], groups)), "utf-8")
-    for way in ("default", "reference cached", "checkpointed"):
+    for way in ("default", "reference cached", "checkpointed", "compiled"):
         result[f"polyturn, {way}"] = _own({"kind": "step", **shape, "way": way, "repeats": options["repeats"]})
     # Of large shared prefixes only the default is run: it is what the aims are set against, and takes minutes.
     for settings in _BEST if options["shape"] not in ("group", "tree") else _BEST[:1]:

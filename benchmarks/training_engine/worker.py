@@ -23,7 +23,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "reference cached": {"cache_reference": True},
     "checkpointed": {"gradient_checkpointing": True},
+    "compiled": {"kernels": "compiled"},
 }
+KINDS = {
+    "matrix products": ("mm", "addmm", "addmm_", "bmm", "baddbmm"),
+    "attention": ("scaled_dot_product",),
+    "softmax of the head": ("exp_", "amax", "sub_", "logsumexp", "scatter_add_", "gather"),
+    "optimizer": ("adamw", "linalg_vector_norm"),
+}
+"""Parts of a step by the names of the operations that make them; what is in none is elementwise, copies and indices."""
 
 
 class Bare:
@@ -101,6 +109,43 @@ def measured(folder: Path, rows: list[Example], way: str, repeats: int, *, metho
     }
 
 
+def profile(job: dict[str, Any]) -> dict[str, Any]:
+    """Shares of one step's operations by kind, and the CPU-seconds of the step."""
+    from torch.profiler import ProfilerActivity, profile as profiler
+
+    rows = examples(job["shape"], draw_groups(job["shape"], job["vocabulary"]))
+    watch = profiler(activities=[ProfilerActivity.CPU])
+    loaded: Any = AutoModelForCausalLM.from_pretrained(job["model"])
+    other: Any = AutoModelForCausalLM.from_pretrained(job["model"])
+    policy, reference = Bare(loaded), Bare(other.requires_grad_(False).eval())
+    taken: list[float] = []
+
+    def batches() -> Iterator[Any]:
+        yield collate(rows)  # warms up
+        batch = collate(rows)
+        with watch:
+            begun = time.process_time()
+            yield batch
+            taken.append(time.process_time() - begun)
+        yield batch
+
+    train(MDPO(beta=0.1), policy, reference, batches(), steps=3, options=TrainOptions(lr=1e-6), progress=False)
+    seconds = dict.fromkeys(KINDS, 0.0) | {"elementwise, copies, indices": 0.0}
+    for event in watch.key_averages():
+        name = event.key.removeprefix("aten::").lstrip("_")
+        seconds[kind_of(name)] += event.self_cpu_time_total / 1e6
+    return {"cpu": taken[0], "seconds": seconds}
+
+
+def kind_of(operation: str) -> str:
+    """The part of a step that an operation belongs to."""
+    for kind, names in KINDS.items():
+        whole = kind in ("matrix products", "softmax of the head")
+        if operation in names if whole else any(name in operation for name in names):
+            return kind
+    return "elementwise, copies, indices"
+
+
 def floor(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds that the step's matrix products take at the rate of `torch.mm` at these sizes.
 
@@ -174,7 +219,7 @@ def model(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-JOBS = {"step": step_figures, "floor": floor, "scaling": scaling, "model": model}
+JOBS = {"step": step_figures, "profile": profile, "floor": floor, "scaling": scaling, "model": model}
 
 
 def main() -> None:

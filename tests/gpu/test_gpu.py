@@ -130,6 +130,15 @@ def test_every_precision_and_cut_learns(method: Any, options: dict[str, Any]) ->
     assert found[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=0.1)
 
 
+@pytest.mark.parametrize("kernels", ["compiled", pytest.param("liger", marks=needs_cuda)])
+def test_other_kernels_take_the_same_steps(kernels: Any) -> None:
+    if kernels == "liger":
+        pytest.importorskip("liger_kernel", reason="not seen: liger-kernel is not installed here")
+    plain, found = go(policy()), go(policy(), kernels=kernels)
+    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in plain], abs=1e-4)
+    assert found[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-3)
+
+
 def test_adapters_learn_and_are_saved_where_they_are(tmp_path: Path) -> None:
     start = policy()
     start.save_pretrained(tmp_path / "base")
