@@ -56,7 +56,8 @@ def test_training_options_default_to_what_their_documentation_states() -> None:
         "lr": 1e-6, "weight_decay": 0.0, "warmup": 0, "schedule": "constant", "clip": 1.0, "optimizer": "adamw",
         "accumulate": 1, "tokens_per_micro_batch": 8192, "max_length": None, "mixed_precision": None,
         "gradient_checkpointing": False, "kernels": "eager", "dropout": False, "cache_reference": False,
-        "sharded": True, "fully_sharded": None, "save_every": None, "keep": 2, "evaluate_every": None, "seed": 0, "cpu": False,
+        "sharded": True, "fully_sharded": None, "save_every": None, "keep": 2, "evaluate_every": None, "seed": 0,
+        "cpu": False,
     }  # fmt: skip
 
 
