@@ -28,7 +28,9 @@ class AgentFailed(Exception):
 class Action:
     """What an agent wrote, with the tokens if it works on tokens; fields as in `Turn`.
 
-    `info` (JSON values) is what the agent reports of itself; the turn's info holds it as "agent".
+    `info` (JSON values) is what the agent reports of itself; the turn's info holds it as "agent". `reply` is the action
+    as a chat message, for an agent that takes its calls of tools apart itself; the environment is then told the message
+    (`polyturn.envs.tools.calls.spelled`), which only one that offers tools understands.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Action:
     action_ids: TokenIds = field(default_factory=lambda: np.zeros(0, np.int32))
     logps: Logps = field(default_factory=lambda: np.zeros(0, np.float32))
     info: Mapping[str, Any] = field(default_factory=dict)
+    reply: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -50,7 +53,8 @@ class Episode:
         rng: The episode's own generator; the only source of randomness an agent may use.
         observation: What the environment just said.
         turns: The exchanges so far.
-        info: The environment's info at reset.
+        info: The environment's info at reset; `tools`, where it is there, are the tools it offers to chat templates.
+        messages: The observation as chat messages, as in `Turn`.
     """
 
     env_id: str
@@ -61,6 +65,7 @@ class Episode:
     observation: str
     turns: list[Turn] = field(default_factory=list)
     info: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 Reply = str | Action

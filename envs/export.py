@@ -13,7 +13,8 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.returns import at_least
 from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Corrupt, read, read_groups
+from polyturn.envs.tools.calls import TOOLS
 from polyturn.envs.trajectory import Trajectory
 
 _ROWS = 256
@@ -37,7 +39,8 @@ def export_parquet(
     """Writes one row a trajectory; `datasets.load_dataset("parquet", data_files=out)` reads it.
 
     Columns: the fields of `Trajectory` (`env_options` and `info` as JSON text), `valid`, `total_reward`, and `turns`, a
-    list of the fields of `Turn` with `info` as JSON text, tokens as int32 and log-probs as float32.
+    list of the fields of `Turn` with `info` as JSON text, tokens as int32 and log-probs as float32; `structure` is
+    `messages` and `reply` as JSON text, or null.
 
     Args:
         store: What to export.
@@ -67,6 +70,7 @@ def export_parquet(
             "action_ids": pa.list_(pa.int32()),
             "logps": pa.list_(pa.float32()),
             "info": pa.large_string(),
+            "structure": pa.large_string(),
         }
     )
     text = ("env_id", "task_id", "agent", "policy_version", "error", "final_observation", "env_options", "info")
@@ -122,15 +126,13 @@ def export_sft(
     with _new_file(out) as file:
         for trajectory in read(store, corrupt=corrupt):
             if trajectory.valid and (min_return is None or at_least(trajectory.total_reward, min_return)):
-                messages, start = _messages(trajectory), 0
                 for part in trajectory.segments:
                     row = {
-                        "messages": messages[2 * start : 2 * (start + len(part))],
+                        "messages": _messages(replace(trajectory, turns=part, segment_starts=())),
                         **_provenance(trajectory),
                         "return": _finite(trajectory.total_reward),
                     }
                     count += _write_line(file, row)
-                    start += len(part)
     return count
 
 
@@ -197,9 +199,10 @@ def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
             "the environment does not reproduce its start (see polyturn check-env)"
         )
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    # Messages alternate, the environment first: an odd number of them ends with the environment. Where one trajectory
-    # is the beginning of the other, its last action is given back so that both completions have one.
-    shared -= (shared + 1) % 2
+    # Both completions begin with the agent. Where one trajectory is the beginning of the other, its last action is given
+    # back so that both completions have one.
+    while any(shared >= len(said) or said[shared]["role"] != "assistant" for said in (chosen, rejected)):
+        shared -= 1
     row = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
     scores = {"chosen_return": _finite(winner.total_reward), "rejected_return": _finite(loser.total_reward)}
     return _write_line(file, {**row, **_provenance(winner), **scores})
@@ -207,11 +210,21 @@ def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
 
 def _provenance(trajectory: Trajectory) -> dict[str, Any]:
     names = ("env_id", "seed", "task_id", "policy_version")
-    return {name: getattr(trajectory, name) for name in names}
+    tools = {"tools": trajectory.info[TOOLS]} if TOOLS in trajectory.info else {}
+    return {name: getattr(trajectory, name) for name in names} | tools
 
 
-def _messages(trajectory: Trajectory) -> list[dict[str, str]]:
-    return [{role: _clean(text) for role, text in message.items()} for message in trajectory.messages()]
+def _messages(trajectory: Trajectory) -> list[dict[str, Any]]:
+    return [{name: _cleaned(value) for name, value in message.items()} for message in trajectory.messages()]
+
+
+def _cleaned(value: Any) -> Any:
+    """A JSON value without lone surrogates in its texts."""
+    if isinstance(value, str):
+        return _clean(value)
+    if isinstance(value, Mapping):
+        return {_clean(name): _cleaned(each) for name, each in value.items()}
+    return [_cleaned(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _row(trajectory: Trajectory) -> dict[str, Any]:
@@ -224,6 +237,7 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
             "action_ids": turn.action_ids,
             "logps": turn.logps,
             "info": json.dumps(dict(turn.info)),
+            "structure": json.dumps(turn.structure) if turn.structure else None,
         }
         for turn in trajectory.turns
     ]

@@ -425,6 +425,7 @@ def _encode(trajectory: Trajectory) -> bytes:
                 "action_ids": _pack(turn.action_ids, "<i4"),
                 "logps": _pack(turn.logps, "<f4"),
                 "info": dict(turn.info),
+                **turn.structure,
             }
             for turn in trajectory.turns
         ],

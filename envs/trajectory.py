@@ -100,6 +100,10 @@ class Turn:
         logps: `[A]` float32, log-probability in nats of each action token under the distribution it was drawn from
             (after temperature and truncation, if any).
         info: What the environment reported for this step; JSON values only.
+        messages: The observation as chat messages, where it is other than one message of a user: results of tools, for
+            example, each with the role "tool". JSON values only.
+        reply: The action as one message, where the agent's chat template takes it apart: `content`, perhaps
+            `reasoning_content` and `tool_calls`. None: the action is text. JSON values only.
 
     Raises:
         ValueError: Text that is no `str`, tokens that are not whole numbers within int32, an array of another shape,
@@ -113,8 +117,11 @@ class Turn:
     action_ids: TokenIds = field(default_factory=lambda: _NO_TOKENS)
     logps: Logps = field(default_factory=lambda: _NO_LOGPS)
     info: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Mapping[str, Any], ...] = ()
+    reply: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "messages", tuple(self.messages))
         for name in ("observation", "action"):
             if not isinstance(text := getattr(self, name), str):
                 raise ValueError(f"Turn.{name}: expected text (str), got {type(text).__name__}")
@@ -136,8 +143,24 @@ class Turn:
             and self.context_ids.tobytes() == other.context_ids.tobytes()
             and self.action_ids.tobytes() == other.action_ids.tobytes()
             and self.logps.tobytes() == other.logps.tobytes()
-            and _canonical(dict(self.info)) == _canonical(dict(other.info))
+            and _canonical([dict(self.info), self.structure]) == _canonical([dict(other.info), other.structure])
         )
+
+    @property
+    def role(self) -> str:
+        """Whose the observation is: "user", or "tool" for results of calls."""
+        return str(self.messages[0]["role"]) if self.messages else "user"
+
+    @property
+    def calls(self) -> tuple[Mapping[str, Any], ...]:
+        """Calls of tools in the action, each with `name` and `arguments`; none where the action is text."""
+        return tuple(call["function"] for call in (self.reply or {}).get("tool_calls", ()))
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """`messages` and `reply` as JSON values, those that there are: turns of text have none."""
+        found: dict[str, Any] = {"messages": [dict(message) for message in self.messages]} if self.messages else {}
+        return found if self.reply is None else found | {"reply": dict(self.reply)}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary that `from_json` reads back without loss."""
@@ -149,6 +172,7 @@ class Turn:
             "action_ids": self.action_ids.tolist(),
             "logps": self.logps.tolist(),
             "info": dict(self.info),
+            **self.structure,
         }
 
     @classmethod
@@ -284,12 +308,12 @@ class Trajectory:
             return np.zeros(0, np.int32), np.zeros(0, np.int16)
         return np.concatenate(ids), np.concatenate(owner)
 
-    def messages(self) -> list[dict[str, str]]:
-        """The conversation as chat messages: observations as "user", actions as "assistant"."""
-        result: list[dict[str, str]] = []
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat messages: observations as "user" (or as they are), actions as "assistant"."""
+        result: list[dict[str, Any]] = []
         for turn in self.turns:
-            result.append({"role": "user", "content": turn.observation})
-            result.append({"role": "assistant", "content": turn.action})
+            result += [dict(each) for each in turn.messages] or [{"role": "user", "content": turn.observation}]
+            result.append({"role": "assistant", "content": turn.action} if turn.reply is None else dict(turn.reply))
         return result
 
     def to_json(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class SharedPrefix:
         info: The environment's info at reset.
         snapshot: The environment's state then, a JSON value.
         error: Why it could not be played, or None.
+        messages: What it said then as chat messages, as in `Turn`.
     """
 
     asked: int
@@ -45,6 +46,7 @@ class SharedPrefix:
     info: Mapping[str, Any] = field(default_factory=dict)
     snapshot: Any = None
     error: str | None = None
+    messages: tuple[Mapping[str, Any], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """What members keep of it besides its turns, so that a killed collection goes on from the same state."""
@@ -56,6 +58,7 @@ class SharedPrefix:
             "observation": self.observation,
             "info": dict(self.info),
             "snapshot": self.snapshot,
+            **({"messages": list(self.messages)} if self.messages else {}),
         }
 
     @classmethod

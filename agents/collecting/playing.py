@@ -23,6 +23,7 @@ from polyturn.agents.collecting.branching import SharedPrefix
 from polyturn.envs.outcomes import SUCCESS_KEYS
 from polyturn.envs.plain import plain
 from polyturn.envs.returns import at_least, total
+from polyturn.envs.tools.calls import MESSAGES, spelled
 from polyturn.envs.trajectory import Trajectory, Turn
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
@@ -61,6 +62,7 @@ class EpisodeState:
     """An episode in the making; `before` is the environment's state before the last turn, where that is kept."""
 
     observation: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
     task_id: str = ""
     first: dict[str, Any] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
@@ -154,7 +156,9 @@ class EpisodePlayer:
             shared = job.kind == "shared prefix"
             numbers = prefix_rng(self._seed, job.group) if shared else episode_rng(self._seed, job.group, job.member)
             at, place = state.observation, 0 if shared else job.member
-            episode = Episode(self._env_id, job.seed, state.task_id, place, numbers, at, state.turns, state.first)
+            episode = Episode(
+                self._env_id, job.seed, state.task_id, place, numbers, at, state.turns, state.first, state.messages
+            )
             while not state.over and not (shared and len(state.turns) == job.branch_at):
                 action = await self._ask(agent, episode, state, lane)
                 if action is not None:
@@ -191,11 +195,13 @@ class EpisodePlayer:
             options = ({} if job.task is None else {"task": job.task}) | ({"noise": noise} if noisy else {})
             reset = functools.partial(env.reset, seed=job.seed, options=options or None)
             state.observation, first = _began(await call(reset, pool))
+            state.messages = tuple(first.pop(MESSAGES, ()))
             state.first |= first
             state.task_id = str(first.get("task_id", ""))
             return
         state.extra["shared_prefix"] = prefix.record()
         state.observation, state.task_id = prefix.observation, prefix.task_id
+        state.messages = tuple(prefix.messages)
         state.first |= prefix.info
         state.turns += prefix.turns
         # A copy: an environment may go on writing into what it was given.
@@ -225,14 +231,18 @@ class EpisodePlayer:
     ) -> None:
         if keep:
             state.before = await call(env.get_wrapper_attr("snapshot"), pool)
-        said, step = state.observation, functools.partial(env.step, action.text)
+        said, heard = state.observation, state.messages
+        step = functools.partial(env.step, action.text if action.reply is None else spelled(action.reply))
         observation, reward, terminated, truncated, info = _stepped(await call(step, pool))
         if action.info:
             info["agent"] = plain(action.info, "info of the action")
-        turn = Turn(said, action.text, reward, action.context_ids, action.action_ids, action.logps, info)
+        state.messages = tuple(info.pop(MESSAGES, ()))
+        turn = Turn(
+            said, action.text, reward, action.context_ids, action.action_ids, action.logps, info, heard, action.reply
+        )
         state.observation, state.terminated, state.truncated = observation, terminated, truncated
         state.turns.append(turn)
-        episode.observation = state.observation
+        episode.observation, episode.messages = state.observation, state.messages
         # Where neither agent nor environment ever waits, Ctrl-C is handled here.
         await asyncio.sleep(0)
 
@@ -256,7 +266,8 @@ class EpisodePlayer:
         """Takes the state a shared prefix is left in: the present one, or that before the last turn of one that
         ended."""
         if state.over and state.turns:
-            state.observation = state.turns.pop().observation
+            last = state.turns.pop()
+            state.observation, state.messages = last.observation, last.messages
         else:
             state.before = await call(env.get_wrapper_attr("snapshot"), pool)
 
@@ -274,6 +285,7 @@ class EpisodePlayer:
             info=state.first,
             snapshot=state.before,
             error=state.error,
+            messages=state.messages,
         )
 
     def trajectory(self, job: Job, state: EpisodeState) -> Trajectory:

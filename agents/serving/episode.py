@@ -160,7 +160,7 @@ class ServedEpisode:
         parent = self._after.get((tools, prefixes[answered])) if answered else None
         if parent is not None:
             new = request.messages[answered:]
-            context = renderer.continuation(new, request.tools, parent.ids)
+            context = renderer.continuation(new, request.tools, parent.ids, len(parent.reply.tool_calls))
             if context is not None:
                 return np.concatenate([parent.prompt, parent.ids, context]), context, parent, shown(new)
         whole = renderer.prompt(request.messages, request.tools)

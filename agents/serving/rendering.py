@@ -1,24 +1,16 @@
-"""A client's messages as tokens: the chat template's, with tools and every role, and what outside text spells is text.
-
-A mark such as `<|im_end|>` in a message, a tool's description or a tool's result is replaced by a private name before
-the template is rendered, and read as ordinary text afterwards. In assistant messages the agent's own marks (`<think>`,
-`<tool_call>`) keep their meaning.
-"""
+"""A client's messages as tokens: those of `polyturn.agents.transformer.messages`, with a client's words for errors."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from polyturn.agents.serving.messages import BadRequest, Message, decoded
+from polyturn.agents.serving.messages import BadRequest, Message, Reply, ToolCall, decoded, read_reply
 from polyturn.agents.transformer.policy import Policy
-from polyturn.agents.transformer.spelling import Piece
 from polyturn.agents.transformer.template import ChatTemplateError
 from polyturn.envs.trajectory import TokenIds
-
-_OPEN, _CLOSE, _FIRST = "\uf8f0", "\uf8f1", 0xE000
-_SAID = "16180339887498948482"
 
 
 class Renderer:
@@ -29,12 +21,7 @@ class Renderer:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._chat, self._tokenizer = policy.chat, policy.tokenizer
-        apart, own = self._chat.marks
-        self._marks = sorted(apart | own, key=len, reverse=True)
-        self._name = {mark: f"{_OPEN}{chr(_FIRST + place)}{_CLOSE}" for place, mark in enumerate(self._marks)}
-        self._every, self._turns = _any_of(self._marks), _any_of(apart)
-        self._hidden = re.compile(f"{_OPEN}(.){_CLOSE}")
+        self._chat = policy.chat
 
     @property
     def thinking(self) -> bool:
@@ -47,13 +34,13 @@ class Renderer:
         Raises:
             BadRequest: The template cannot render it.
         """
-        said = list(messages)
-        if self._chat.system is not None and said[0].role != "system":
-            said.insert(0, Message("system", self._chat.system))
-        return self._chat.read(self._pieces(self._rendered(said, tools)))
+        try:
+            return self._chat.messages.prompt([_plain(message) for message in messages], tools)
+        except ChatTemplateError as error:
+            raise BadRequest(f"messages: {error}") from error
 
     def continuation(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], action: TokenIds
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], action: TokenIds, calls: int
     ) -> TokenIds | None:
         """`[C]` tokens of new messages after an action as it was sampled; None where the template cannot append them.
 
@@ -61,77 +48,54 @@ class Renderer:
             messages: What followed, none of it the model's.
             tools: As in `prompt`.
             action: `[A]` the tokens sampled before.
+            calls: How many calls of tools it held.
         """
-        before = [Message("user", "0"), Message("assistant", _SAID)]
         try:
-            _, mark, after = self._rendered([*before, *messages], tools).rpartition(_SAID)
-            return self._chat.read(self._pieces(after), action) if mark else None
-        except (BadRequest, ChatTemplateError):
+            return self._chat.messages.continuation(
+                [_plain(message) for message in messages], tools, action, calls=calls
+            )
+        except ChatTemplateError:
             return None
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> str:
-        template = self._chat.template
+    def reply(self, text: str, tools: Sequence[Mapping[str, Any]], call_id: str) -> Reply:
+        """Takes an answer apart, calls as the template writes them; where it has none, as `<tool_call>` JSON.
+
+        Args:
+            text: What was sampled, marks spelled out.
+            tools: What could be called.
+            call_id: Stem of the calls' ids.
+        """
+        if not tools or not self._reads_calls:
+            return read_reply(text, tools=bool(tools), thinking=self.thinking, call_id=call_id)
+        found = self._chat.calls.reply(text, tools, 0)
+        calls = tuple(
+            ToolCall(call["function"]["name"], _written(call["function"]["arguments"]), f"{call_id}-{place}")
+            for place, call in enumerate(found.get("tool_calls", ()))
+        )
+        return Reply(found["content"], found.get("reasoning_content"), calls)
+
+    @cached_property
+    def _reads_calls(self) -> bool:
         try:
-            text = self._tokenizer.apply_chat_template(
-                [self._plain(message) for message in messages],
-                tools=[self._without_marks(tool) for tool in tools] or None,
-                chat_template=template.source,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except Exception as error:  # jinja raises whatever the template's author chose
-            raise BadRequest(f"messages: the model's chat template cannot render them: {str(error)[:200]}") from error
-        rendered = str(text)
-        # What a model is given before its answer is the same as everywhere else.
-        if template.prompt_ending and rendered.endswith(template.prompt_ending):
-            rendered = rendered.removesuffix(template.prompt_ending) + template.header
-        return rendered
-
-    def _pieces(self, rendered: str) -> list[Piece]:
-        pieces: list[Piece] = []
-        start = 0
-        for found in self._hidden.finditer(rendered):
-            place = ord(found[1]) - _FIRST
-            if 0 <= place < len(self._marks):
-                pieces += [("template", rendered[start : found.start()]), ("outside", self._marks[place])]
-                start = found.end()
-        return [*pieces, ("template", rendered[start:])]
-
-    def _plain(self, message: Message) -> dict[str, Any]:
-        """A message as templates take it."""
-        own = message.role == "assistant"
-        plain: dict[str, Any] = {"role": message.role, "content": self._text(message.content, own=own)}
-        if message.tool_calls:
-            plain["tool_calls"] = [
-                {
-                    "id": self._text(call.id),
-                    "type": "function",
-                    "function": {
-                        "name": self._text(call.name),
-                        "arguments": self._without_marks(decoded(call.arguments)),
-                    },
-                }
-                for call in message.tool_calls
-            ]
-        if message.tool_call_id:
-            plain["tool_call_id"] = self._text(message.tool_call_id)
-        if message.name:
-            plain["name"] = self._text(message.name)
-        return plain
-
-    def _without_marks(self, value: Any) -> Any:
-        """A JSON value in which no text spells a mark."""
-        if isinstance(value, str):
-            return self._text(value)
-        if isinstance(value, Mapping):
-            return {self._text(str(name)): self._without_marks(each) for name, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._without_marks(each) for each in value]
-        return value
-
-    def _text(self, text: str, *, own: bool = False) -> str:
-        return (self._turns if own else self._every).sub(lambda found: self._name[found[0]], text)
+            return bool(self._chat.calls)
+        except ChatTemplateError:
+            return False
 
 
-def _any_of(marks: Collection[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
+def _written(arguments: Any) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as templates take it."""
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": decoded(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        plain["tool_call_id"] = message.tool_call_id
+    if message.name:
+        plain["name"] = message.name
+    return plain

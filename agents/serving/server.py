@@ -23,7 +23,7 @@ import numpy as np
 from polyturn.agents.serving import anthropic, chat, responses
 from polyturn.agents.serving.answering import Answer
 from polyturn.agents.serving.episode import Call, ServedEpisode, Start
-from polyturn.agents.serving.messages import BadRequest, Message, Request, mapping, read_reply
+from polyturn.agents.serving.messages import BadRequest, Message, Request, mapping
 from polyturn.agents.serving.rendering import Renderer
 from polyturn.agents.serving.sampler import Sampler
 from polyturn.agents.serving.wire import Ask, ServerLimits, Told, Wire, error
@@ -353,12 +353,7 @@ class AgentServer:
         cut = min(((text.index(stop), stop) for stop in stops if stop in text), default=None)
         said = text if cut is None else text[: cut[0]]
         ended = cut is not None or int(ids[-1]) in chat.stop_ids
-        reply = read_reply(
-            said,
-            tools=bool(request.tools),
-            thinking=self._renderer.thinking,
-            call_id=f"call_{episode.id}-{number}",
-        )
+        reply = self._renderer.reply(said, request.tools, f"call_{episode.id}-{number}")
         finish = "length" if not ended else "tool_calls" if reply.tool_calls else "stop"
         call = Call(
             number, parent, context, prompt, ids, logps, observation, text, reply, finish,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.positions import length_limit
 from polyturn.envs.settings import check_count
+from polyturn.envs.tools.calls import TOOLS
 from polyturn.envs.trajectory import TokenIds
 
 
@@ -140,7 +142,8 @@ class TransformerAgent:
             self._slots[key] = await self._engine.acquire()
         slot = self._slots[key]
         previous = episode.turns[-1].action_ids if episode.turns else None
-        context = self.policy.chat.context(episode.observation, previous)
+        chat, tools = self.policy.chat, episode.info.get(TOOLS) or []
+        context = self._heard(episode, tools, previous)
         unread = self._unread(episode, context, self._engine.length(slot))
         if self._engine.length(slot) + len(unread) + 1 > self._engine.capacity:
             raise ContextFull(
@@ -150,7 +153,20 @@ class TransformerAgent:
         ids, logps = await self._engine.generate(
             slot, unread, episode.rng, limit=limit, finished=self._ended if self.sampling.stop else None
         )
-        return Action(self.policy.chat.text(ids), context, ids, logps)
+        text = chat.text(ids)
+        reply = chat.calls.reply(text, tools, sum(len(turn.calls) for turn in episode.turns)) if tools else None
+        return Action(text, context, ids, logps, reply=reply)
+
+    def _heard(self, episode: Episode, tools: Sequence[Mapping[str, Any]], previous: TokenIds | None) -> TokenIds:
+        """`[C]` tokens of what the environment said: as text, or as the messages that it gave for chat templates."""
+        chat = self.policy.chat
+        if not episode.messages:
+            return chat.context(episode.observation, previous)
+        if tools:
+            _ = chat.calls  # a template that has no tools is refused before anything is sampled
+        if previous is None:
+            return chat.messages.prompt(episode.messages, tools)
+        return chat.messages.continuation(episode.messages, tools, previous, calls=len(episode.turns[-1].calls))
 
     def _left(self, episode: Episode) -> int | None:
         """Tokens that the episode's budget leaves; None without one.

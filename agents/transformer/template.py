@@ -85,6 +85,12 @@ class ChatTemplate:
         return self._shape.header
 
     @property
+    def opening(self) -> tuple[str, str]:
+        """The header in two parts: what opens any turn of the assistant, and what opens its text, such as `<think>`."""
+        header, extra = self._shape.header, self._shape.extra
+        return (header.removesuffix(extra), extra) if extra and header.endswith(extra) else (header, "")
+
+    @property
     def lead(self) -> str:
         """What an assistant's turn begins with before what it says: a space, an empty thought."""
         return self._shape.lead

@@ -14,13 +14,17 @@ import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
+from polyturn.agents.transformer.calling import CallReader
+from polyturn.agents.transformer.messages import MessageRenderer
 from polyturn.agents.transformer.spelling import Piece, continued, speller_of
 from polyturn.agents.transformer.template import ChatTemplate, ChatTemplateError
+from polyturn.envs.tools.calls import TOOLS
 from polyturn.envs.trajectory import TokenIds, Trajectory, Turn
 
 __all__ = ["ChatFormat", "ChatTemplateError", "HistoryRewrittenWarning", "VocabularyError"]
@@ -50,6 +54,7 @@ class ChatFormat:
         system: System prompt, or None.
         stop_ids: Tokens that end an action.
         end_id: The one that the template itself puts after an assistant's turn.
+        messages: Chat messages of every role, with tools, as tokens.
 
     Args:
         tokenizer: A tokenizer with a chat template.
@@ -83,6 +88,7 @@ class ChatFormat:
         found = re.match(rf"(\s*)({'|'.join(map(re.escape, spelled)) or '(?!)'})", template.middle)
         self._trail, self._end = ("", "") if found is None else found.groups()
         self._rest = template.middle[len(self._trail + self._end) :]
+        self._number_of = number_of
         self.stop_ids: frozenset[int] = ends | ({number_of[self._end]} if self._end else frozenset())
         if not self.stop_ids:
             raise ChatTemplateError("expected an end-of-turn or end-of-text token, got a tokenizer with neither")
@@ -98,6 +104,7 @@ class ChatFormat:
         self._speller = speller_of(tokenizer, marks, own)
         self._after_mark = self._ends_in_mark(template.header)
         self._check_whole()
+        self.messages = MessageRenderer(self, tokenizer)
         if vocabulary is not None:
             self._check_vocabulary(vocabulary)
         if template.rewrites:
@@ -153,13 +160,15 @@ class ChatFormat:
         Raises:
             ValueError: A turn has tokens already: what was sampled is never tokenized again.
         """
+        if any(len(turn.action_ids) for turn in trajectory.turns):
+            raise ValueError("ChatFormat.written: expected turns without tokens, got one that was sampled")
+        if TOOLS in trajectory.info or any(turn.structure for turn in trajectory.turns):
+            return self.messages.written(trajectory)
         turns: list[Turn] = []
         previous: TokenIds | None = None
         for index, turn in enumerate(trajectory.turns):
             if index in trajectory.segment_starts:
                 previous = None
-            if len(turn.action_ids):
-                raise ValueError("ChatFormat.written: expected turns without tokens, got one that was sampled")
             context, previous = self.answered(turn.observation, turn.action, previous, ended=True)
             turns.append(replace(turn, context_ids=context, action_ids=previous))
         return replace(trajectory, turns=tuple(turns))
@@ -174,22 +183,45 @@ class ChatFormat:
         """Spellings that have a meaning: those that tell turns apart, and those that the agent itself may write."""
         return self._apart, self._own
 
-    def read(self, pieces: Sequence[Piece], previous_action: TokenIds | None = None) -> TokenIds:
+    @property
+    def ends(self) -> frozenset[str]:
+        """Spellings of the tokens that end an action."""
+        return frozenset(text for text, number in self._number_of.items() if number in self.stop_ids)
+
+    @cached_property
+    def calls(self) -> CallReader:
+        """Reads calls of tools as the template writes them.
+
+        Raises:
+            ChatTemplateError: The template has no tools, or calls that cannot be read.
+        """
+        template = self._template
+        return CallReader(self._tokenizer, self.messages, template.opening)
+
+    def following(self, pieces: Sequence[Piece]) -> TokenIds:
+        """Tokens of pieces that go on after text that stands already."""
+        return np.asarray(continued(self._speller, pieces), np.int32)
+
+    def read(
+        self, pieces: Sequence[Piece], previous_action: TokenIds | None = None, *, end: str | None = None
+    ) -> TokenIds:
         """Tokens of pieces of a rendered conversation, each with its writer.
 
         Args:
             pieces: From the beginning of a conversation; or what the template puts after an action.
             previous_action: That action as sampled; if it ended its turn itself, the pieces begin with that end, which
                 is not said twice.
+            end: The mark that ends the action in these pieces, where it is another than usual.
         """
-        said, ended = list(pieces), self._ended(previous_action)
+        end = self._end if end is None else end
+        said, ended = list(pieces), self._ended(previous_action, end)
         if ended:
             writer, text = said[0] if said else ("template", "")
-            rest = text.removeprefix(self._trail).removeprefix(self._end)
-            if writer != "template" or not text.removeprefix(self._trail).startswith(self._end):
-                raise ChatTemplateError(f"expected the end of a turn {self._end!r} after an action, got {text[:40]!r}")
-            said[:1] = [("template", self._end), ("template", rest)]
-        return np.asarray(self._tokens(said, previous_action), np.int32)
+            rest = text.removeprefix(self._trail).removeprefix(end)
+            if writer != "template" or not text.removeprefix(self._trail).startswith(end):
+                raise ChatTemplateError(f"expected the end of a turn {end!r} after an action, got {text[:40]!r}")
+            said[:1] = [("template", end), ("template", rest)]
+        return np.asarray(self._tokens(said, previous_action, end), np.int32)
 
     def plain(self, text: str) -> TokenIds:
         """Tokens of text from outside: never one that has a meaning in the template, even where the text spells it."""
@@ -214,17 +246,20 @@ class ChatFormat:
             opening = [("template", self._end), ("template", self._rest)]
         return [*opening, said, ("template", template.header)]
 
-    def _ended(self, previous_action: TokenIds | None) -> bool:
+    def _ended(self, previous_action: TokenIds | None, end: str | None = None) -> bool:
         """Whether the agent itself wrote the end of a turn that the template would write."""
-        if previous_action is None or not self._end or not len(previous_action):
+        end = self._end if end is None else end
+        if previous_action is None or not end or not len(previous_action):
             return False
-        return int(previous_action[-1]) == self.end_id
+        return int(previous_action[-1]) == self._number_of[end]
 
-    def _tokens(self, pieces: Sequence[Piece], previous_action: TokenIds | None) -> list[int]:
+    def _tokens(self, pieces: Sequence[Piece], previous_action: TokenIds | None, end: str | None = None) -> list[int]:
         if previous_action is None:
             return self._speller.encode(pieces)
         # The end that the agent wrote is read with the rest, which may depend on it, and stands there already.
-        return self._speller.encode(pieces)[1:] if self._ended(previous_action) else continued(self._speller, pieces)
+        if self._ended(previous_action, end):
+            return self._speller.encode(pieces)[1:]
+        return continued(self._speller, pieces)
 
     def _ends_in_mark(self, header: str) -> bool:
         """Whether nothing stands between the last mark of the header and what the agent says."""

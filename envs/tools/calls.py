@@ -1,4 +1,4 @@
-"""How a turn calls tools, by name: fenced blocks, or JSON in `<tool_call>` tags.
+"""How a turn calls tools, by name: fenced blocks, JSON in `<tool_call>` tags, or as the agent's chat template has it.
 
 A format finds the calls in a turn, says in the first observation how to make them, and words their results. It reads
 text of a model: whatever the text, the answer is a list of calls, some of which may be errors.
@@ -22,6 +22,10 @@ _LANGUAGES = {
     "python": r"(?:i?python|py|tool_code)[\d.]*|\{\.?python\}",
     "shell": r"(?:shell|bash|sh|zsh)",
 }
+MESSAGES, TOOLS = "chat_messages", "chat_tools"
+"""Where an environment's info holds its observation as chat messages, and (at reset) its tools for chat templates."""
+
+_SPELLED = '{"role": "assistant", '
 _SHOWN_NAME = 60
 _DEEPEST = 64
 
@@ -111,20 +115,7 @@ class Tagged:
 
     def describe(self, tools: Sequence[Tool]) -> str:
         """How to call these tools."""
-        listed = [
-            json.dumps(
-                {
-                    "type": "function",
-                    "function": {
-                        "name": tool.name,
-                        "description": tool.description,
-                        "parameters": dict(tool.parameters),
-                    },
-                },
-                ensure_ascii=False,
-            )
-            for tool in tools
-        ]
+        listed = [json.dumps(schema_of(tool), ensure_ascii=False) for tool in tools]
         return "\n".join(
             [
                 "You may use tools. Their signatures:",
@@ -143,7 +134,69 @@ class Tagged:
         return "\n".join(f"<tool_response>\n{text}\n</tool_response>" for text in shown)
 
 
-FORMATS: dict[str, CallFormat] = {"fenced": Fenced(), "tool_call": Tagged()}
+class Structured(Tagged):
+    """Calls as the agent's own chat template writes them, which the agent takes apart itself.
+
+    Tools go to the template and results come back as messages of the role "tool" (in `info`, under `TOOLS` and
+    `MESSAGES`), and a turn is the text of `spelled`. To an agent without a template everything looks as in `Tagged`.
+    """
+
+    def calls(self, text: str, tools: Mapping[str, Tool]) -> list[Call]:
+        """The calls of a turn."""
+        reply = _unspelled(text)
+        if reply is None:
+            return super().calls(text, tools)
+        if reply.get("problem"):
+            return [Call("", problem=f"this tool call cannot be read: {str(reply['problem'])[:200]}")]
+        listed = reply.get("tool_calls") or []
+        return [_from_json(json.dumps(call["function"]), tools) for call in listed]
+
+    def content(self, text: str) -> str:
+        """What a turn says besides its calls: what is scored where it makes none."""
+        reply = _unspelled(text)
+        return text if reply is None else str(reply.get("content") or "")
+
+    def messages(self, text: str, calls: Sequence[Call], outputs: Sequence[str]) -> list[dict[str, Any]]:
+        """The results of a turn's calls as messages; of what could not be read as a call, as a user's."""
+        reply = _unspelled(text)
+        if reply is None or reply.get("problem"):
+            return [{"role": "user", "content": self.results(outputs)}]
+        ids = [str(call.get("id") or "") for call in reply.get("tool_calls") or []]
+        return [
+            {"role": "tool", "name": call.name, "content": output, "tool_call_id": ids[place]}
+            for place, (call, output) in enumerate(zip(calls, outputs, strict=True))
+        ]
+
+
+def call_id(number: int) -> str:
+    """The id of an episode's n-th call: nine letters and digits, which is what the strictest templates ask for."""
+    return f"c{number:08d}"
+
+
+def spelled(reply: Mapping[str, Any]) -> str:
+    """A reply as one text that an environment with `calls="template"` reads as the message it is."""
+    return json.dumps({"role": "assistant", **{key: value for key, value in reply.items() if key != "role"}})
+
+
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """A tool as chat templates take it."""
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def _unspelled(text: str) -> dict[str, Any] | None:
+    """The message that a turn spells, or None for a turn of text."""
+    if not text.startswith(_SPELLED):
+        return None
+    value, problem = read_json(text)
+    calls = value.get("tool_calls") if isinstance(value, dict) else None
+    listed = calls is None or (
+        isinstance(calls, list) and all(isinstance(call, dict) and "function" in call for call in calls)
+    )
+    return value if not problem and isinstance(value, dict) and listed else None
+
+
+FORMATS: dict[str, CallFormat] = {"fenced": Fenced(), "tool_call": Tagged(), "template": Structured()}
 """The formats by name."""
 
 

@@ -23,7 +23,7 @@ from polyturn.envs.settings import check_reset_options
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.tools.calculator import calculator
-from polyturn.envs.tools.calls import FORMATS, Call, CallFormat
+from polyturn.envs.tools.calls import FORMATS, MESSAGES, TOOLS, Call, CallFormat, Structured, schema_of
 from polyturn.envs.tools.kits import Opened, Toolkit, resolve, toolkits, unique
 from polyturn.envs.tools.limited import Caller, CallTimeout
 from polyturn.envs.tools.sandboxed import PARTS, InSandbox
@@ -77,7 +77,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             methods (TRL's `environment_factory` classes work unchanged), a `Toolkit`.
         scorer: "exact", "contains", "math", "environment", "module:attribute", or a function from `Outcome` to the
             return.
-        calls: How calls are written: "tool_call" (JSON in tags), "fenced" (blocks), or a `CallFormat`.
+        calls: How calls are written: "tool_call" (JSON in tags), "fenced" (blocks), "template" (as the agent's own chat
+            template has it; agents without one see "tool_call"), or a `CallFormat`.
         prompt: The first observation; `{question}` stands for the task and `{tools}` for how to call the tools.
         final: Finds the answer in a turn, which then ends the episode even if it holds calls; by default a turn without
             calls is the answer as it stands.
@@ -221,12 +222,21 @@ class ToolEnv(gymnasium.Env[str, str]):
         ended = list(zip(calls, outputs, strict=True))
         if len(self._said) >= self.max_turns:
             return self._finish(ended, None, truncated=True)
-        return self._shown[-1], 0.0, False, False, self._turn_info(ended)
+        info = self._turn_info(ended)
+        if isinstance(self.format, Structured):
+            texts = [output.text for output in outputs]
+            info[MESSAGES] = self.format.messages(action, calls, texts)
+        return self._shown[-1], 0.0, False, False, info
 
     # What a subclass may word otherwise.
 
     def _reset_info(self) -> dict[str, Any]:
-        return {"task_id": str(self.task.get("id", self._index))}
+        info: dict[str, Any] = {"task_id": str(self.task.get("id", self._index))}
+        if isinstance(self.format, Structured):
+            said = self._first_observation("")
+            listed = [schema_of(tool) for tool in self._live().tools.values()]
+            info |= {MESSAGES: [{"role": "user", "content": said}], TOOLS: json.loads(json.dumps(listed))}
+        return info
 
     def _turn_info(self, ended: Sequence[tuple[Call, Output]]) -> dict[str, Any]:
         made = [
@@ -244,9 +254,10 @@ class ToolEnv(gymnasium.Env[str, str]):
     def _read(self, action: str) -> tuple[list[Call], str | None]:
         """The calls of a turn, or none and the final answer."""
         calls = self.format.calls(action, self._live().tools)
+        said = self.format.content(action) if isinstance(self.format, Structured) else action
         if self._final is None:
-            return calls, action
-        answer = self._final(action)
+            return calls, said
+        answer = self._final(said)
         return ([] if answer is not None else calls), answer
 
     def _make(self, calls: Sequence[Call]) -> list[Output]:
@@ -427,8 +438,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         if episode is not None:
             episode.close()
 
-    def _first_observation(self) -> str:
+    def _first_observation(self, tools_said: str | None = None) -> str:
+        """The first observation; how to call the tools in the format's words, or as given."""
         shown = self.prompt
+        if tools_said is not None:
+            shown = shown.replace("{tools}", tools_said).rstrip()
         if "{tools}" in shown:
             # An episode that has ended needs no tools, but their names stay in its first observation.
             tools = list(self._live().tools.values())
