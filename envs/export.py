@@ -199,9 +199,9 @@ def _write_pair(file: IO[bytes], winner: Trajectory, loser: Trajectory) -> int:
             "the environment does not reproduce its start (see polyturn check-env)"
         )
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    # Both completions begin with the agent. Where one trajectory is the beginning of the other, its last action is given
-    # back so that both completions have one.
-    while any(shared >= len(said) or said[shared]["role"] != "assistant" for said in (chosen, rejected)):
+    # Both completions begin with the agent. Where one trajectory is the beginning of the other, its last action is
+    # given back so that both completions have one. What stands before the first action is one observation.
+    while shared > 1 and any(shared >= len(said) or said[shared]["role"] != "assistant" for said in (chosen, rejected)):
         shared -= 1
     row = {"prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
     scores = {"chosen_return": _finite(winner.total_reward), "rejected_return": _finite(loser.total_reward)}
