@@ -1,4 +1,4 @@
-"""A client's messages as tokens: those of `polyturn.agents.transformer.messages`, with a client's words for errors."""
+"""A client's messages as tokens: those of `polyturn.agents.transformer.chat.messages`, with a client's words for errors."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ import numpy as np
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from polyturn.agents.transformer.calling import CallReader
-from polyturn.agents.transformer.messages import MessageRenderer
+from polyturn.agents.transformer.chat.calling import CallReader
+from polyturn.agents.transformer.chat.messages import MessageRenderer
 from polyturn.agents.transformer.spelling import Piece, continued, speller_of
 from polyturn.agents.transformer.template import ChatTemplate, ChatTemplateError
 from polyturn.envs.tools.calls import TOOLS

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_parsing import parse_response
 
-from polyturn.agents.transformer.messages import Message, MessageRenderer
+from polyturn.agents.transformer.chat.messages import Message, MessageRenderer
 from polyturn.agents.transformer.template import ChatTemplateError
 from polyturn.envs.tools.calls import call_id, read_json
 
