@@ -1,4 +1,4 @@
-"""A client's messages as tokens: those of `polyturn.agents.transformer.chat.messages`, with a client's words for errors."""
+"""A client's messages as tokens, and a client's words for what a chat template cannot render."""
 
 from __future__ import annotations
 
