@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 
 from polyturn.benchmarks.comparing.sides import Key, Side, Sides
-from polyturn.benchmarks.comparing.statistics import Difference, paired, told_apart
+from polyturn.benchmarks.comparing.statistics import Difference, paired
+from polyturn.benchmarks.running.reporting import told_apart
 from polyturn.benchmarks.running.suite import table
 from polyturn.envs.viewing.text import printable
 

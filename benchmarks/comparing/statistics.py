@@ -14,7 +14,6 @@ from polyturn.envs.outcomes import wilson
 
 Test = Literal["exact McNemar", "sign-flip permutation"]
 _RESAMPLES = 9999
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -87,20 +86,6 @@ def paired(first: Sequence[float], second: Sequence[float], *, binary: bool) -> 
         p=_mcnemar(better, worse) if binary else _sign_flips(differences),
         test="exact McNemar" if binary else "sign-flip permutation",
     )
-
-
-def told_apart(p: Sequence[float], level: float = _LEVEL) -> list[bool]:
-    """Which of several comparisons are significant at a level that holds for all of them together.
-
-    Holm's step-down rule (Scandinavian Journal of Statistics 6, 1979, page 65); nan counts as not significant.
-    """
-    order = sorted(range(len(p)), key=lambda at: math.inf if math.isnan(p[at]) else p[at])
-    found = [False] * len(p)
-    for rank, at in enumerate(order):
-        if not p[at] <= level / (len(p) - rank):
-            break
-        found[at] = True
-    return found
 
 
 def _mcnemar(better: int, worse: int) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,3 +45,64 @@ def compare(first: str, a: Sequence[float], second: str, b: Sequence[float], dig
     if side == "open":
         return f"{first} and {second} are not distinguishable: {shown}."
     return f"{first} is {side} {second}: {shown}."
+
+
+class Comparison(NamedTuple):
+    """Two quantities, paired run by run.
+
+    Attributes:
+        first: Name of the first.
+        a: One value a run.
+        second: Name of the second.
+        b: The other's, in the same order.
+    """
+
+    first: str
+    a: Sequence[float]
+    second: str
+    b: Sequence[float]
+
+
+def compare_all(comparisons: Sequence[Comparison], digits: int = 3) -> list[str]:
+    """Sentences as `compare` writes, for comparisons that are read together.
+
+    An ordering is claimed only where Holm's rule tells the two apart at 5% for all of the comparisons together; the
+    interval is the one of a single comparison.
+    """
+    verdicts = told_apart([paired_p(paired_difference(each.a, each.b)) for each in comparisons])
+    text = []
+    for (first, a, second, b), apart in zip(comparisons, verdicts, strict=True):
+        sentence = compare(first, a, second, b, digits)
+        if not apart and " are not distinguishable" not in sentence and "one seed" not in sentence:
+            shown = sentence.rpartition(": ")[2]
+            sentence = f"{first} and {second} are not told apart once all {len(comparisons)} are counted: {shown}"
+        text.append(sentence)
+    return text
+
+
+def paired_p(differences: Sequence[float]) -> float:
+    """Two-sided p-value of a mean of 0, by Student's t; nan for fewer than two differences."""
+    if len(differences) < 2:
+        return math.nan
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and only needed here
+
+    array = np.asarray(differences, np.float64)
+    spread = float(array.std(ddof=1)) / len(array) ** 0.5
+    mean = abs(float(array.mean()))
+    if spread == 0.0:
+        return 0.0 if mean > 0.0 else 1.0
+    return float(2.0 * stats.t.sf(mean / spread, len(array) - 1))
+
+
+def told_apart(p: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which of several comparisons are significant at a level that holds for all of them together.
+
+    Holm's step-down rule (Scandinavian Journal of Statistics 6, 1979, page 65); nan counts as not significant.
+    """
+    order = sorted(range(len(p)), key=lambda at: math.inf if math.isnan(p[at]) else p[at])
+    found = [False] * len(p)
+    for rank, at in enumerate(order):
+        if not p[at] <= level / (len(p) - rank):
+            break
+        found[at] = True
+    return found

@@ -197,6 +197,7 @@ def run_suite(
         + f" --seeds {count}"
         + (f" --jobs {jobs}" if jobs > 1 else "")
         + (f" --model {model}" if model is not None else ""),
+        "cpu_s": _cpu_seconds(cells, work),
         "machine": machine(),
         "cells": [
             {"name": o.cell.name, "seed": o.cell.seed, "options": dict(o.cell.options), "result": dict(o.result)}
@@ -274,9 +275,21 @@ def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:
         raise SuiteError(
             f"{note}: expected a result of {options}, found one of {saved['options']}; use another --out, or delete it"
         )
+    started = time.process_time()
     result = suite.run(cell, work)
-    write_json(note, {"options": options, "code": code, "result": dict(result)})
+    spent = round(time.process_time() - started, 1)
+    write_json(note, {"options": options, "code": code, "cpu_s": spent, "result": dict(result)})
     return result
+
+
+def _cpu_seconds(cells: Sequence[Cell], work: Path) -> float | None:
+    """Seconds of processor time of all cells, in whatever runs they were computed; None where a note has none.
+
+    What the cells started in processes of their own, such as a sandbox, is not in it.
+    """
+    notes = [json.loads((work / f"{cell.key}.json").read_text("utf-8")) for cell in cells]
+    spent = [note.get("cpu_s") for note in notes]
+    return None if None in spent else round(sum(spent), 1)
 
 
 def code_of(suite: Suite) -> str:

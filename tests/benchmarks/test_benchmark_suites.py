@@ -11,7 +11,7 @@ import pytest
 
 from polyturn.benchmarks.ipo_vs_dpo import DATA, train
 from polyturn.benchmarks.nash import BETAS, MEASURES, TAUS
-from polyturn.benchmarks.running.reporting import compare, plus_minus
+from polyturn.benchmarks.running.reporting import Comparison, compare, compare_all, paired_p, plus_minus
 from polyturn.benchmarks.running.suite import load, run_suite
 
 PLOTS = {"gpo_frontier": "frontier", "ipo_vs_dpo": "curves", "nash": "nash"}
@@ -84,3 +84,17 @@ def test_orderings_are_claimed_only_where_the_interval_excludes_zero() -> None:
     assert "supports no ordering" in compare("a", [1.0], "b", [0.0])
     assert plus_minus([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
     assert plus_minus([1.0]) == "1.000"
+
+
+def test_comparisons_that_are_read_together_are_corrected_for_their_number() -> None:
+    """Differences 1 to 6 of 6 runs: t = 3.5 / (1.8708 / sqrt 6) = 4.583, two-sided p .00593. Alone they are told apart
+    at 5%, and as one of ten comparisons, of which nine say nothing, they are not (Holm: .00593 > .05 / 10)."""
+    told = Comparison("a", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "b", [0.0] * 6)
+    silent = Comparison("c", [1.0, -1.0, 2.0, -2.0, 3.0, -3.0], "d", [0.0] * 6)
+    assert paired_p([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(0.00593, abs=2e-5)
+    assert compare_all([told])[0].startswith("a is above b: +3.500")
+    sentences = compare_all([told, *[silent] * 9])
+    assert sentences[0].startswith("a and b are not told apart once all 10 are counted: +3.500")
+    assert set(sentences[1:]) == {compare("c", silent.a, "d", silent.b)}
+    assert [paired_p([0.0, 0.0]), paired_p([2.0, 2.0])] == [1.0, 0.0]
+    assert np.isnan(paired_p([1.0]))

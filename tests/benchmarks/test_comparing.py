@@ -13,7 +13,8 @@ from scipy import stats
 
 from polyturn import cli
 from polyturn.benchmarks.comparing.sides import NotComparable, episodes
-from polyturn.benchmarks.comparing.statistics import paired, told_apart
+from polyturn.benchmarks.comparing.statistics import paired
+from polyturn.benchmarks.running.reporting import told_apart
 from polyturn.envs.store import Store
 from polyturn.envs.trajectory import Trajectory, Turn
 

@@ -59,6 +59,7 @@ def test_an_interrupted_suite_goes_on_where_it_stopped(tmp_path: Path) -> None:
     record = run_suite(second.suite(), tmp_path, progress=False)
     assert second.ran == ["square-seed2"]
     assert [cell["result"]["value"] for cell in record["cells"]] == [0, 1, 4]
+    assert record["cpu_s"] >= 0.0
     assert json.loads((tmp_path / "results.json").read_text()) == record
     assert (tmp_path / "report.md").read_text().splitlines()[-1].split() == ["|", "2", "|", "4", "|"]
 
