@@ -65,6 +65,12 @@ def lay_out(files: list[str], tests: list[str]) -> None:
     skip = shutil.ignore_patterns("__pycache__", "results")
     shutil.copytree(ROOT / ".typing" / "polyturn", WORK / "polyturn", ignore=skip)
     shutil.copytree(ROOT / "tests", WORK / "tests", ignore=skip)
+    # A method's parts are checked by their names, and mutmut adds one for every change.
+    base = WORK / "polyturn" / "algorithms" / "methods" / "base.py"
+    known, theirs = 'if not name.startswith("_")', 'if not name.startswith(("_", "x"))'
+    text = base.read_text("utf-8")
+    assert known in text
+    base.write_text(text.replace(known, theirs), "utf-8")
     settings = {
         "source_paths": ["polyturn"],
         "only_mutate": [module_of(file).replace(".", "/") + ".py" for file in files],

@@ -1,0 +1,194 @@
+"""What each method reports, and the parts of its loss that the simple cases leave out: weights, turns, segments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from polyturn.algorithms import GPO, GRPO, IPO, METHODS, RLOO, RWR, NashPG, Needs, collate
+from polyturn.algorithms.batch import Batch
+from polyturn.algorithms.methods.base import Hooks, hooks_of
+from polyturn.algorithms.methods.imitation import SFT
+from polyturn.algorithms.methods.pairwise import MDPO
+from polyturn.algorithms.methods.policy_gradient import REINFORCE
+from polyturn.algorithms.pairing import Example
+from polyturn.envs.preference import Preference, by_return
+from polyturn.envs.trajectory import Group, Trajectory, Turn
+
+
+def trajectory(
+    *actions: list[int], seed: int = 0, reward: float = 0.0, starts: tuple[int, ...] = (), error: bool = False
+) -> Trajectory:
+    turns = tuple(
+        Turn(
+            "o", "a", reward if h == len(actions) - 1 else 0.0,
+            context_ids=np.array([100 + seed, 50 + h], np.int32), action_ids=np.array(action, np.int32),
+            logps=np.full(len(action), -1.0, np.float32),
+            info={"tool_error": error} if h == len(actions) - 1 else {},
+        )
+        for h, action in enumerate(actions)
+    )  # fmt: skip
+    return Trajectory("Toy-v0", seed, turns, terminated=True, segment_starts=starts)
+
+
+def two() -> Example:
+    """Winner [1, 2] then [3], score 1; loser [4] then [5, 6], score 0."""
+    rows = (trajectory([1, 2], [3], reward=1.0), trajectory([4], [5, 6]))
+    return Example(rows, np.array([[0, 1]]), scores=np.array([1.0, 0.0]))
+
+
+def scored(batch: Batch, values: tuple[float, ...] = (-1.0, -2.0)) -> Tensor:
+    """`[N, T]` the same log-probability for every token of a row."""
+    return torch.tensor(values, dtype=torch.float64)[:, None].expand(batch.ids.shape).clone()
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        (SFT(), {"tokens_per_row"}),
+        (RWR(), {"score"}),
+        (REINFORCE(), {"score", "advantage"}),
+        (RLOO(kl=0.1), {"score", "advantage", "logratio"}),
+        (GRPO(), {"score", "clipped"}),
+        (GRPO(kl=0.1), {"score", "clipped", "kl"}),
+        (NashPG(), {"win_rate", "logratio"}),
+        (MDPO(), {"margin", "accuracy", "chosen_logratio", "rejected_logratio"}),
+        (GPO(), {"margin", "accuracy", "chosen_logratio", "rejected_logratio"}),
+        (IPO(), {"margin", "accuracy", "chosen_logratio", "rejected_logratio"}),
+    ],
+    ids=lambda value: value.name if hasattr(value, "name") else "",
+)
+def test_metrics_have_these_names_and_no_gradient(method: Any, names: set[str]) -> None:
+    batch = collate([two()])
+    logps = scored(batch).requires_grad_()
+    metrics = method.loss(logps, scored(batch, (-1.5, -1.75)), batch).metrics
+    assert set(metrics) == names
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_metrics_have_the_values_by_hand() -> None:
+    """Log-ratios of a token: .5 in the winner, -.25 in the loser, 3 tokens each. k3 of r = .5: e^-.5 - 1 + .5."""
+    batch = collate([two()])
+    logps, reference = scored(batch), scored(batch, (-1.5, -1.75))
+    pairwise = MDPO().loss(logps, reference, batch).metrics
+    assert {name: value.tolist() for name, value in pairwise.items()} == {
+        "margin": [2.25], "accuracy": [1.0], "chosen_logratio": [1.5], "rejected_logratio": [-0.75],
+    }  # fmt: skip
+    assert SFT().loss(logps, None, batch).metrics["tokens_per_row"].tolist() == [3.0]
+    assert NashPG().loss(logps, reference, batch).metrics["logratio"].tolist() == [1.5, -0.75]
+    assert REINFORCE(kl=0.1).loss(logps, reference, batch).metrics["logratio"].tolist() == [1.5, -0.75]
+    k3 = [3 * (math.exp(-r) - 1 + r) for r in (0.5, -0.25)]
+    assert GRPO(kl=0.1).loss(logps, reference, batch).metrics["kl"].tolist() == pytest.approx(k3)
+
+
+def test_the_advantage_of_each_baseline() -> None:
+    """Scores 1 and 0: less the other's, 1 and -1; less the mean, 1/2 and -1/2, not scaled; as they are."""
+    batch = collate([two()])
+    for baseline, wanted in (("leave_one_out", [1.0, -1.0]), ("group", [0.5, -0.5]), ("none", [1.0, 0.0])):
+        method = REINFORCE(baseline=baseline)  # type: ignore[arg-type]
+        assert method.loss(scored(batch), None, batch).metrics["advantage"].tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("method", [MDPO(), GPO(), IPO()], ids=lambda method: method.name)
+def test_weights_of_pairs_multiply_and_are_counted(method: Any) -> None:
+    batch = collate([two(), replace(two(), weight=np.array([1.0]))])
+    logps, reference = scored(batch, (-1.0, -2.0) * 2), scored(batch, (-1.5, -1.75) * 2)
+    plain = method.loss(logps, reference, batch)
+    weighted = method.loss(logps, reference, replace(batch, weight=torch.tensor([0.5, 2.0])))
+    assert weighted.values.tolist() == pytest.approx((plain.values * torch.tensor([0.5, 2.0])).tolist())
+    assert weighted.count.tolist() == [0.5, 2.0]
+
+
+def test_smoothed_labels_are_taken_to_be_wrong_with_that_share() -> None:
+    """h = 2.25, beta 1: p = .9 * .75 + .1 * .25 = .7; .7 log(1 + e^-2.25) + .3 log(1 + e^2.25)."""
+    batch = replace(collate([two()]), probability=torch.tensor([0.75]))
+    loss = GPO(beta=1.0, label_smoothing=0.1).loss(scored(batch), scored(batch, (-1.5, -1.75)), batch)
+    wanted = 0.7 * math.log1p(math.exp(-2.25)) + 0.3 * math.log1p(math.exp(2.25))
+    assert loss.values.item() == pytest.approx(wanted, rel=1e-6)
+    GPO(label_smoothing=0.0)
+    for wrong in (0.5, 0.6, -0.01):
+        with pytest.raises(ValueError, match=r"label_smoothing: expected a number in \[0, 0.5\)"):
+            GPO(label_smoothing=wrong)
+
+
+def test_the_winners_nll_is_that_of_the_counted_turns() -> None:
+    """The winner's last turn is one token at -3, its first two at -1: mean NLL 5/3, of the last turn 3."""
+    batch = collate([two()])
+    logps = scored(batch, (-1.0, -2.0))
+    logps[0, batch.turn_ids[0] == 1] = -3.0
+    for turns, nll in (("all", 5 / 3), ("last", 3.0)):
+        method = MDPO(turns=turns, nll_weight=2.0)  # type: ignore[arg-type]
+        assert method.loss(logps, logps, batch).values.item() == pytest.approx(math.log(2) + 2 * nll)
+
+
+def test_the_last_turn_only_is_looked_at_where_asked() -> None:
+    batch = collate([two()])
+    last = batch.turn_ids == 1
+    for method in (SFT(turns="last"), MDPO(turns="last"), IPO(turns="last"), GPO(turns="last")):
+        assert torch.equal(hooks_of(method).token_mask(batch), last), method.name
+    logps = torch.where(last, -2.0, -50.0)
+    loss = SFT(turns="last").loss(logps, None, batch)
+    assert loss.values.tolist() == [2.0]
+    assert loss.count is not None
+    assert loss.count.tolist() == [1.0]
+
+
+def test_unmasked_counts_each_segment_from_its_first_action() -> None:
+    """Two segments: 2 context + 2 action + 2 context + 1 action, then 2 context + 2 action + 2 context + 1 action."""
+    row = trajectory([1, 2], [3], [4, 5], [6], starts=(2,))
+    batch = collate([Example((row, trajectory([7], seed=0)))])
+    wanted = hooks_of(MDPO(mask="all")).token_mask(batch)
+    assert wanted[0].tolist() == [False] * 2 + [True] * 5 + [False] * 2 + [True] * 5
+    assert wanted[1].tolist() == [False] * 2 + [True] + [False] * 11
+    assert hooks_of(MDPO()).token_mask(batch)[0].sum() == 6
+
+
+def test_pairwise_examples_take_as_many_pairs_as_asked() -> None:
+    group = Group(tuple(trajectory([n], reward=float(n < 2)) for n in range(4)))
+    preference = by_return(group)
+    error = Group((trajectory([0], reward=1.0, error=True), trajectory([1])))
+    rng = np.random.default_rng(0)
+
+    def pairs(method: Any, of: Group = group) -> int:
+        found = method.examples(of, by_return(of), rng)
+        return 0 if found is None else len(found.pairs)
+
+    assert [pairs(MDPO(pairs_per_group=count)) for count in (1, 3, None)] == [1, 3, 4]
+    assert [pairs(IPO(pairs_per_group=count)) for count in (1, 3, None)] == [1, 3, 6]
+    assert (pairs(MDPO(), error), pairs(MDPO(drop_error_winners=False), error)) == (0, 1)
+    drawn = [MDPO().examples(group, preference, np.random.default_rng(seed)) for seed in (5, 5)]
+    soft = [IPO(pairs_per_group=1).examples(group, preference, np.random.default_rng(seed)) for seed in (5, 5)]
+    for first, second in (drawn, soft):
+        assert first is not None
+        assert second is not None
+        assert first.trajectories == second.trajectories
+
+
+def test_rows_that_win_no_pair_are_no_demonstrations() -> None:
+    """Group 0: 0 beats 1 with .3, so 1 wins. Group 1: a tie, which nobody wins. Group 2 has no pairs: all its rows."""
+    rows = (trajectory([1]), trajectory([2]))
+    judged = [Example(rows, np.array([[0, 1]]), probability=np.array([p])) for p in (0.3, 0.5)]
+    batch = collate([*judged, Example(rows)])
+    loss = SFT().loss(torch.arange(6.0)[:, None].expand(batch.ids.shape) * -1.0, None, batch)
+    assert loss.values.tolist() == [1.0, 4.0, 5.0]
+
+
+def test_every_method_says_what_it_needs_and_is_read() -> None:
+    for made in METHODS.values():
+        hooks = hooks_of(made())
+        assert isinstance(hooks, Hooks)
+        assert isinstance(hooks.needs, Needs)
+        assert hooks.name == made.name
+
+
+def test_a_preference_that_was_not_asked_makes_no_pair() -> None:
+    group = Group((trajectory([1]), trajectory([2])))
+    nothing = Preference(np.full((2, 2), np.nan), "judge")
+    assert MDPO().examples(group, nothing, np.random.default_rng(0)) is None
+    assert IPO().examples(group, nothing, np.random.default_rng(0)) is None
