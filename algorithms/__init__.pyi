@@ -43,8 +43,8 @@ from .training.checkpoint import (
     latest as latest,
 )
 from .training.data_source import AnnotatedGroup as AnnotatedGroup, minibatches as minibatches
+from .training.failures import NonFiniteError as NonFiniteError, OutOfMemoryError as OutOfMemoryError
 from .training.kernels import KernelError as KernelError
-from .training.learner import NonFiniteError as NonFiniteError, OutOfMemoryError as OutOfMemoryError
 from .training.loop import (
     ResumeWarning as ResumeWarning,
     Trainable as Trainable,

@@ -22,6 +22,7 @@ from polyturn.agents.transformer.forest import distinct, pack
 from polyturn.agents.transformer.rows import Rows, by_segment
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, Loss
+from polyturn.algorithms.training.failures import NonFiniteError, OutOfMemoryError, not_finite, out_of_memory
 from polyturn.algorithms.training.kernels import KernelError, use_kernels
 from polyturn.algorithms.training.metrics import Sums, add, merge
 from polyturn.algorithms.training.microbatch import Cost, MicroBatch, shard, split
@@ -37,14 +38,6 @@ from polyturn.algorithms.training.scoring import (
     parameter_groups,
 )
 from polyturn.algorithms.training.sharding import ShardedModule, clip, make_mesh, shard_reference, whole_state
-
-
-class NonFiniteError(ArithmeticError):
-    """A loss or gradient was nan or infinite. Weights are as they were before the step; the batch is saved."""
-
-
-class OutOfMemoryError(RuntimeError):
-    """The device ran out of memory. Weights are as they were before the step."""
 
 
 class Learner:
@@ -176,7 +169,7 @@ class Learner:
             return self._step(batch, step, lr_factor, position)
         except torch.OutOfMemoryError as error:
             self.optimizer.zero_grad()
-            raise OutOfMemoryError(self._remedy(step)) from error
+            raise OutOfMemoryError(out_of_memory(step, self._accelerator.device, self._options)) from error
 
     def _step(self, batch: Batch, step: int, lr_factor: float, position: Any) -> dict[str, float]:
         world = self._accelerator.num_processes
@@ -211,7 +204,8 @@ class Learner:
         norm = self._normalise(world / count)
         if not (math.isfinite(value) and math.isfinite(norm)):
             self.optimizer.zero_grad()
-            raise NonFiniteError(self._report(learned, step, value / count, norm))
+            stem = self._failures / f"step-{step + 1:08d}-process-{self._accelerator.process_index}"
+            raise NonFiniteError(not_finite(learned, step, value / count, norm, stem))
         # The update.
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             set_rate(group, rate * lr_factor)
@@ -430,16 +424,6 @@ class Learner:
                 parameter.grad.mul_(scale)
         return clip(trained, math.inf if self._options.clip is None else self._options.clip)
 
-    def _report(self, rows: Batch, step: int, loss: float, norm: float) -> str:
-        self._failures.mkdir(parents=True, exist_ok=True)
-        stem = self._failures / f"step-{step + 1:08d}-process-{self._accelerator.process_index}"
-        rows.save(stem)
-        return (
-            f"step {step + 1}: expected finite numbers, got loss {loss} and gradient norm {norm}; the weights are as "
-            f"before this step, and its batch is in {stem}.safetensors and .json (Batch.load). "
-            "A smaller learning rate, a smaller clip, or float32 usually helps"
-        )
-
     def _any(self, value: bool) -> bool:
         """Whether it is so in any process."""
         return any(self._gather(value))
@@ -447,18 +431,6 @@ class Learner:
     def _gather(self, value: Any) -> list[Any]:
         """One value from every process, in order."""
         return list(gather_object([value]))
-
-    def _remedy(self, step: int) -> str:
-        """What to change where memory ran out."""
-        options = self._options
-        ways = [f"a smaller tokens_per_micro_batch (now {options.tokens_per_micro_batch})"]
-        ways += [] if options.gradient_checkpointing else ["gradient_checkpointing=True"]
-        ways += [] if options.mixed_precision == "bf16" else ['mixed_precision="bf16"']
-        ways += ["adapters (LoRA)", "a reference in bfloat16"]
-        return (
-            f"step {step + 1}: {self._accelerator.device} ran out of memory; the weights are as before this step. What "
-            f"helps, in this order: {', '.join(ways)}"
-        )
 
     @contextlib.contextmanager
     def _dropout_stream(self, step: int, micro: int, piece: int) -> Iterator[None]:

@@ -25,7 +25,8 @@ from polyturn.algorithms.training import checkpoint
 from polyturn.algorithms.training.checkpoint import CheckpointError, Saveable
 from polyturn.algorithms.training.data_source import DataSource, Source
 from polyturn.algorithms.training.drawing import next_batch
-from polyturn.algorithms.training.learner import Learner, NonFiniteError
+from polyturn.algorithms.training.failures import NonFiniteError
+from polyturn.algorithms.training.learner import Learner
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.origin import check_origin, origin_of

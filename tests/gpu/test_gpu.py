@@ -186,7 +186,7 @@ def test_quantized_optimizers_learn(name: str) -> None:
 
 @needs_cuda
 def test_a_full_device_is_said_with_a_remedy_and_changes_nothing() -> None:
-    from polyturn.algorithms.training.learner import OutOfMemoryError
+    from polyturn.algorithms.training.failures import OutOfMemoryError
 
     start = policy()
     before = {n: p.detach().clone() for n, p in start.model.named_parameters()}
