@@ -10,17 +10,16 @@ from .agent import (
     RandomAgent as RandomAgent,
     ScriptedAgent as ScriptedAgent,
 )
-from .api import (
+from .api import ServerAgent as ServerAgent, ServerChooser as ServerChooser
+from .collecting.collect import CollectError as CollectError, GroupSource as GroupSource, collect as collect
+from .collecting.options import CollectOptions as CollectOptions
+from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
+from .http_client import (
     BadAnswer as BadAnswer,
-    ServerAgent as ServerAgent,
-    ServerChooser as ServerChooser,
     ServerError as ServerError,
     ServerRefused as ServerRefused,
     ServerUnreachable as ServerUnreachable,
 )
-from .collecting.collect import CollectError as CollectError, GroupSource as GroupSource, collect as collect
-from .collecting.options import CollectOptions as CollectOptions
-from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
 from .judging import (
     JudgeFailed as JudgeFailed,
     PromptedJudge as PromptedJudge,
@@ -46,6 +45,7 @@ from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, t
 from .transformer.adapters import AdapterError as AdapterError
 from .transformer.agent import TransformerAgent as TransformerAgent
 from .transformer.choosing import PolicyChooser as PolicyChooser
+from .transformer.engines.settings import TokenServers as TokenServers
 from .transformer.generation import GenerationError as GenerationError, Sampling as Sampling
 from .transformer.mixture import MixtureAgent as MixtureAgent
 from .transformer.policy import Policy as Policy, PolicyLoadError as PolicyLoadError

@@ -1,11 +1,7 @@
 """A model served through an OpenAI-compatible chat API: as agent, as partner, as judge.
 
-    ServerError (AgentFailed)    the agent gave up: an episode is invalid, a pair unasked; never a zero reward, no guess
-    |-- ServerUnreachable        no connection, too slow, overloaded, failing, and still so after all retries
-    |-- ServerRefused            it will not answer this request, so it was not repeated: key, model, parameters
-    `-- BadAnswer                it answers, and after all retries with what is no chat completion
-
-A conversation that the server calls too long raises `ContextFull`: the episode is truncated, as for any other agent.
+What its failures mean stands in `http_client.py`. A conversation that the server calls too long raises `ContextFull`:
+the episode is truncated, as for any other agent.
 """
 
 from __future__ import annotations
@@ -15,57 +11,31 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
-from time import monotonic, time
-from types import ModuleType
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
-from polyturn.agents.agent import Action, AgentFailed, ContextFull, Episode
-from polyturn.agents.collecting.blocking import LoopThread
-from polyturn.agents.secrets import masked, masked_pieces, masked_value
-from polyturn.envs.extras import how_to_install
+from polyturn.agents.agent import Action, ContextFull, Episode
+from polyturn.agents.http_client import (
+    TOO_LONG,
+    Again,
+    BadAnswer,
+    HttpClient,
+    ServerError,
+    ServerRefused,
+    ServerUnreachable,
+    checked_url,
+    may_pass,
+    retry_after,
+    shown,
+)
+from polyturn.agents.secrets import masked_pieces, masked_value
 from polyturn.envs.plain import plain
 from polyturn.envs.settings import check_count, check_range
-from polyturn.envs.viewing.text import printable
 
 _log = logging.getLogger(__name__)
-# Seconds between two messages that a server is in trouble.
-_SAY_EVERY_S = 10.0
-_AGAIN = frozenset({408, 409, 425, 429})  # and 500 to 599
-_LONGEST_ANSWER = 32 * 2**20
-_TOO_LONG = re.compile(
-    r"context_length_exceeded|maximum context length|context (?:size|window|length)|prompt is too long|too many tokens",
-    re.IGNORECASE,
-)
-
-
-class ServerError(AgentFailed):
-    """A server did not do what was asked of it."""
-
-
-class ServerUnreachable(ServerError):
-    """No connection, a time-out, too many requests or a failure of the server, and still so after all retries."""
-
-
-class ServerRefused(ServerError):
-    """The server understood the request and will not answer it; asking again would not help."""
-
-
-class BadAnswer(ServerError):
-    """What came back is no chat completion."""
-
-
-class _Again(Exception):
-    """Something that may pass: `error` says what, `after` the seconds that the server asks to wait."""
-
-    def __init__(self, error: ServerError, after: float = 0.0, *, unreachable: bool = False) -> None:
-        super().__init__(str(error))
-        self.error, self.after, self.unreachable = error, after, unreachable
 
 
 class ServerAgent:
@@ -137,11 +107,19 @@ class ServerAgent:
         jitter: np.random.Generator | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        check_count("ServerAgent(concurrency)", concurrency)
-        check_count("ServerAgent(retries)", retries, 0)
-        check_range("ServerAgent(timeout)", timeout, 0, above=True)
-        check_range("ServerAgent(backoff)", backoff, 0)
-        check_range("ServerAgent(longest_wait)", longest_wait, 0)
+        self._http = HttpClient(
+            "ServerAgent",
+            model,
+            api_key_env=api_key_env,
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            backoff=backoff,
+            longest_wait=longest_wait,
+            log=_log,
+            jitter=jitter,
+            sleep=sleep,
+        )
         if temperature is not None:
             check_range("ServerAgent(temperature)", temperature, 0)
         if top_p is not None:
@@ -150,24 +128,13 @@ class ServerAgent:
         if isinstance(stop, str) or not all(isinstance(each, str) for each in stop):
             raise ValueError(f"ServerAgent(stop): expected a sequence of texts, got {stop!r:.80}")
         where = base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
-        if not re.match(r"https?://[^/@\s]+(/|\Z)", where):
-            shown = re.sub(r"//[^/]*@", "//***@", _shown(where))
-            raise ValueError(f"ServerAgent(base_url): expected http(s)://host[:port]/path, got {shown!r}")
-        self._http = _client_library()
-        self.model, self.base_url, self.version = model, where.rstrip("/"), version
+        self.model, self.base_url, self.version = model, checked_url("ServerAgent(base_url)", where), version
         self.max_concurrency = concurrency
         self._api_key_env, self._system, self._seeded = api_key_env, system, seeded
         sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": list(stop) or None}
         self._body: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
         self._body |= {"logprobs": True} if logprobs else {}
         self._body |= dict(body or {})
-        self._timeout, self._retries, self._backoff, self._longest_wait = timeout, retries, backoff, longest_wait
-        self._jitter = np.random.default_rng() if jitter is None else jitter
-        self._sleep = sleep
-        self._lives: dict[str, Any] = {}  # what lives in the one event loop: that loop, a semaphore, a client
-        self._loop = LoopThread(_closing(self._lives))
-        self._answered = False  # whether the server has ever answered
-        self._said = -math.inf  # when trouble was said last
 
     @property
     def name(self) -> str:
@@ -175,7 +142,9 @@ class ServerAgent:
         settings = {key: value for key, value in self._body.items() if key != "logprobs"}
         if self._system is not None:
             settings["system"] = f"{crc32(_sendable(self._system).encode()):08x}"
-        return self._clean(f"{self.model}({', '.join(f'{key}={value}' for key, value in sorted(settings.items()))})")
+        return self._http.clean(
+            f"{self.model}({', '.join(f'{key}={value}' for key, value in sorted(settings.items()))})"
+        )
 
     async def act(self, episode: Episode) -> Action:
         """Asks for the next message.
@@ -191,15 +160,15 @@ class ServerAgent:
                 name: value for name, value in usage.items() if isinstance(value, int) and value.bit_length() < 64
             }
         if found := _listed(answer):
-            info["tokens"] = masked_pieces([str(entry.get("token", "")) for entry in found], self._key())
+            info["tokens"] = masked_pieces([str(entry.get("token", "")) for entry in found], self._http.key())
             info["logprobs"] = [_logprob(entry) for entry in found]
         tokens = info.pop("tokens", None)
-        info = plain(masked_value(info, self._key()), "the server's answer")
-        return Action(self._clean(answer["text"]), info=info if tokens is None else info | {"tokens": tokens})
+        info = plain(masked_value(info, self._http.key()), "the server's answer")
+        return Action(self._http.clean(answer["text"]), info=info if tokens is None else info | {"tokens": tokens})
 
     def close(self) -> None:
         """Closes the connections and ends their thread; the next request opens new ones."""
-        self._loop.close()
+        self._http.close()
 
     def _seed(self, episode: Episode) -> dict[str, Any]:
         return {"seed": int(episode.rng.integers(2**31))} if self._seeded else {}
@@ -214,73 +183,20 @@ class ServerAgent:
         """One choice, with its text and the answer's usage."""
         body = json.dumps({"model": self.model, "messages": messages, **self._body, **more}).encode()
 
-        async def with_patience() -> dict[str, Any]:
-            for attempt in range(self._retries + 1):
-                try:
-                    return await self._once(body)
-                except _Again as again:
-                    if again.after > self._longest_wait:
-                        raise self._error(
-                            ServerUnreachable,
-                            f"{again.error}; it asks to wait {again.after:g} s, longest_wait is {self._longest_wait:g}",
-                        ) from None
-                    # A mistyped address should not be found out after minutes.
-                    if attempt == (
-                        min(1, self._retries) if again.unreachable and not self._answered else self._retries
-                    ):
-                        raise type(again.error)(f"{again.error} ({attempt + 1} attempts)") from again.__cause__
-                    wait = self._backoff * 2.0**attempt * (0.5 + 0.5 * float(self._jitter.random()))
-                    wait = min(max(wait, again.after), self._longest_wait)
-                    self._say(f"{again.error}; attempt {attempt + 2} of {self._retries + 1} in {wait:.1f} s")
-                    await self._sleep(wait)
-            raise AssertionError("unreachable: the last attempt returns or raises")
+        async def asked() -> dict[str, Any]:
+            return self._read(*await self._http.once(self.base_url, "/chat/completions", body))
 
-        return await self._loop.awaited(with_patience)
-
-    async def _once(self, body: bytes) -> dict[str, Any]:
-        # Made here, in the one event loop that they live in; a forked child and a closed agent have a new one.
-        lives = self._lives
-        if lives.get("loop") is not asyncio.get_running_loop():
-            lives["loop"], lives["places"] = asyncio.get_running_loop(), asyncio.Semaphore(self.max_concurrency)
-            lives["client"] = self._http.AsyncClient(
-                timeout=self._timeout, limits=self._http.Limits(max_connections=self.max_concurrency)
-            )
-        headers = {"Content-Type": "application/json"}
-        if key := self._key():
-            if not re.fullmatch(r"[!-~]+", key):  # the library's own complaint would show it
-                raise self._error(ServerRefused, f"expected a key of plain characters in {self._api_key_env}")
-            headers["Authorization"] = f"Bearer {key}"
-        async with lives["places"]:
-            try:
-                async with (
-                    asyncio.timeout(self._timeout),
-                    lives["client"].stream(
-                        "POST", f"{self.base_url}/chat/completions", content=body, headers=headers
-                    ) as response,
-                ):
-                    content = bytearray()
-                    async for piece in response.aiter_bytes():
-                        content += piece
-                        if len(content) > _LONGEST_ANSWER:
-                            raise self._error(BadAnswer, f"an answer of more than {_LONGEST_ANSWER} bytes")
-            except TimeoutError as error:
-                raise _Again(self._error(ServerUnreachable, f"no answer within {self._timeout:g} s")) from error
-            except self._http.HTTPError as error:
-                what = f"{type(error).__name__}: {error}".strip(": ")
-                unreachable = isinstance(error, self._http.ConnectError)
-                raise _Again(self._error(ServerUnreachable, what), unreachable=unreachable) from error
-        self._answered = True
-        return self._read(response.status_code, response.headers, bytes(content))
+        return await self._http.patiently([asked])
 
     def _read(self, status: int, headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
         text = content.decode("utf-8", "replace")
         if status != 200:
-            text = self._clean(text)  # before it is cut, or a piece of the key would be left at the cut
-            said = f"status {status}: {_shown(text)}"
-            if status in _AGAIN or 500 <= status < 600:
-                raise _Again(self._error(ServerUnreachable, said), _retry_after(headers))
-            if status in (400, 413, 422) and _TOO_LONG.search(text):
-                raise ContextFull(_shown(text))
+            text = self._http.clean(text)  # before it is cut, or a piece of the key would be left at the cut
+            said = f"status {status}: {shown(text)}"
+            if may_pass(status):
+                raise Again(self._error(ServerUnreachable, said), retry_after(headers))
+            if status in (400, 413, 422) and TOO_LONG.search(text):
+                raise ContextFull(shown(text))
             raise self._error(ServerRefused, f"{said}{self._remedy(status)}")
         try:
             answer = json.loads(text)
@@ -294,31 +210,17 @@ class ServerAgent:
             if not isinstance(words, str):
                 raise TypeError(f"content is {type(words).__name__}")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            what = f"expected a chat completion, got {_shown(self._clean(text))} ({type(error).__name__}: {error})"
-            raise _Again(self._error(BadAnswer, what)) from None
+            what = f"expected a chat completion, got {shown(self._http.clean(text))} ({type(error).__name__}: {error})"
+            raise Again(self._error(BadAnswer, what)) from None
         return choice | {"text": words, "usage": answer.get("usage")}
 
-    def _key(self) -> str:
-        return os.environ.get(self._api_key_env, "").strip()
-
-    def _clean(self, text: str) -> str:
-        return masked(text, self._key())
-
     def _error(self, kind: type[ServerError], what: str) -> ServerError:
-        where = self.base_url.partition("?")[0]  # what follows may hold a key
-        return kind(printable(self._clean(f"{self.model} at {where}: {what}")))
-
-    def _say(self, what: str) -> None:
-        """Says that a server is in trouble, unless that was said just now."""
-        now = monotonic()
-        if now - self._said >= _SAY_EVERY_S:
-            self._said = now
-            _log.warning("%s", what)
+        return self._http.error(kind, self.base_url, what)
 
     def _remedy(self, status: int) -> str:
         if status in (401, 403):
             return f"; set {self._api_key_env} to a key that is valid there" + (
-                "" if self._key() else " (it is not set, so none was sent)"
+                "" if self._http.key() else " (it is not set, so none was sent)"
             )
         if 300 <= status < 400 or status == 404:
             return "; check base_url (it ends before /chat/completions) and model"
@@ -370,44 +272,6 @@ def _logprob(entry: Mapping[str, Any]) -> float:
     return max(-9999.0, min(0.0, float(value))) if isinstance(value, (int, float)) else -9999.0
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait: a number of milliseconds or seconds, or a date; 0 if it does not say."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000.0)
-        value = headers.get("retry-after", "0")
-        if re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
-            return float(value)
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
 def _sendable(text: str) -> str:
     """Text as UTF-8 can carry it: half characters (lone surrogates) become the replacement character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _closing(lives: dict[str, Any]) -> Callable[[], Awaitable[None]]:
-    """Closes the client among what lives in a loop; refers to no agent, which it would keep alive."""
-
-    async def close() -> None:
-        client = lives.pop("client", None)
-        lives.clear()
-        if client is not None:
-            await client.aclose()
-
-    return close
-
-
-def _shown(text: str) -> str:
-    flat = printable(" ".join(text.split()))
-    return flat if len(flat) <= 300 else f"{flat[:300]}..."
-
-
-def _client_library() -> ModuleType:
-    try:
-        import httpx2
-    except ImportError as error:
-        raise ImportError(f'ServerAgent needs the extra "api": {how_to_install("api")}') from error
-    return httpx2

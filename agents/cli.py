@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from polyturn.agents.viewing import add_show, add_view
 from polyturn.envs.plugins import is_reference, named, plugins
@@ -95,6 +95,19 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens of a turn (default 512)")
     parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an episode (default 2048)")
     parser.add_argument("--slots", type=int, default=64, help="episodes the model holds at once (default 64)")
+    parser.add_argument(
+        "--engine",
+        metavar="ENGINE",
+        help="what samples: exact (default), or addresses of vLLM servers, http://host:port/v1, with commas between",
+    )
+    parser.add_argument(
+        "--engine-weights",
+        choices=["served", "handed"],
+        help="with addresses: the servers serve the model's weights, or are handed them (default: handed in training)",
+    )
+    parser.add_argument(
+        "--engine-folder", metavar="FOLDER", help="with addresses: where weights are written for the servers to read"
+    )
 
 
 def env_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -130,13 +143,47 @@ def sampling(args: argparse.Namespace) -> Any:
     )
 
 
+def engine(args: argparse.Namespace, *, weights: Literal["served", "handed"] = "served") -> Any:
+    """The engine of `add_sampling_arguments`.
+
+    Args:
+        args: The command line.
+        weights: What `--engine-weights` is where it is not given.
+
+    Raises:
+        ValueError: There is no such engine, or an option of servers without any.
+    """
+    from dataclasses import replace
+
+    from polyturn.agents.transformer.engines.settings import TokenServers, chosen_engine
+
+    found = chosen_engine(args.engine or "exact")
+    if isinstance(found, TokenServers):
+        return replace(found, weights=args.engine_weights or weights, folder=args.engine_folder)
+    for name in ("engine_weights", "engine_folder"):
+        if getattr(args, name) is not None:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: expected addresses of servers (--engine http://...) to go with it, got none")
+    return found
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `TransformerAgent` takes of the command line."""
+    return {
+        "sampling": sampling(args),
+        "max_tokens": args.max_tokens,
+        "slots": args.slots,
+        "engine": engine(args),
+    }
+
+
 def _without(args: argparse.Namespace, what: str) -> None:
     """Refuses options of sampling that only a policy's own agent knows.
 
     Raises:
         ValueError: One is given.
     """
-    for name in ("top_k", "min_p", "stop", "max_episode_tokens"):
+    for name in ("top_k", "min_p", "stop", "max_episode_tokens", "engine"):
         if getattr(args, name):
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option}: expected a local model to go with it, got {what}; leave it out")
@@ -189,7 +236,7 @@ def model_agent(name: str, args: argparse.Namespace) -> Any:
     from polyturn.agents.transformer.agent import TransformerAgent
 
     no_loading_bars()
-    return TransformerAgent.from_pretrained(name, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots)
+    return TransformerAgent.from_pretrained(name, **model_options(args))
 
 
 def _own_agent(name: str) -> Any:
@@ -393,9 +440,7 @@ def _serve(args: argparse.Namespace) -> int:
             "--max-episode-tokens; leave them out"
         )
     no_loading_bars()
-    agent = TransformerAgent.from_pretrained(
-        args.model, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots
-    )
+    agent = TransformerAgent.from_pretrained(args.model, **model_options(args))
     given = os.environ.get("POLYTURN_OPERATOR_KEY")
     key = given or secrets.token_urlsafe(24)
     with (

@@ -16,8 +16,8 @@ from zlib import crc32
 import numpy as np
 
 from polyturn.agents.agent import Agent, AgentFailed, Episode
-from polyturn.agents.collecting.blocking import LoopInterrupted, LoopThread
 from polyturn.agents.collecting.roles import reply
+from polyturn.agents.loop_thread import LoopInterrupted, LoopThread
 from polyturn.envs.conversation import transcript
 from polyturn.envs.preference import Judged, Pair
 from polyturn.envs.settings import check_count, check_range

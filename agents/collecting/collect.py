@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.blocking import Lane, LoopInterrupted, block, call
+from polyturn.agents.collecting.blocking import Lane, block, call
 from polyturn.agents.collecting.branching import BranchAt, SharedPrefix, Todo, branch_turns, check_branching
 from polyturn.agents.collecting.playing import (
     EpisodePlayer,
@@ -30,6 +30,7 @@ from polyturn.agents.collecting.playing import (
 )
 from polyturn.agents.collecting.resuming import Signed, already_there
 from polyturn.agents.collecting.roles import BothSides
+from polyturn.agents.loop_thread import LoopInterrupted
 from polyturn.envs.registration import check_options, make
 from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Store

@@ -18,8 +18,9 @@ import gymnasium
 import numpy as np
 
 from polyturn.agents.agent import Action, Agent, ContextFull, Episode
-from polyturn.agents.collecting.blocking import Lane, LoopInterrupted, call
+from polyturn.agents.collecting.blocking import Lane, call
 from polyturn.agents.collecting.branching import SharedPrefix
+from polyturn.agents.loop_thread import LoopInterrupted
 from polyturn.envs.outcomes import SUCCESS_KEYS
 from polyturn.envs.plain import plain
 from polyturn.envs.returns import at_least, total

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from polyturn.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode
-from polyturn.agents.collecting.blocking import Lane, LoopThread, call
+from polyturn.agents.collecting.blocking import Lane, call
 from polyturn.agents.collecting.playing import as_action, may_wait
+from polyturn.agents.loop_thread import LoopThread
 from polyturn.envs.conversation import PartnerFull, Scene, Spoken
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory, Turn

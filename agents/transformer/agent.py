@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.agent import Action, ContextFull, Episode
-from polyturn.agents.transformer.engines.exact import ExactEngine
 from polyturn.agents.transformer.engines.interface import Engine
+from polyturn.agents.transformer.engines.opening import open_engine
+from polyturn.agents.transformer.engines.settings import EngineChoice
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.positions import length_limit
@@ -73,11 +74,22 @@ class TransformerAgent:
         policy: The model; its present weights are used, so an agent made once follows training.
         sampling: How tokens are drawn.
         max_tokens: Tokens a whole episode may have; then it is truncated.
-        slots: Episodes held at once; changes speed and memory, never a result.
+        slots: Episodes held at once; with the exact engine this changes speed and memory, never a result.
+        engine: What samples: "exact" (the same tokens at any concurrency), or the address of a server that returns
+            token ids (vLLM: "http://host:port/v1"), several of them, or `TokenServers` with options.
+
+    Raises:
+        ValueError: An engine that there is not, or that lacks an option of the sampling.
     """
 
     def __init__(
-        self, policy: Policy, *, sampling: Sampling | None = None, max_tokens: int = 2048, slots: int = 64
+        self,
+        policy: Policy,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int = 2048,
+        slots: int = 64,
+        engine: EngineChoice = "exact",
     ) -> None:
         self.policy = policy
         self.sampling = Sampling() if sampling is None else sampling
@@ -85,7 +97,7 @@ class TransformerAgent:
         check_count("TransformerAgent(max_tokens)", max_tokens)
         self.max_concurrency = slots
         limit = longest(policy, max_tokens)
-        self._engine = ExactEngine(policy.model, policy.chat.stop_ids, self.sampling, slots=slots, capacity=limit)
+        self._engine = open_engine(engine, policy, self.sampling, slots=slots, capacity=limit)
         self._slots: dict[int, int] = {}
 
     @classmethod
@@ -96,11 +108,12 @@ class TransformerAgent:
         sampling: Sampling | None = None,
         max_tokens: int = 2048,
         slots: int = 64,
+        engine: EngineChoice = "exact",
         **policy_options: Any,
     ) -> TransformerAgent:
         """Loads a policy (see `Policy.from_pretrained` for the options and errors) and makes it an agent."""
         policy = Policy.from_pretrained(source, **policy_options)
-        return cls(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)
+        return cls(policy, sampling=sampling, max_tokens=max_tokens, slots=slots, engine=engine)
 
     @property
     def engine(self) -> Engine:
@@ -116,9 +129,10 @@ class TransformerAgent:
         # Texts may hold brackets, which a name is read by.
         ends = f", stop={sha256(repr(how.stop).encode()).hexdigest()[:8]}" if how.stop else ""
         budget = "" if how.max_episode_tokens is None else f", max_episode_tokens={how.max_episode_tokens}"
+        engine = "" if self._engine.name == "exact" else f", engine={self._engine.name}"
         return (
             f"{type(model).__name__}(temperature={_number(how.temperature)}, top_p={_number(how.top_p)}{cuts}, "
-            f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity}{ends}{budget})"
+            f"max_new_tokens={how.max_new_tokens}, max_tokens={self._engine.capacity}{ends}{budget}{engine})"
         )
 
     @property
@@ -155,7 +169,7 @@ class TransformerAgent:
         )
         text = chat.text(ids)
         reply = chat.calls.reply(text, tools, sum(len(turn.calls) for turn in episode.turns)) if tools else None
-        return Action(text, context, ids, logps, reply=reply)
+        return Action(text, context, ids, logps, self._engine.noted(slot), reply=reply)
 
     def _heard(self, episode: Episode, tools: Sequence[Mapping[str, Any]], previous: TokenIds | None) -> TokenIds:
         """`[C]` tokens of what the environment said: as text, or as the messages that it gave for chat templates."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from polyturn.agents.transformer.agent import TransformerAgent, longest
 from polyturn.agents.transformer.engines.exact import ExactEngine
+from polyturn.agents.transformer.engines.settings import EngineChoice
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 
@@ -22,9 +23,10 @@ class MixtureAgent(TransformerAgent):
         sampling: How tokens are drawn.
         max_tokens: Tokens a whole episode may have; then it is truncated.
         slots: Episodes held at once; changes speed and memory, never a result.
+        engine: "exact": no other mixes two models.
 
     Raises:
-        ValueError: A beta outside [0, 1], or tokenizers or vocabularies that differ.
+        ValueError: A beta outside [0, 1], tokenizers or vocabularies that differ, or another engine.
     """
 
     def __init__(
@@ -36,7 +38,13 @@ class MixtureAgent(TransformerAgent):
         sampling: Sampling | None = None,
         max_tokens: int = 2048,
         slots: int = 64,
+        engine: EngineChoice = "exact",
     ) -> None:
+        if engine != "exact":
+            raise ValueError(
+                f"MixtureAgent.engine: expected 'exact', got {engine!r:.120}: mixing token by token needs both models' "
+                "logits at every step, which no other engine gives"
+            )
         if not 0 <= beta <= 1:
             raise ValueError(f"MixtureAgent.beta: expected a number in [0, 1], got {beta}")
         super().__init__(policy, sampling=sampling, max_tokens=max_tokens, slots=slots)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
+from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, model_options, no_loading_bars
 from polyturn.algorithms.commands.shared import add_preference_arguments
 
 EXAMPLES = """\
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         # Collect, or read what an earlier call has collected.
         with Store(args.out / "conversations.jsonl") as store:
             groups = collect(
-                TransformerAgent(policy, sampling=sampling(args), max_tokens=args.max_tokens, slots=args.slots),
+                TransformerAgent(policy, **model_options(args)),
                 args.env,
                 groups=args.groups,
                 group_size=args.group_size,

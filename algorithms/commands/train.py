@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from polyturn.agents.cli import add_env_arguments, add_sampling_arguments, env_options, no_loading_bars, sampling
+from polyturn.agents.cli import (
+    add_env_arguments,
+    add_sampling_arguments,
+    engine,
+    env_options,
+    no_loading_bars,
+    sampling,
+)
 from polyturn.algorithms.commands.shared import add_preference_arguments
 from polyturn.envs.settings import add_arguments, from_arguments
 
@@ -216,6 +223,8 @@ def _way(args: argparse.Namespace, method: Any) -> _Way:
             from polyturn.algorithms.protocols.offline import check_offline
 
             check_offline(method)
+        if args.engine is not None:
+            raise ValueError(f"train {name}: expected no --engine with --data, which nothing samples for; leave it out")
     else:
         way = _ONLINE if args.online else _PROTOCOL
     every = {option: default for each in _WAYS for option, default in each.options.items()}
@@ -337,6 +346,7 @@ def _collecting(args: argparse.Namespace, source: Any, environment: dict[str, An
         sampling=sampling(args),
         max_tokens=args.max_tokens,
         slots=args.slots,
+        engine=engine(args, weights="handed"),
     )
 
 

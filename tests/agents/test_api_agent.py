@@ -19,16 +19,10 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import AgentFailed, ContextFull, Episode, ScriptedAgent
-from polyturn.agents.api import (
-    BadAnswer,
-    ServerAgent,
-    ServerChooser,
-    ServerError,
-    ServerRefused,
-    ServerUnreachable,
-)
+from polyturn.agents.api import ServerAgent, ServerChooser
 from polyturn.agents.collecting.collect import CollectError, collect
 from polyturn.agents.collecting.roles import AgentPartner, other_side
+from polyturn.agents.http_client import BadAnswer, ServerError, ServerRefused, ServerUnreachable
 from polyturn.agents.judging import JudgeFailed, PromptedJudge, agent_judge
 from polyturn.agents.scripted.teachers import ScriptedTeacher
 from polyturn.agents.secrets import masked
@@ -237,7 +231,7 @@ def test_the_server_says_how_long_to_wait(
 def test_a_date_to_come_back_at_is_understood(
     stub: Stub, agent: Callable[..., ServerAgent], waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyturn.agents.api.time", lambda: 1e9)
+    monkeypatch.setattr("polyturn.agents.http_client.time", lambda: 1e9)
     stub.acts = [fail(503, Retry_After=formatdate(1e9 + 60, usegmt=True)), say("ok")]
     ask(agent())
     assert waits == [60.0]
@@ -353,7 +347,7 @@ def test_a_model_may_say_anything(
 def test_an_endless_answer_is_cut_short(
     stub: Stub, agent: Callable[..., ServerAgent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polyturn.agents.api._LONGEST_ANSWER", 10_000)
+    monkeypatch.setattr("polyturn.agents.http_client._LONGEST_ANSWER", 10_000)
     stub.acts = [say("x" * 20_000)]
     with pytest.raises(BadAnswer, match="more than 10000 bytes"):
         ask(agent(retries=0))

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import heapq
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from polyturn.agents.transformer.adapters import weights_digest
 from polyturn.agents.transformer.engines.interface import Capabilities
 from polyturn.agents.transformer.engines.prompts import Prompts, digests
 from polyturn.agents.transformer.engines.rows import FlatReader, LoneReader, Segment
+from polyturn.agents.transformer.engines.slots import Slots
 from polyturn.agents.transformer.engines.trial import NOT_FINITE, Way, check_layers, way_for
 from polyturn.agents.transformer.generation import GenerationError, Sampling, draw
 from polyturn.envs.trajectory import Logps, TokenIds
@@ -83,13 +83,13 @@ class ExactEngine:
         for each in self._models:
             check_layers(each)
         self._mix = mix
+        self.name = "exact"
         self.sampling = sampling
         self.capacity = capacity
         self.slots = slots
         self._stop_ids = stop_ids
         self._lengths = np.zeros(slots, np.int64)
-        self._free = list(range(slots))
-        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._places = Slots(slots)
         self._requests: dict[int, _Request] = {}
         self._ways: list[Way] = []
         self._readers: list[FlatReader | LoneReader] = []
@@ -107,35 +107,23 @@ class ExactEngine:
 
     async def acquire(self) -> int:
         """Waits for a free slot and takes it; the caller must `release` it."""
-        if self._free:
-            return heapq.heappop(self._free)  # the lowest, so that those in use are neighbours
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        try:
-            return int(await future)
-        except asyncio.CancelledError:
-            # The slot may have been handed over in the very moment in which its taker was cancelled.
-            if future.done() and not future.cancelled():
-                self.release(future.result())
-            raise
+        return await self._places.take()
 
     def release(self, conversation: int) -> None:
         """Gives a slot back; what it holds may be copied until it is written anew."""
         self._requests.pop(conversation, None)
         self._lengths[conversation] = 0
-        while self._waiting:
-            future = self._waiting.popleft()
-            # A caller that waited in an event loop that has ended will not come.
-            if not future.done() and not future.get_loop().is_closed():
-                future.set_result(conversation)
-                return
-        heapq.heappush(self._free, conversation)
-        if len(self._free) == self.slots:
+        self._places.give(conversation)
+        if self._places.idle:
             self._prompts.clear()  # the weights may be others when it goes on
 
     def length(self, conversation: int) -> int:
         """Tokens of the slot's episode so far."""
         return int(self._lengths[conversation])
+
+    def noted(self, conversation: int) -> Mapping[str, Any]:
+        """Nothing: the seed says all."""
+        return {}
 
     async def generate(
         self,

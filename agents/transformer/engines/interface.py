@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,24 +18,28 @@ class Capabilities:
 
     Attributes:
         bit_identical: Tokens and log-probabilities are the same to the last bit at any concurrency.
-        own_generators: Every conversation's tokens depend on its own random generator and on nothing else.
+        own_generators: Every conversation is sampled with its own random generator, or a seed from it.
         mixtures: Two models can be mixed token by token.
+        sampled_logps: Log-probabilities are those of the distribution that is sampled from, whatever the options.
     """
 
     bit_identical: bool
     own_generators: bool
     mixtures: bool
+    sampled_logps: bool = True
 
 
 class Engine(Protocol):
     """Samples the turns of many conversations; from one asyncio event loop at a time.
 
     Attributes:
+        name: What `engine=` calls it.
         sampling: How tokens are drawn.
         capacity: Tokens that a conversation may have in all.
         slots: Conversations held at once.
     """
 
+    name: str
     sampling: Sampling
     capacity: int
     slots: int
@@ -55,6 +59,9 @@ class Engine(Protocol):
 
     def length(self, conversation: int) -> int:
         """Tokens of the conversation that are known to the engine."""
+
+    def noted(self, conversation: int) -> Mapping[str, Any]:
+        """What is to be recorded of the conversation's last turn, as JSON values; nothing where the seed says all."""
 
     async def generate(
         self,
