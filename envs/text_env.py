@@ -23,6 +23,8 @@
   is called in the event loop, which saves about 0.1 ms a call.
 - `snapshot()` gives the state between two turns as a JSON value, and `restore(snapshot)`, in any instance made with the
   same options, reset or not, goes on from there exactly as the original would have. Taking one changes nothing.
+- `forget(snapshot)`, where there is one, lets go of what the process keeps for a snapshot besides its value, such as a
+  session of the sandbox; the snapshot can still be restored.
 - An environment whose noise can be drawn apart from its start says `takes_noise = True`. Then `reset(options={"noise":
   n})` gives the identical start with other noise for another n, n = 0 being the noise of the seed only, and
   `renew_noise(n)` draws what is left of a running episode's noise anew. `collect` gives each member of a group its own.

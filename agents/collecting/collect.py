@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
@@ -26,6 +27,7 @@ from polyturn.agents.collecting.playing import (
     EpisodeState,
     Job,
     TextEnvironment,
+    forget,
     may_wait,
 )
 from polyturn.agents.collecting.resuming import Signed, already_there
@@ -286,6 +288,7 @@ class _Runner:
     ) -> None:
         self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
         self._prefixes: dict[int, SharedPrefix] = {}
+        self._left: Counter[int] = Counter()  # members still to be played, by group
         self._failures_in_a_row = 0
         self._making, self._any_made = asyncio.Lock(), False
 
@@ -295,6 +298,7 @@ class _Runner:
         for (group, _), member in done.items():
             if "shared_prefix" in member.info:
                 self._prefixes.setdefault(group, SharedPrefix.of(member))
+        self._left.update(job.group for job in jobs)
         after: dict[int, list[Job]] = {}
         for job in jobs:
             if job.branch_at is not None and job.group not in self._prefixes:
@@ -341,6 +345,7 @@ class _Runner:
                 trajectory = self._player.trajectory(job, state)
                 self._failures_in_a_row = 0 if trajectory.error is None else self._failures_in_a_row + 1
                 results[job.group, job.member] = trajectory
+                await self._played(job, held)
                 if self._store is not None:
                     self._store.append(trajectory)
                 bar.update()
@@ -349,6 +354,14 @@ class _Runner:
         finally:
             for each in held:
                 await self._close(*each)
+
+    async def _played(self, job: Job, held: Sequence[tuple[TextEnvironment, Lane]]) -> None:
+        """After a group's last member, what the environment keeps of its shared prefix is let go."""
+        self._left[job.group] -= 1
+        prefix = self._prefixes.get(job.group)
+        if self._left[job.group] == 0 and prefix is not None and held:
+            env, lane = held[0]
+            await forget(env, prefix.snapshot, lane if may_wait(env.unwrapped) else None)
 
     async def _tried(self, held: list[tuple[TextEnvironment, Lane]], job: Job) -> EpisodeState:
         """Plays a job in the environment that is held, or in a new one; once more if it fails."""

@@ -231,7 +231,8 @@ class EpisodePlayer:
         keep: bool,
     ) -> None:
         if keep:
-            state.before = await call(env.get_wrapper_attr("snapshot"), pool)
+            before, state.before = state.before, await call(env.get_wrapper_attr("snapshot"), pool)
+            await forget(env, before, pool)
         said, heard = state.observation, state.messages
         step = functools.partial(env.step, action.text if action.reply is None else spelled(action.reply))
         observation, reward, terminated, truncated, info = _stepped(await call(step, pool))
@@ -270,7 +271,8 @@ class EpisodePlayer:
             last = state.turns.pop()
             state.observation, state.messages = last.observation, last.messages
         else:
-            state.before = await call(env.get_wrapper_attr("snapshot"), pool)
+            before, state.before = state.before, await call(env.get_wrapper_attr("snapshot"), pool)
+            await forget(env, before, pool)
 
     def prefix(self, job: Job, state: EpisodeState) -> SharedPrefix:
         """What the members of a group go on from."""
@@ -311,6 +313,12 @@ class EpisodePlayer:
             info=info,
             group=job.group,
         )
+
+
+async def forget(env: TextEnvironment, snapshot: Any, pool: Lane | None) -> None:
+    """Lets an environment go of what it keeps for a snapshot, such as a session of the sandbox, where it keeps any."""
+    if snapshot is not None and env.has_wrapper_attr("forget"):
+        await call(functools.partial(env.get_wrapper_attr("forget"), snapshot), pool)
 
 
 def _note_success(env: TextEnvironment, state: EpisodeState) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +23,17 @@ from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
 from polyturn.envs.tools.calculator import calculator
 from polyturn.envs.tools.calls import FORMATS, MESSAGES, TOOLS, Call, CallFormat, Structured, schema_of
-from polyturn.envs.tools.kits import Opened, Toolkit, resolve, toolkits, unique
-from polyturn.envs.tools.limited import Caller, CallTimeout
+from polyturn.envs.tools.held import HELD, Held
+from polyturn.envs.tools.kits import Opened, Toolkit, resolve, toolkits
+from polyturn.envs.tools.live import LiveTools
 from polyturn.envs.tools.sandboxed import PARTS, InSandbox
 from polyturn.envs.tools.scoring import SCORERS, Outcome, Scorer
 from polyturn.envs.tools.tasks import Tasks, question_of, read_tasks
-from polyturn.envs.tools.tool import Output, Tool, ToolError, ToolUnavailable, as_text
+from polyturn.envs.tools.tool import Output
 from polyturn.sandbox.opening import KINDS
-from polyturn.sandbox.sandbox import Limits, Sandbox, SandboxError
-from polyturn.sandbox.server import safe_text
+from polyturn.sandbox.sandbox import Limits, Sandbox
 
 RENDER_MODES = ("ansi",)
-_LONGEST_RESULT = 1_000_000
 _SHARED = ("tasks", "format", "prompt", "_kits", "_scorer", "_final", "_limits", "_sandbox")
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
@@ -45,29 +43,14 @@ class NotRepeatable(RuntimeError):
     """A snapshot cannot be taken or restored, as the same calls give other results."""
 
 
-@dataclass
-class _Episode:
-    """What is open while an episode runs."""
-
-    opened: list[Opened]
-    callers: list[Caller]
-    tools: dict[str, Tool]
-    owner: dict[str, int]
-
-    def close(self) -> None:
-        for opened in self.opened:
-            opened.close()
-        for caller in self.callers:
-            caller.close()
-
-
 class ToolEnv(gymnasium.Env[str, str]):
     """Tasks, tools and a scorer as an environment.
 
     `info` after a step holds `calls` (`[{"name", "arguments", "status"}]`), `tool_error` (whether one of them failed),
     and after the last step `answer`, and `success` where `success_return` is given. `reset(options={"task": n})` picks
-    the n-th task; otherwise the seed does. A snapshot holds the turns; `restore` makes the calls again and compares
-    their results.
+    the n-th task; otherwise the seed does. A snapshot holds the turns; `restore` goes on from a fork of the tools'
+    state where that can be kept, and otherwise makes the calls again and compares their results; `restored_by_fork`
+    says which.
 
     Args:
         tasks: Mappings with "question" (or "prompt"), perhaps "id", "answer", "files" and whatever tools and scorer
@@ -156,7 +139,9 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._scorer: Scorer = resolve(scorer, "scorer", _built(SCORERS)) if isinstance(scorer, str) else scorer
         if not callable(self._scorer):
             raise TypeError(f"{name}(scorer): expected a name or a function of an Outcome, got {self._scorer!r:.80}")
-        self._episode: _Episode | None = None
+        self._episode: LiveTools | None = None
+        self.restored_by_fork = False
+        self._holding: set[str] = set()  # names of the states that this instance had kept
         self._index: int | None = None
         self._note = ""
         self._said: list[str] = []
@@ -274,30 +259,10 @@ class ToolEnv(gymnasium.Env[str, str]):
         return outputs
 
     def _call(self, call: Call) -> Output:
-        """One call; whatever is wrong with it, or in it, is text for the agent."""
-        episode = self._live()
-        tool = episode.tools.get(call.name)
-        if call.problem or tool is None:
-            return Output(f"Error: {call.problem or f'there is no tool {call.name!r}'}", "error")
-        place = episode.owner[tool.name]
-        arguments = copy.deepcopy(dict(call.arguments))
-        try:
-            if tool.bounded:
-                result = tool.call(arguments)
-            else:
-                result = episode.callers[place].run(lambda: tool.call(arguments), self.time_limit_s)
-            output = result if isinstance(result, Output) else Output(as_text(result))
-        except (ToolUnavailable, SandboxError):
-            raise
-        except ToolError as error:
-            output = Output(f"Error: {error}", "error")
-        except CallTimeout as error:
-            output = Output(f"Error: {tool.name}: {error}", "timeout")
-        except (Exception, SystemExit) as error:
-            output = Output(f"Error: {type(error).__name__}: {error}", "error")
-        output = Output(safe_text(output.text[:_LONGEST_RESULT]), output.status)
-        if self._kits[place].replay == "checked":
-            seen = json.dumps([self._seen, tool.name, output.text, output.status])
+        """One call, noted where a replay must give the same."""
+        output, checked = self._live().call(call)
+        if checked:
+            seen = json.dumps([self._seen, call.name, output.text, output.status])
             self._seen = hashlib.sha256(seen.encode()).hexdigest()
         return output
 
@@ -308,8 +273,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         return f"{text[:half]}\n... {len(text) - 2 * half} characters cut ...\n{text[-half:]}"
 
     def _finish(self, ended: Sequence[tuple[Call, Output]], answer: str | None, *, truncated: bool) -> Step:
-        instances = [opened.instance for opened in self._live().opened if opened.instance is not None]
-        score = float(self._scorer(Outcome(self.task, answer, tuple(self._said), instances)))
+        score = float(self._scorer(Outcome(self.task, answer, tuple(self._said), self._live().instances)))
         low, high = self.reward_bounds
         if not low <= score <= high:
             raise ValueError(
@@ -323,39 +287,64 @@ class ToolEnv(gymnasium.Env[str, str]):
 
     # Opening, snapshots and copies.
 
-    def _open(self) -> None:
-        """Opens every toolkit for the present task."""
-        episode = self._episode = _Episode([], [], {}, {})
-        for place, kit in enumerate(self._kits):
-            caller = Caller()
-            episode.callers.append(caller)
-            try:
-                # The tools' own random numbers follow the task, so that members of a group share them too.
-                opened = kit.open(self.task, self._index or 0, caller, max(self.time_limit_s, 30.0))
-            except CallTimeout as error:
-                raise ToolUnavailable(f"the tools of {kit!r:.80} did not start: {error}") from error
-            episode.opened.append(opened)
-            unique([*episode.tools, *(tool.name for tool in opened.tools)])
-            episode.tools |= {tool.name: tool for tool in opened.tools}
-            episode.owner |= {tool.name: place for tool in opened.tools}
-        self._note = "\n".join(opened.note for opened in episode.opened if opened.note)
+    def _open(self, forked: Sequence[Opened] | None = None) -> None:
+        """Opens every toolkit for the present task, or goes on with tools that were forked."""
+        self._episode = LiveTools(self._kits, self.task, self._index or 0, self.time_limit_s, forked)
+        if forked is None:
+            self._note = self._episode.note
 
-    def _live(self) -> _Episode:
+    def _live(self) -> LiveTools:
         if self._episode is None:
             self._open()
-        return cast(_Episode, self._episode)
+        return cast(LiveTools, self._episode)
 
     def snapshot(self) -> dict[str, Any]:
-        """The episode so far as JSON values: `restore` continues it identically by making its calls again.
+        """The episode so far as JSON values: `restore` continues it identically.
+
+        Where the tools are stateless or in a sandbox that can fork, their state is kept in this process until `forget`
+        or `close` (or until 64 others are kept), and `restore` goes on from a fork of it. Elsewhere the calls are made
+        again.
 
         Raises:
-            NotRepeatable: Calls of this episode's tools cannot be made again with the same results.
+            NotRepeatable: The state cannot be forked, and calls of this episode's tools cannot be made again with the
+                same results.
         """
-        if self._made and not self._over and any(kit.replay == "refused" for kit in self._kits):
+        saved = self._saved()
+        if self._made and not self._over and not self._hold(saved):
+            self._check_repeatable("no snapshots")
+        return saved
+
+    def forget(self, snapshot: Mapping[str, Any]) -> None:
+        """Lets go of what this process keeps for a snapshot, which can still be restored by making its calls again."""
+        name = self._held_name(snapshot)
+        self._holding.discard(name)
+        HELD.drop(name)
+
+    def _check_repeatable(self, what: str) -> None:
+        if any(kit.replay == "refused" for kit in self._kits):
             raise NotRepeatable(
-                f"{type(self).__name__}: no snapshots, as its tools may answer otherwise when called again; if they do "
+                f"{type(self).__name__}: {what}, as its tools may answer otherwise when called again; if they do "
                 'not, say so with replay="checked" where the tools are given'
             )
+
+    def _hold(self, saved: Mapping[str, Any]) -> bool:
+        """Keeps the tools' present state under the snapshot's name, where all of it can be kept."""
+        kits = self._live().keep()
+        if kits is None:
+            return False
+        name = self._held_name(saved)
+        HELD.put(name, Held(kits, list(self._shown), self._made))
+        self._holding.add(name)
+        return True
+
+    def _held_name(self, saved: Mapping[str, Any]) -> str:
+        """A name that two instances give the same state: the snapshot, the task, and how the tools were made."""
+        index = saved["index"]
+        made = [type(self).__qualname__, id(self._sandbox), *(repr(kit) for kit in self._kits)]
+        task = None if index is None else repr(self.tasks[index])
+        return hashlib.sha256(json.dumps([dict(saved), task, made], default=repr).encode()).hexdigest()
+
+    def _saved(self) -> dict[str, Any]:
         return {
             "index": self._index,
             "said": list(self._said),
@@ -369,14 +358,23 @@ class ToolEnv(gymnasium.Env[str, str]):
         """Continues from a snapshot, in this or another instance made with the same options.
 
         Raises:
-            NotRepeatable: The calls gave other results than the first time.
+            NotRepeatable: The calls gave other results than the first time, or cannot be made again.
         """
         self._end()
+        self.restored_by_fork = False
         self._index, self._said, self._over = snapshot["index"], list(snapshot["said"]), snapshot["over"]
         self._note, self._seen = snapshot["note"], snapshot["seen"]
         if snapshot["rng"] is not None:
             self.np_random.bit_generator.state = snapshot["rng"]
-        self._run_again()
+        held = None if self._over or self._index is None else HELD.get(self._held_name(snapshot))
+        forked = None if held is None else held.open()
+        if held is None or forked is None:
+            if self._said and not self._over:
+                self._check_repeatable("this process does not keep the snapshot's state any more")
+            self._run_again()
+            return
+        self._shown, self._made, self.restored_by_fork = list(held.shown), held.made, True
+        self._open(forked)
 
     def _run_again(self) -> None:
         """Brings fresh tools to where the episode is; an episode that has ended, or never began, needs none."""
@@ -395,7 +393,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_episode": None}
+        return {**self.__dict__, "_episode": None, "_holding": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -430,8 +428,10 @@ class ToolEnv(gymnasium.Env[str, str]):
         return "\n\n".join(part for place, part in enumerate(parts) if part or place == 0)
 
     def close(self) -> None:
-        """Ends what the episode opened; a sandbox itself is shared and stays."""
+        """Ends what the episode opened and what is kept for snapshots; a sandbox itself is shared and stays."""
         self._end()
+        while self._holding:
+            HELD.drop(self._holding.pop())
 
     def _end(self) -> None:
         episode, self._episode = self._episode, None

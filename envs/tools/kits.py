@@ -6,7 +6,7 @@ import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from polyturn.envs.tools.limited import Caller
@@ -21,6 +21,19 @@ repeatable, so there are no snapshots.
 """
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The state of one toolkit's tools, kept for a snapshot.
+
+    Attributes:
+        open: Opens tools that go on from the state; may be called again and again, one call at a time.
+        close: Lets go of it.
+    """
+
+    open: Callable[[], Opened]
+    close: Callable[[], None]
+
+
 @dataclass
 class Opened:
     """The tools of one episode.
@@ -30,12 +43,15 @@ class Opened:
         note: What the agent is told at the start, or "".
         instance: The object whose methods they are, which a scorer may look at; None for other tools.
         close: Ends what was opened.
+        keep: Keeps the present state for a snapshot without disturbing it, or gives None where that cannot be done, as
+            where a program has started threads; by default it cannot.
     """
 
     tools: Sequence[Tool]
     note: str = ""
     instance: Any = None
     close: Callable[[], None] = field(default=lambda: None, repr=False)
+    keep: Callable[[], Kept | None] = field(default=lambda: None, repr=False)
 
 
 @runtime_checkable
@@ -72,7 +88,8 @@ class Functions:
 
     def open(self, task: Mapping[str, Any], seed: int, caller: Caller, limit_s: float) -> Opened:
         """The same tools for every episode."""
-        return Opened(self.tools)
+        same = Opened(self.tools)
+        return replace(same, keep=lambda: Kept(lambda: same, lambda: None))
 
 
 @dataclass(frozen=True)

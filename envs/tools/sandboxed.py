@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polyturn.envs.tools.kits import Opened, Replay
+from polyturn.envs.tools.kits import Kept, Opened, Replay
 from polyturn.envs.tools.limited import Caller
 from polyturn.envs.tools.tool import Output, Tool, ToolError
 from polyturn.sandbox import open_sandbox
-from polyturn.sandbox.sandbox import Limits, Result, Sandbox, Session, Status
+from polyturn.sandbox.sandbox import Limits, Result, Sandbox, SandboxError, SandboxLost, Session, Status
 
 PARTS = ("python", "shell", "files")
 
@@ -72,7 +72,9 @@ class InSandbox:
     def open(self, task: Mapping[str, Any], seed: int, caller: Caller, limit_s: float) -> Opened:
         """The tools; the session starts at the first call."""
         limits = replace(self.limits, programs=True) if "shell" in self.parts else self.limits
-        live = _Live(self.sandbox, limits, seed, task.get("files") or {})
+        return self._opened(_Live(self.sandbox, limits, seed, task.get("files") or {}))
+
+    def _opened(self, live: _Live) -> Opened:
         tools = []
         if "python" in self.parts:
             tools.append(
@@ -86,7 +88,17 @@ class InSandbox:
                 _tool("write_file", "Writes a file of the folder", live.write, "path", "text"),
                 _tool("list_files", "Lists the files of the folder", live.listing),
             ]
-        return Opened(tools, close=live.close)
+        return Opened(tools, close=live.close, keep=lambda: self._kept(live))
+
+    def _kept(self, live: _Live) -> Kept | None:
+        """The session's state as a fork of it; None where it cannot be forked."""
+        try:
+            twin = live.fork()
+        except SandboxLost:
+            raise
+        except SandboxError:
+            return None
+        return Kept(lambda: self._opened(twin.fork()), twin.close)
 
 
 def _tool(name: str, description: str, call: Any, *arguments: str) -> Tool:
@@ -115,6 +127,7 @@ class _Live:
     def __init__(self, sandbox: str | Sandbox, limits: Limits, seed: int, files: Mapping[str, str]) -> None:
         self._sandbox, self._limits, self._seed, self._files = sandbox, limits, seed, files
         self._session: Session | None = None
+        self._place: Sandbox  # where the session is, once there is one
 
     def python(self, code: str) -> Output:
         return self._run(code)
@@ -131,6 +144,19 @@ class _Live:
     def listing(self) -> Output:
         return self._run(_LIST)
 
+    def fork(self) -> _Live:
+        """Another session in this one's state; of one that never started, another that has not.
+
+        Raises:
+            SandboxError: It cannot be forked.
+        """
+        if self._session is not None and not self._place.capabilities.fork:
+            raise SandboxError(f"{self._place.capabilities.name} forks no sessions")
+        twin = _Live(self._sandbox, self._limits, self._seed, self._files)
+        if self._session is not None:
+            twin._session, twin._place = self._session.fork(), self._place
+        return twin
+
     def close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
@@ -138,8 +164,8 @@ class _Live:
 
     def _run(self, code: str) -> Output:
         if self._session is None:
-            opened = open_sandbox(self._sandbox) if isinstance(self._sandbox, str) else self._sandbox
-            self._session = opened.open(self._limits, seed=self._seed)
+            self._place = open_sandbox(self._sandbox) if isinstance(self._sandbox, str) else self._sandbox
+            self._session = self._place.open(self._limits, seed=self._seed)
             for path, text in self._files.items():
                 placed = self._session.run(_WRITE.format(path=str(path), text=str(text)))
                 if not placed.ok:
