@@ -192,7 +192,7 @@ def test_the_contract_holds_with_forks(sandbox: str) -> None:
         check_text_env(
             env, actions=lambda rng, seen: actions[("output" in seen) + ("in.txt" in seen)], seeds=range(2)
         ).longest
-        == 3
+        > 2
     )
 
 
