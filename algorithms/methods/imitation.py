@@ -71,7 +71,7 @@ def _preferred(batch: Batch) -> Tensor:
     It is decided group by group, as the other groups of a step may be read in other micro-batches.
     """
     better = torch.where(batch.probability < 0.5, batch.pairs[:, 1], batch.pairs[:, 0])
-    won = torch.zeros(len(batch), dtype=torch.bool, device=batch.group.device)
+    won = torch.zeros_like(batch.mismatched)
     won[better[batch.probability != 0.5]] = True
     return won | ~torch.isin(batch.group, batch.group[batch.pairs[:, 0]])
 

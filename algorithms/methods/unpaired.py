@@ -166,7 +166,7 @@ class PMPO:
         here = {name: values.mean() for name, values in self.row_statistics(batch).items()}
         share = {name: batch.statistics.get(name, here[name]).to(logps.dtype) for name in here}
         accepted, rejected = batch.desirable == 1, batch.desirable == 0
-        zero = torch.zeros((), dtype=logps.dtype, device=logps.device)
+        zero = logps.new_zeros(())
         # A side without rows has the share 0, and no row that would be divided by it.
         balance = torch.where(accepted, 1 / share["accepted"], torch.where(rejected, 1 / share["rejected"], zero))
         total = sequence_sum(logps, batch.turn_ids)

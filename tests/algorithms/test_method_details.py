@@ -17,6 +17,7 @@ from polyturn.algorithms.methods.base import Hooks, hooks_of
 from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.methods.policy_gradient import REINFORCE
+from polyturn.algorithms.methods.unpaired import MKTO, PMPO
 from polyturn.algorithms.pairing import Example
 from polyturn.envs.preference import Preference, by_return
 from polyturn.envs.trajectory import Group, Trajectory, Turn
@@ -177,6 +178,36 @@ def test_rows_that_win_no_pair_are_no_demonstrations() -> None:
     batch = collate([*judged, Example(rows)])
     loss = SFT().loss(torch.arange(6.0)[:, None].expand(batch.ids.shape) * -1.0, None, batch)
     assert loss.values.tolist() == [1.0, 4.0, 5.0]
+
+
+def test_mkto_takes_labelled_rows_only_and_errors_as_it_is_told() -> None:
+    """Rows without a label, which groups of other methods leave, are in no loss; z0 is not of them either."""
+    rows = tuple(trajectory([n], seed=seed) for seed in (0, 1) for n in (1, 2))
+    labelled = Example(rows[:2], desirable=np.array([1.0, np.nan]))
+    batch = collate([labelled, Example(rows[2:], desirable=np.array([0.0, np.nan]))], mismatched=True)
+    loss = MKTO().loss(scored(batch, (-1.0,) * len(batch)), scored(batch, (-1.0,) * len(batch)), batch)
+    assert loss.values.tolist() == [0.5, 0.5]
+    assert [name for name, value in loss.metrics.items() if len(value) != 1] == []
+    error = Group((trajectory([0], reward=1.0, error=True), trajectory([1])))
+    rng = np.random.default_rng(0)
+    assert MKTO().examples(error, by_return(error), rng) is None
+    kept = MKTO(drop_error_winners=False).examples(error, by_return(error), rng)
+    assert kept is not None
+    assert kept.desirable.tolist() == [1.0, 0.0]
+    last = collate([two(), replace(two(), trajectories=(trajectory([9], seed=1), trajectory([8], seed=1)))])
+    assert torch.equal(hooks_of(MKTO(turns="last")).token_mask(last)[:2], last.turn_ids[:2] == 1)
+
+
+def test_pmpo_reports_both_sides_and_takes_no_kl() -> None:
+    """Both rows have 3 tokens: log-probabilities -3 and -6."""
+    batch = replace(collate([two()]), desirable=torch.tensor([1.0, 0.0]))
+    batch = replace(batch, outputs={"kl": torch.zeros(batch.ids.shape)})
+    loss = PMPO(beta=0.0).loss(scored(batch), None, batch)
+    assert loss.metrics["accepted_logp"].tolist() == [-3.0]
+    assert loss.metrics["rejected_logp"].tolist() == [-6.0]
+    assert set(loss.metrics) == {"kl", "accepted_logp", "rejected_logp"}
+    with pytest.raises(ValueError, match=r"PMPO\.beta: expected 0 or more, got -0\.1"):
+        PMPO(beta=-0.1)
 
 
 def test_every_method_says_what_it_needs_and_is_read() -> None:
