@@ -53,7 +53,10 @@ def add_commands(subparsers: Any) -> None:
     rollout.add_argument("--groups", type=int, help="how many starts (default: every problem, or 1)")
     rollout.add_argument("--group-size", type=int, default=1, help="episodes per start (default 1)")
     rollout.add_argument(
-        "--branch-at", type=int, metavar="K", help="members of a group share the agent's first K turns"
+        "--branch-at",
+        type=turn_or_every,
+        metavar="K",
+        help="members of a group share the agent's first K turns; every: a tree that parts at each turn",
     )
     rollout.add_argument("--same-noise", action="store_true", help="members share the environment's noise too")
     add_sampling_arguments(rollout)
@@ -82,6 +85,15 @@ def add_env_arguments(parser: argparse.ArgumentParser, *, positional: bool) -> N
         parser.add_argument("--env", default="polyturn/ToolMath-v0", help="id (default polyturn/ToolMath-v0)")
     parser.add_argument("--problems", help="problems of ToolMath: JSONL file, data set, or generated:LEVEL:SIZE")
     parser.add_argument("-o", "--option", action="append", default=[], metavar="NAME=VALUE", help=ENV_OPTIONS_HELP)
+
+
+def turn_or_every(text: str) -> int | Literal["every"]:
+    """A turn, or "every", as `--branch-at` has it.
+
+    Raises:
+        ValueError: Neither.
+    """
+    return "every" if text == "every" else int(text)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,6 +44,7 @@ from .outcomes import Estimate as Estimate, Proportion as Proportion, success_of
 from .plugins import PluginError as PluginError
 from .preference import (
     Annotator as Annotator,
+    AtBranches as AtBranches,
     Judged as Judged,
     PairJudge as PairJudge,
     Preference as Preference,

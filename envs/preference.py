@@ -133,6 +133,29 @@ def by_return(group: Group) -> Preference:
     return by_score(settled(totals, slack))
 
 
+@dataclass(frozen=True)
+class AtBranches:
+    """An `Annotator` of trees: only members that part at the same turn are compared, so each pair is about one step.
+
+    In a tree (`collect(branch_at="every")`) the trunk and what parts from it at a turn differ from that turn on: what
+    the rest of the episode came to says which of the two steps was better. Pairs that part at different turns are left
+    out. Groups that are no tree are compared as `annotate` does.
+
+    Attributes:
+        annotate: Compares the members.
+    """
+
+    annotate: Annotator = by_return
+
+    def __call__(self, group: Group) -> Preference:
+        """`[K, K]` preference over the members, nan for pairs that do not part at one turn."""
+        whole, parted = self.annotate(group), group.parted
+        if not parted:
+            return whole
+        same = np.array([[a == b or None in (a, b) for b in parted] for a in parted])
+        return Preference(np.where(same, whole.matrix, np.nan), whole.source, whole.scores)
+
+
 Pair = tuple[Trajectory, Trajectory]
 
 

@@ -6,6 +6,7 @@ nothing in this project ever tokenizes an action a second time.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import operator
@@ -23,6 +24,9 @@ Logps = NDArray[np.float32]
 
 Start = tuple[str, int, str, str, int | None]
 """What comparable trajectories share: environment, seed, task, environment options, number of the group."""
+
+TREE = "tree"
+"""Where the info of a tree's trunk says so: an episode that was played through and from which others part."""
 
 _INT32 = np.iinfo(np.int32)
 _NO_TOKENS: TokenIds = np.zeros(0, np.int32)
@@ -375,10 +379,49 @@ class Group:
         return self.trajectories[index]
 
     @property
+    def parted(self) -> tuple[int | None, ...]:
+        """In a tree (`collect(branch_at="every")`), the turn at which each member parts; None for the trunk itself.
+
+        Empty for groups that are no tree.
+        """
+        if any(tree_of(member) is None for member in self.trajectories):
+            return ()
+        return tuple(None if TREE in m.info else int(m.info["shared_prefix"]["turns"]) for m in self.trajectories)
+
+    def branches(self) -> list[Group]:
+        """A tree's groups by turn: at each, the trunk and those that part from it there, with `branched_at`.
+
+        Raises:
+            GroupError: It is no tree.
+        """
+        parted = self.parted
+        if not parted:
+            raise GroupError('Group.branches: expected a tree, got another group; collect(branch_at="every")')
+        turns = sorted({turn for turn in parted if turn is not None})
+        return [
+            Group(tuple(m for m, at in zip(self.trajectories, parted, strict=True) if at in (None, turn)), turn)
+            for turn in turns
+        ]
+
+    @property
     def valid(self) -> Group | None:
         """The group of its valid members, or None if no member is valid."""
         kept = tuple(member for member in self.trajectories if member.valid)
         return Group(kept, self.branched_at) if kept else None
+
+
+def tree_of(member: Trajectory) -> str | None:
+    """The name of the tree that a trajectory belongs to, or None."""
+    trunk, prefix = member.info.get(TREE), member.info.get("shared_prefix")
+    if isinstance(trunk, Mapping):
+        return str(trunk["name"])
+    name = prefix.get("tree") if isinstance(prefix, Mapping) else None
+    return None if name is None else str(name)
+
+
+def tree_name(trunk: Iterable[Turn]) -> str:
+    """The name of a tree: a digest of its trunk's turns."""
+    return hashlib.sha256(_canonical([turn.to_json() for turn in trunk]).encode()).hexdigest()[:16]
 
 
 def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
@@ -393,9 +436,13 @@ def group_by_start(trajectories: Iterable[Trajectory]) -> list[Group]:
 
 
 def by_shared_prefix(members: Iterable[Trajectory]) -> Iterator[Group]:
-    """Groups of trajectories with one start: those that were played from it, and those that share a prefix."""
+    """Groups of trajectories with one start: those that were played from it, trees, and those that share a prefix."""
     found: dict[int | None, list[list[Trajectory]]] = {}
+    trees: dict[str, list[Trajectory]] = {}
     for member in members:
+        if (tree := tree_of(member)) is not None:
+            trees.setdefault(tree, []).append(member)
+            continue
         prefix = member.info.get("shared_prefix")
         shared = prefix["turns"] if isinstance(prefix, Mapping) and "turns" in prefix else None
         buckets = found.setdefault(shared, [])
@@ -405,5 +452,6 @@ def by_shared_prefix(members: Iterable[Trajectory]) -> Iterator[Group]:
             buckets.append([member])
         else:
             bucket.append(member)
+    yield from (Group(tuple(tree)) for tree in trees.values())
     for shared, buckets in found.items():
         yield from (Group(tuple(bucket), shared) for bucket in buckets)

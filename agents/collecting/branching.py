@@ -7,15 +7,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import gymnasium
 
 from polyturn.agents.agent import Agent
 from polyturn.envs.trajectory import Trajectory, Turn
 
-BranchAt = int | Callable[[int], int]
-"""The agent's turn at which a group parts, counted from 0; or a function of the group's index that gives it."""
+BranchAt = int | Callable[[int], int] | Literal["every"]
+"""The agent's turn at which a group parts, counted from 0; a function of the group's index that gives it; or every."""
 
 _J = TypeVar("_J")
 
@@ -35,6 +35,7 @@ class SharedPrefix:
         snapshot: The environment's state then, a JSON value.
         error: Why it could not be played, or None.
         messages: What it said then as chat messages, as in `Turn`.
+        tree: Name of the tree, where it is the beginning of an episode that is a member of the group too.
     """
 
     asked: int
@@ -47,6 +48,7 @@ class SharedPrefix:
     snapshot: Any = None
     error: str | None = None
     messages: tuple[Mapping[str, Any], ...] = ()
+    tree: str | None = None
 
     def record(self) -> dict[str, Any]:
         """What members keep of it besides its turns, so that a killed collection goes on from the same state."""
@@ -59,6 +61,7 @@ class SharedPrefix:
             "info": dict(self.info),
             "snapshot": self.snapshot,
             **({"messages": list(self.messages)} if self.messages else {}),
+            **({} if self.tree is None else {"tree": self.tree}),
         }
 
     @classmethod
@@ -76,10 +79,14 @@ def branch_turns(branch_at: BranchAt | None, groups: int) -> list[int | None]:
         ValueError: A turn that is no whole number or negative.
     """
     turns: list[int | None] = []
+    if branch_at == "every":
+        return [None] * groups
     for group in range(groups):
         turn = branch_at(group) if callable(branch_at) else branch_at
         if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int) or turn < 0):
-            raise ValueError(f"collect(branch_at): expected the agent's turn, 0 or more, got {turn!r} (group {group})")
+            raise ValueError(
+                f"collect(branch_at): expected the agent's turn, 0 or more, or 'every', got {turn!r} (group {group})"
+            )
         turns.append(turn)
     return turns
 
@@ -146,8 +153,8 @@ class Todo(Generic[_J]):
                     return None
                 await self._changed.wait()
 
-    async def stands(self, prefix: _J) -> None:
-        """A shared prefix has been played: its members may go on."""
+    async def stands(self, prefix: _J, more: Iterable[_J] = ()) -> None:
+        """A shared prefix has been played: its members may go on, and those that it turned out to have."""
         async with self._changed:
-            self._ready.extend(self._growing.pop(prefix))
+            self._ready.extend([*self._growing.pop(prefix), *more])
             self._changed.notify_all()

@@ -32,6 +32,7 @@ from polyturn.agents.collecting.playing import (
 )
 from polyturn.agents.collecting.resuming import Signed, already_there
 from polyturn.agents.collecting.roles import BothSides
+from polyturn.agents.collecting.trees import branch_jobs, tree_members, trunk_prefix
 from polyturn.agents.loop_thread import LoopInterrupted
 from polyturn.envs.registration import check_options, make
 from polyturn.envs.settings import check_count, check_range
@@ -110,6 +111,10 @@ def collect(
     to the last token and log-probability, and the group says so: `group.branched_at`. A shared prefix whose episode
     ends before it has k turns is left at its last turn, which the members then take anew.
 
+    With `branch_at="every"` a group is a tree: its first member is played through, and at each of its turns the other
+    `group_size - 1` part from it, so an episode of T turns makes 1 + T (group_size - 1) members. `group.parted` says
+    where each parts; `polyturn.envs.AtBranches` compares those that part at the same turn.
+
     Args:
         agent: The agent; or one agent for each member of a group (`group_size` of them), for example 20 of the
             current policy and 10 of the previous one.
@@ -123,7 +128,7 @@ def collect(
             environment picks by its seed.
         env_options: Keyword arguments for the environment.
         branch_at: The agent's turn, counted from 0, at which the members of a group part; or a function of the group's
-            index that gives it, the same at every call. None: they part at the start.
+            index that gives it, the same at every call; or "every". None: they part at the start.
         prefix_agent: The agent of the shared turns; default the first member's agent. A transformer among the members
             needs turns with tokens, so a transformer with the same tokenizer.
         same_noise: Whether members share the environment's noise too.
@@ -211,7 +216,12 @@ def collect(
     recorded = plain_options(options)
 
     # Where groups branch; an environment is tried before episodes are played.
-    parts = branch_turns(branch_at, count)
+    parts, every = branch_turns(branch_at, count), branch_at == "every"
+    if every and (group_size < 2 or prefix_agent is not None):
+        raise ValueError(
+            f"collect(branch_at='every'): expected a group_size of 2 or more and no prefix_agent, as the first member "
+            f"is played through and the others part from it, got {group_size} and {prefix_agent!r:.80}"
+        )
     if prefix_agent is not None and branch_at is None:
         raise ValueError("collect: expected branch_at to go with prefix_agent, got none")
     prefix_agent = members[0] if prefix_agent is None else prefix_agent
@@ -226,20 +236,24 @@ def collect(
     jobs = [
         Job(group, member, derived_seed(seed, group), None if tasks is None else int(tasks[group]), parts[group])
         for group in range(count)
-        for member in range(group_size)
+        for member in range(1 if every else group_size)
     ]
+    jobs = [replace(job, kind="trunk") for job in jobs] if every else jobs
     done: dict[tuple[int, int], Trajectory] = {}
     signed: Signed | None = None
     if store is not None:
         signed = Signed(store, [*members, prefix_agent])
         done = already_there(signed, env_id, recorded, jobs, members, prefix_agent, same_noise)
+        if every:
+            jobs += [each for job in jobs for each in branch_jobs(job, done.get((job.group, 0)), group_size - 1)]
+            done = already_there(signed, env_id, recorded, jobs, members, prefix_agent, same_noise)
     left = [job for job in jobs if (job.group, job.member) not in done]
     # Play them, each appended to the store when it ends.
     keep: Signed | BothSides | None = signed
     if signed is not None and partner_store is not None:
         keep = BothSides(signed, partner_store, done.values())
     player = EpisodePlayer(members, prefix_agent, env_id, recorded, seed, same_noise, timeout)
-    runner = _Runner(player, factory, env_id, keep)
+    runner = _Runner(player, factory, env_id, keep, group_size - 1 if every else 0)
     todo = runner.plan(left, done)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
     speakers = [*members, *([] if branch_at is None else [prefix_agent]), *options.values()]
@@ -249,6 +263,8 @@ def collect(
         done |= block(lambda: runner.run(todo, width, bar))
     # Groups in order.
     runner.check_any(done.values())
+    if every:
+        return [Group(tuple(tree_members(done.items(), group))) for group in range(count)]
     return [_group([done[group, member] for member in range(group_size)]) for group in range(count)]
 
 
@@ -285,10 +301,12 @@ class _Runner:
         factory: Callable[[], TextEnvironment],
         env_id: str,
         store: Signed | BothSides | None,
+        branches: int = 0,
     ) -> None:
+        self._branches = branches
         self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
-        self._prefixes: dict[int, SharedPrefix] = {}
-        self._left: Counter[int] = Counter()  # members still to be played, by group
+        self._prefixes: dict[tuple[int, int | None], SharedPrefix] = {}
+        self._left: Counter[tuple[int, int | None]] = Counter()  # members still to be played, by their prefix
         self._failures_in_a_row = 0
         self._making, self._any_made = asyncio.Lock(), False
 
@@ -297,14 +315,19 @@ class _Runner:
         stands."""
         for (group, _), member in done.items():
             if "shared_prefix" in member.info:
-                self._prefixes.setdefault(group, SharedPrefix.of(member))
-        self._left.update(job.group for job in jobs)
-        after: dict[int, list[Job]] = {}
+                kept = SharedPrefix.of(member)
+                self._prefixes.setdefault((group, kept.asked), kept)
+        self._left.update(job.prefix for job in jobs)
+        after: dict[tuple[int, int | None], list[Job]] = {}
         for job in jobs:
-            if job.branch_at is not None and job.group not in self._prefixes:
-                after.setdefault(job.group, []).append(job)
-        ready = [job for job in jobs if job.group not in after]
-        return Todo(ready, [(replace(jobs[0], kind="shared prefix"), jobs) for jobs in after.values()])
+            if job.tree is not None:
+                self._prefixes.setdefault(job.prefix, trunk_prefix(done[job.group, 0], cast("int", job.branch_at)))
+            elif job.branch_at is not None and job.prefix not in self._prefixes:
+                after.setdefault(job.prefix, []).append(job)
+        trunks = [(job, ()) for job in jobs if job.kind == "trunk"]
+        ready = [job for job in jobs if job.prefix not in after and job.kind != "trunk"]
+        prefixes = [(replace(jobs[0], kind="shared prefix"), jobs) for jobs in after.values()]
+        return Todo(ready, [*trunks, *prefixes])
 
     def check_any(self, trajectories: Iterable[Trajectory]) -> None:
         """Raises CollectError if nothing but failures came back."""
@@ -339,7 +362,7 @@ class _Runner:
             while (job := await todo.next()) is not None:
                 state = await self._tried(held, job)
                 if job.kind == "shared prefix":
-                    self._prefixes[job.group] = self._player.prefix(job, state)
+                    self._prefixes[job.prefix] = self._player.prefix(job, state)
                     await todo.stands(job)
                     continue
                 trajectory = self._player.trajectory(job, state)
@@ -349,6 +372,13 @@ class _Runner:
                 if self._store is not None:
                     self._store.append(trajectory)
                 bar.update()
+                if job.kind == "trunk":
+                    parting = branch_jobs(job, trajectory, self._branches)
+                    for branch in parting:
+                        self._prefixes[branch.prefix] = trunk_prefix(trajectory, cast("int", branch.branch_at))
+                    self._left.update(branch.prefix for branch in parting)
+                    bar.total = (bar.total or 0) + len(parting)
+                    await todo.stands(job, parting)
                 if self._failures_in_a_row >= limit:
                     raise self._all_failed(f"{limit} episodes in a row") from self._player.last_failure
         finally:
@@ -357,15 +387,15 @@ class _Runner:
 
     async def _played(self, job: Job, held: Sequence[tuple[TextEnvironment, Lane]]) -> None:
         """After a group's last member, what the environment keeps of its shared prefix is let go."""
-        self._left[job.group] -= 1
-        prefix = self._prefixes.get(job.group)
-        if self._left[job.group] == 0 and prefix is not None and held:
+        self._left[job.prefix] -= 1
+        prefix = self._prefixes.get(job.prefix)
+        if self._left[job.prefix] == 0 and prefix is not None and held:
             env, lane = held[0]
             await forget(env, prefix.snapshot, lane if may_wait(env.unwrapped) else None)
 
     async def _tried(self, held: list[tuple[TextEnvironment, Lane]], job: Job) -> EpisodeState:
         """Plays a job in the environment that is held, or in a new one; once more if it fails."""
-        prefix = self._prefixes.get(job.group)
+        prefix = self._prefixes.get(job.prefix)
         if prefix is not None and prefix.error is not None:
             return EpisodeState(task_id=prefix.task_id, first=dict(prefix.info), error=prefix.error)
         for _ in range(_RETRIES + 1):

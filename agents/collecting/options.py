@@ -21,7 +21,8 @@ class CollectOptions:
         group_size: Trajectories per start.
         tasks: Task indices to draw from, without repetition until all were used; None: the environment draws.
         env_options: Keyword arguments of the environment.
-        branch_at: The agent's turn at which the members of a group part, as in `collect`; None: at the start.
+        branch_at: The agent's turn at which the members of a group part, or "every", as in `collect`; None: at the
+            start.
         sampling: How a policy's tokens are drawn.
         max_tokens: Tokens of an episode.
         slots: Episodes sampled at once.

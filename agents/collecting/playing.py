@@ -25,12 +25,12 @@ from polyturn.envs.outcomes import SUCCESS_KEYS
 from polyturn.envs.plain import plain
 from polyturn.envs.returns import at_least, total
 from polyturn.envs.tools.calls import MESSAGES, spelled
-from polyturn.envs.trajectory import Trajectory, Turn
+from polyturn.envs.trajectory import TREE, Trajectory, Turn, tree_name
 from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
 
 TextEnvironment = gymnasium.Env[str, str]
-JobKind = Literal["episode", "shared prefix"]
-"""What a job plays: a member's episode, or the turns that a group shares."""
+JobKind = Literal["episode", "shared prefix", "trunk"]
+"""What a job plays: a member's episode, the turns that a group shares, or an episode from which others part."""
 
 
 class RewardBoundsWarning(RuntimeWarning):
@@ -48,6 +48,8 @@ class Job:
         task: The start's task index, or None.
         branch_at: The turn at which the group is to part; None: at the start.
         kind: What is played.
+        slot: Which of the collection's agents plays it; None: the member's.
+        tree: Name of the tree whose trunk it parts from, or None.
     """
 
     group: int
@@ -56,11 +58,26 @@ class Job:
     task: int | None
     branch_at: int | None = None
     kind: JobKind = "episode"
+    slot: int | None = None
+    tree: str | None = None
+
+    @property
+    def agent(self) -> int:
+        """Position of its agent among the collection's."""
+        return self.member if self.slot is None else self.slot
+
+    @property
+    def prefix(self) -> tuple[int, int | None]:
+        """What names its shared prefix: the group and the turn at which it parts."""
+        return self.group, self.branch_at
 
 
 @dataclass
 class EpisodeState:
-    """An episode in the making; `before` is the environment's state before the last turn, where that is kept."""
+    """An episode in the making.
+
+    `before` is the environment's state before the last turn, where that is kept; `snapshots` those before every turn.
+    """
 
     observation: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -68,6 +85,7 @@ class EpisodeState:
     first: dict[str, Any] = field(default_factory=dict)
     turns: list[Turn] = field(default_factory=list)
     before: Any = None
+    snapshots: list[Any] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     terminated: bool = False
     truncated: bool = False
@@ -132,7 +150,7 @@ class EpisodePlayer:
         self._out_of_bounds = False
 
     def _agent(self, job: Job) -> Agent:
-        return self._prefix_agent if job.kind == "shared prefix" else self._members[job.member]
+        return self._prefix_agent if job.kind == "shared prefix" else self._members[job.agent]
 
     def failed(self, failure: Exception, prefix: SharedPrefix | None = None) -> EpisodeState:
         """An episode that failed before it began."""
@@ -163,6 +181,8 @@ class EpisodePlayer:
             while not state.over and not (shared and len(state.turns) == job.branch_at):
                 action = await self._ask(agent, episode, state, lane)
                 if action is not None:
+                    if job.kind == "trunk":
+                        state.snapshots.append(await call(env.get_wrapper_attr("snapshot"), pool))
                     await self._turn(env, episode, action, state, pool, keep=shared)
             if shared:
                 await self._leave(env, state, pool)
@@ -188,7 +208,7 @@ class EpisodePlayer:
         self, env: TextEnvironment, job: Job, prefix: SharedPrefix | None, state: EpisodeState, pool: Lane | None
     ) -> None:
         """Brings the environment to the start, or to where the group's shared prefix was left."""
-        noisy = bool(getattr(env.unwrapped, "takes_noise", False)) and job.kind == "episode"
+        noisy = bool(getattr(env.unwrapped, "takes_noise", False)) and job.kind != "shared prefix"
         noise = noise_of(job, self._same_noise)
         if noisy:
             state.extra["noise"] = noise
@@ -297,6 +317,9 @@ class EpisodePlayer:
         info: dict[str, Any] = {"group": job.group} | ({} if job.task is None else {"task_index": job.task})
         last = {key: value for key, value in state.turns[-1].info.items() if key != "agent"} if state.turns else {}
         info |= {**state.first, **last, **state.extra}
+        if job.kind == "trunk":
+            # What parts from it begins with these; a snapshot stands for each turn.
+            info[TREE] = {"name": tree_name(state.turns), "info": state.first, "snapshots": state.snapshots}
         return Trajectory(
             env_id=self._env_id,
             seed=job.seed,

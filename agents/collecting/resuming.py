@@ -11,7 +11,7 @@ from typing import Any
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.playing import Job, agent_id, noise_of
 from polyturn.envs.store import Store, read
-from polyturn.envs.trajectory import Trajectory
+from polyturn.envs.trajectory import TREE, Trajectory, tree_of
 
 _WEIGHTS = "weights"
 
@@ -73,12 +73,14 @@ def already_there(
             and trajectory.error is None
             and json.dumps(dict(trajectory.env_options), sort_keys=True) == plain
             and trajectory.info.get("task_index") == job.task
-            and (trajectory.agent, trajectory.policy_version) == agent_id(members[job.member])
+            and (TREE in trajectory.info) == (job.kind == "trunk")
+            and (None if job.kind == "trunk" else tree_of(trajectory)) == job.tree
+            and (trajectory.agent, trajectory.policy_version) == agent_id(members[job.agent])
             and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *agent_id(prefix_agent)))
             and trajectory.info.get("noise", noise_of(job, same_noise)) == noise_of(job, same_noise)
         ):
             info = dict(trajectory.info)
-            weights = signed.weights(agent_id(members[job.member]))
+            weights = signed.weights(agent_id(members[job.agent]))
             # Stores of earlier versions say nothing of weights.
             if info.pop(_WEIGHTS, weights) != weights:
                 others += 1

@@ -14,8 +14,10 @@ from polyturn.agents.cli import (
     env_options,
     no_loading_bars,
     sampling,
+    turn_or_every,
 )
 from polyturn.algorithms.commands.shared import add_preference_arguments
+from polyturn.envs.preference import AtBranches
 from polyturn.envs.settings import add_arguments, from_arguments
 
 EXAMPLES = """\
@@ -69,11 +71,20 @@ _OFFLINE = _Way(
 _PROTOCOL = _Way(
     "which collects and trains in iterations, unless --online STEPS is given",
     {"epochs": 1.0, "batch_size": 32, "iterations": 3, "from_previous": 0, "reference": "previous", "groups": 64,
-     "group_size": 8},
+     "group_size": 8, "branch_at": None},
 )  # fmt: skip
 _ONLINE = _Way(
     "which with --online has fresh groups at every update and keeps the starting policy as reference",
-    {"online": None, "reuse": 1, "groups": 64, "group_size": 8, "opponent": None, "actor": None, "turn_reward": None},
+    {
+        "online": None,
+        "reuse": 1,
+        "groups": 64,
+        "group_size": 8,
+        "branch_at": None,
+        "opponent": None,
+        "actor": None,
+        "turn_reward": None,
+    },
 )
 _WAYS = (_STORED, _OFFLINE, _PROTOCOL, _ONLINE)
 
@@ -133,6 +144,13 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument("--iterations", type=int, help="of the protocol (default 3)")
     parser.add_argument("--groups", type=int, help="starts per iteration or draw (default 64)")
     parser.add_argument("--group-size", type=int, help="episodes per start (default 8)")
+    parser.add_argument(
+        "--branch-at",
+        type=turn_or_every,
+        metavar="K",
+        help="a group's episodes share the agent's first K turns; every: a tree that parts at each turn, in which "
+        "those that part at the same one are compared",
+    )
     parser.add_argument("--from-previous", type=int, help="of these, by the previous policy (default 0)")
     parser.add_argument("--reference", choices=["previous", "first"], help="default previous")
     parser.add_argument("--online", type=int, metavar="STEPS", help="fresh groups for each of STEPS updates")
@@ -176,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
     environment = None if recorded else {} if args.program is not None else env_options(args)
     source = _source(args)
     annotate = None if way is _STORED else annotator(args.preference, question=args.question)
+    annotate = AtBranches(annotate) if args.branch_at == "every" and annotate is not None else annotate
     args.out.mkdir(parents=True, exist_ok=True)
     no_loading_bars()
     # Weights saved in half precision lose updates of these sizes; under adapters they stay as they are.
@@ -343,6 +362,7 @@ def _collecting(args: argparse.Namespace, source: Any, environment: dict[str, An
         group_size=args.group_size,
         tasks=range(len(environment["problems"])) if "problems" in environment else tasks,
         env_options=environment,
+        branch_at=args.branch_at,
         sampling=sampling(args),
         max_tokens=args.max_tokens,
         slots=args.slots,

@@ -7,6 +7,7 @@ that score turn by turn (`PPO(over="turn", reward="turns", discount=0.0)` with `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -44,7 +45,7 @@ def turn_feedback(groups: Sequence[Group], judge: Annotator, *, look: Look) -> l
     """Which answer at the branching point was better: as `fit` takes it for a reward model of single turns.
 
     Args:
-        groups: Branched: all members of one share everything before turn `branched_at`.
+        groups: Branched: all members of one share everything before turn `branched_at`; of a tree, each turn is one.
         judge: Compares conversations.
         look: "now": the judge sees the conversations up to the answer and its immediate effect, single-turn RLHF on
             rewards (arXiv 2405.14655, section 6); "end": it sees how they went on to the end, played by the agent
@@ -58,7 +59,7 @@ def turn_feedback(groups: Sequence[Group], judge: Annotator, *, look: Look) -> l
         ValueError: A group that was not branched.
     """
     found = []
-    for group in groups:
+    for group in itertools.chain.from_iterable(each.branches() if each.parted else [each] for each in groups):
         if group.branched_at is None:
             raise ValueError("turn_feedback: expected branched groups, got one from a start; collect(branch_at=...)")
         after = group.branched_at + 1

@@ -209,8 +209,8 @@ def iterate(
             return Iteration(
                 number,
                 f"iteration-{number}/policy",
-                episodes=collect.groups * collect.group_size,
-                invalid=collect.groups * collect.group_size - len(valid),
+                episodes=sum(map(len, collected)),
+                invalid=sum(map(len, collected)) - len(valid),
                 mean_return=float(np.mean([m.total_reward for m in valid])),
                 examples=len(examples),
                 evaluation=dict(evaluate(policy)) if evaluate else {},
