@@ -85,7 +85,7 @@ def branch_turns(branch_at: BranchAt | None, groups: int) -> list[int | None]:
         turn = branch_at(group) if callable(branch_at) else branch_at
         if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int) or turn < 0):
             raise ValueError(
-                f"collect(branch_at): expected the agent's turn, 0 or more, or 'every', got {turn!r} (group {group})"
+                f"collect(branch_at): expected 'every' or the agent's turn, 0 or more, got {turn!r} (group {group})"
             )
         turns.append(turn)
     return turns

@@ -125,5 +125,5 @@ def test_what_makes_no_tree_is_refused() -> None:
         trees(group_size=1)
     with pytest.raises(ValueError, match="no prefix_agent"):
         trees(prefix_agent=ScriptedAgent(act))
-    with pytest.raises(ValueError, match="or 'every', got 'all'"):
+    with pytest.raises(ValueError, match="expected 'every' or"):
         collect(ScriptedAgent(act), env, branch_at="all", progress=False)  # type: ignore[arg-type]
