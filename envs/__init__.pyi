@@ -79,7 +79,7 @@ from .tool_math.problem_set import Problem as Problem, ProblemFileError as Probl
 from .tool_math.problems import load_problems as load_problems
 from .tools.calls import Call as Call, CallFormat as CallFormat
 from .tools.env import NotRepeatable as NotRepeatable, ToolEnv as ToolEnv
-from .tools.kits import Opened as Opened, PerEpisode as PerEpisode, Toolkit as Toolkit
+from .tools.kits import Kept as Kept, Opened as Opened, PerEpisode as PerEpisode, Toolkit as Toolkit
 from .tools.mcp_server import McpServer as McpServer
 from .tools.scoring import Outcome as Outcome
 from .tools.search import search_tool as search_tool
