@@ -11,7 +11,7 @@ export VENV
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox quickstart test gpu adapters browser docs docs-serve lint types format mutate dist clean
+.PHONY: help setup sandbox quickstart test gpu vllm adapters browser docs docs-serve lint types format mutate dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,10 @@ docs: setup ## build the documentation's site, strictly
 docs-serve: setup ## the same, served to this machine
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python scripts/docs.py serve
+
+vllm: ## test the engine of servers against a real vLLM on this CPU, installed into .venv-vllm for it
+	@sh scripts/vllm.sh
+	$(TEST_ENV) $(or $(VLLM_VENV),.venv-vllm)/bin/python -m pytest -m vllm tests/agents/test_vllm.py $(ARGS)
 
 adapters: setup ## test the adapters of other packages' environments, installed here for it
 	@$(BIN)/python -c 'import pettingzoo, pygame, reasoning_gym, textarena' 2>/dev/null \

@@ -110,7 +110,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         metavar="ENGINE",
-        help="what samples: exact (default), or addresses of vLLM servers, http://host:port/v1, with commas between",
+        help="what samples: exact (default), transformers, or addresses of vLLM servers (http://host:port/v1,http://...)",
     )
     parser.add_argument(
         "--engine-weights",

@@ -27,4 +27,8 @@ def open_engine(choice: EngineChoice, policy: Policy, sampling: Sampling, *, slo
         from polyturn.agents.transformer.engines.served import ServedEngine
 
         return ServedEngine(policy, sampling, chosen, slots=slots, capacity=capacity)
+    if chosen == "transformers":
+        from polyturn.agents.transformer.engines.continuous import ContinuousEngine
+
+        return ContinuousEngine(policy, sampling, slots=slots, capacity=capacity)
     return ExactEngine(policy.model, policy.chat.stop_ids, sampling, slots=slots, capacity=capacity)

@@ -12,7 +12,7 @@ from polyturn.agents.transformer.generation import Sampling
 from polyturn.envs.settings import check_choice, check_count, check_range
 
 Weights = Literal["served", "handed"]
-LOCAL = ("exact",)
+LOCAL = ("exact", "transformers")
 """Engines in this process, by name."""
 
 
