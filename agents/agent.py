@@ -30,7 +30,8 @@ class Action:
 
     `info` (JSON values) is what the agent reports of itself; the turn's info holds it as "agent". `reply` is the action
     as a chat message, for an agent that takes its calls of tools apart itself; the environment is then told the message
-    (`polyturn.envs.tools.calls.spelled`), which only one that offers tools understands.
+    (`polyturn.envs.tools.calls.spelled`), which only one that offers tools understands. `forced` are places of tokens
+    that were put there instead of sampled.
     """
 
     text: str
@@ -39,6 +40,7 @@ class Action:
     logps: Logps = field(default_factory=lambda: np.zeros(0, np.float32))
     info: Mapping[str, Any] = field(default_factory=dict)
     reply: Mapping[str, Any] | None = None
+    forced: tuple[int, ...] = ()
 
 
 @dataclass

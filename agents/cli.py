@@ -104,6 +104,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-p", type=float, default=0.0, help="drop tokens below this share of the likeliest's")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a turn (may be repeated)")
     parser.add_argument("--max-episode-tokens", type=int, help="tokens of all turns of an episode (default: no limit)")
+    parser.add_argument("--max-thinking-tokens", type=int, help="tokens of a turn inside <think> (default: no limit)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens of a turn (default 512)")
     parser.add_argument("--max-tokens", type=int, default=2048, help="tokens of an episode (default 2048)")
     parser.add_argument("--slots", type=int, default=64, help="episodes the model holds at once (default 64)")
@@ -152,6 +153,7 @@ def sampling(args: argparse.Namespace) -> Any:
         min_p=args.min_p,
         stop=tuple(args.stop),
         max_episode_tokens=args.max_episode_tokens,
+        max_thinking_tokens=args.max_thinking_tokens,
     )
 
 
@@ -195,8 +197,9 @@ def _without(args: argparse.Namespace, what: str) -> None:
     Raises:
         ValueError: One is given.
     """
-    for name in ("top_k", "min_p", "stop", "max_episode_tokens", "engine"):
-        if getattr(args, name):
+    for name in ("top_k", "min_p", "stop", "max_episode_tokens", "max_thinking_tokens", "engine"):
+        value = getattr(args, name)
+        if value is not None if name.startswith("max_") else value:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option}: expected a local model to go with it, got {what}; leave it out")
 
@@ -446,10 +449,10 @@ def _serve(args: argparse.Namespace) -> int:
     from polyturn.agents.transformer.agent import TransformerAgent
     from polyturn.envs.store import Store
 
-    if args.stop or args.max_episode_tokens:
+    if args.stop or args.max_episode_tokens or args.max_thinking_tokens is not None:
         raise ValueError(
-            "serve: expected callers to say where an answer ends (stop, max_tokens), got --stop or "
-            "--max-episode-tokens; leave them out"
+            "serve: expected callers to say where an answer ends (stop, max_tokens), got --stop, "
+            "--max-episode-tokens or --max-thinking-tokens; leave them out"
         )
     no_loading_bars()
     agent = TransformerAgent.from_pretrained(args.model, **model_options(args))

@@ -108,6 +108,8 @@ class Turn:
             example, each with the role "tool". JSON values only.
         reply: The action as one message, where the agent's chat template takes it apart: `content`, perhaps
             `reasoning_content` and `tool_calls`. None: the action is text. JSON values only.
+        forced: Which of the action's tokens were put there instead of sampled, such as the closing mark of a thought
+            that reached its budget: their places, rising. They are nobody's, and their log-probabilities are 0.
 
     Raises:
         ValueError: Text that is no `str`, tokens that are not whole numbers within int32, an array of another shape,
@@ -123,6 +125,7 @@ class Turn:
     info: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Mapping[str, Any], ...] = ()
     reply: Mapping[str, Any] | None = None
+    forced: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "messages", tuple(self.messages))
@@ -136,6 +139,12 @@ class Turn:
         if len(self.logps) not in (0, len(self.action_ids)):
             raise ValueError(
                 f"Turn.logps: expected one per action token ({len(self.action_ids)}) or none, got {len(self.logps)}"
+            )
+        object.__setattr__(self, "forced", tuple(operator.index(place) for place in self.forced))
+        bounds = (-1, *self.forced, len(self.action_ids))
+        if any(after <= before for before, after in itertools.pairwise(bounds)):
+            raise ValueError(
+                f"Turn.forced: expected rising places from 0 to {len(self.action_ids) - 1}, got {list(self.forced)}"
             )
 
     def __eq__(self, other: object) -> bool:
@@ -162,8 +171,9 @@ class Turn:
 
     @property
     def structure(self) -> dict[str, Any]:
-        """`messages` and `reply` as JSON values, those that there are: turns of text have none."""
+        """`messages`, `reply` and `forced` as JSON values, those that there are: turns of text have none."""
         found: dict[str, Any] = {"messages": [dict(message) for message in self.messages]} if self.messages else {}
+        found |= {"forced": list(self.forced)} if self.forced else {}
         return found if self.reply is None else found | {"reply": dict(self.reply)}
 
     def to_json(self) -> dict[str, Any]:
@@ -301,13 +311,15 @@ class Trajectory:
 
         Returns:
             `ids [T]` int32, and `turn [T]` int16 (so at most 32,767 turns): the index of the turn whose action wrote
-            the token, -1 where the agent did not write it (observations, template headers).
+            the token, -1 where the agent did not write it (observations, template headers, `Turn.forced`).
         """
         ids: list[TokenIds] = []
         owner: list[NDArray[np.int16]] = []
         for index, turn in enumerate(self.turns):
             ids += [turn.context_ids, turn.action_ids]
-            owner += [np.full(len(turn.context_ids), -1, np.int16), np.full(len(turn.action_ids), index, np.int16)]
+            wrote = np.full(len(turn.action_ids), index, np.int16)
+            wrote[list(turn.forced)] = -1
+            owner += [np.full(len(turn.context_ids), -1, np.int16), wrote]
         if not ids:
             return np.zeros(0, np.int32), np.zeros(0, np.int16)
         return np.concatenate(ids), np.concatenate(owner)

@@ -260,8 +260,9 @@ class EpisodePlayer:
             info["agent"] = plain(action.info, "info of the action")
         state.messages = tuple(info.pop(MESSAGES, ()))
         turn = Turn(
-            said, action.text, reward, action.context_ids, action.action_ids, action.logps, info, heard, action.reply
-        )
+            said, action.text, reward, action.context_ids, action.action_ids, action.logps, info, heard, action.reply,
+            action.forced,
+        )  # fmt: skip
         state.observation, state.terminated, state.truncated = observation, terminated, truncated
         state.turns.append(turn)
         episode.observation, episode.messages = state.observation, state.messages

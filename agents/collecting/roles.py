@@ -225,7 +225,9 @@ def _observation(scene: Scene, index: int, heard: str) -> str:
 
 
 def _turn(observation: str, action: Action) -> Turn:
-    return Turn(observation, action.text, 0.0, action.context_ids, action.action_ids, action.logps)
+    return Turn(
+        observation, action.text, 0.0, action.context_ids, action.action_ids, action.logps, forced=action.forced
+    )
 
 
 def _recorded(observation: str, action: Action, agent: Agent) -> dict[str, Any]:
@@ -239,6 +241,7 @@ def _recorded(observation: str, action: Action, agent: Agent) -> dict[str, Any]:
         "context_ids": action.context_ids.tolist(),
         "action_ids": action.action_ids.tolist(),
         "logps": action.logps.tolist(),
+        **({"forced": list(action.forced)} if action.forced else {}),
     }
 
 
@@ -248,4 +251,5 @@ def _action(record: dict[str, Any]) -> Action:
         np.asarray(record["context_ids"], np.int32),
         np.asarray(record["action_ids"], np.int32),
         np.asarray(record["logps"], np.float32),
+        forced=tuple(record.get("forced", ())),
     )

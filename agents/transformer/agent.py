@@ -15,12 +15,13 @@ from polyturn.agents.agent import Action, ContextFull, Episode
 from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.agents.transformer.engines.opening import open_engine
 from polyturn.agents.transformer.engines.settings import EngineChoice
+from polyturn.agents.transformer.engines.thinking import Thinking
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.positions import length_limit
 from polyturn.envs.settings import check_count
 from polyturn.envs.tools.calls import TOOLS
-from polyturn.envs.trajectory import TokenIds
+from polyturn.envs.trajectory import Logps, TokenIds
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class TransformerAgent:
         # Texts may hold brackets, which a name is read by.
         ends = f", stop={sha256(repr(how.stop).encode()).hexdigest()[:8]}" if how.stop else ""
         budget = "" if how.max_episode_tokens is None else f", max_episode_tokens={how.max_episode_tokens}"
+        budget += "" if how.max_thinking_tokens is None else f", max_thinking_tokens={how.max_thinking_tokens}"
         engine = "" if self._engine.name == "exact" else f", engine={self._engine.name}"
         return (
             f"{type(model).__name__}(temperature={_number(how.temperature)}, top_p={_number(how.top_p)}{cuts}, "
@@ -165,12 +167,48 @@ class TransformerAgent:
                 f"the episode has {self._engine.length(slot)} tokens and its next observation {len(context)}; "
                 f"the limit is {self._engine.capacity}"
             )
-        ids, logps = await self._engine.generate(
-            slot, unread, episode.rng, limit=limit, finished=self._ended if self.sampling.stop else None
-        )
+        ids, logps, forced = await self._sampled(slot, unread, context, episode.rng, limit)
         text = chat.text(ids)
         reply = chat.calls.reply(text, tools, sum(len(turn.calls) for turn in episode.turns)) if tools else None
-        return Action(text, context, ids, logps, self._engine.noted(slot), reply=reply)
+        return Action(text, context, ids, logps, self._engine.noted(slot), reply, forced)
+
+    async def _sampled(
+        self, slot: int, unread: TokenIds, context: TokenIds, rng: np.random.Generator, limit: int | None
+    ) -> tuple[TokenIds, Logps, tuple[int, ...]]:
+        """An action: its tokens, their log-probabilities, and the places of those that were put there."""
+        how = self.sampling
+        if how.max_thinking_tokens is None:
+            ended = self._ended if how.stop else None
+            return *(await self._engine.generate(slot, unread, rng, limit=limit, finished=ended)), ()
+        most = how.max_new_tokens if limit is None else min(limit, how.max_new_tokens)
+        thinking = Thinking(self.policy.tokenizer, how.max_thinking_tokens, context.tolist())
+        ids: list[int] = []
+        logps: list[float] = []
+        forced: list[int] = []
+
+        def finished(new: list[int]) -> bool:
+            thinking.heard(ids + new)
+            return thinking.exhausted or (bool(how.stop) and self._ended(ids + new))
+
+        while True:
+            if thinking.exhausted:
+                # Something must fit after the mark; else the limit has cut the action off, as it may anywhere.
+                mark = thinking.closing
+                room = self._engine.capacity - self._engine.length(slot) - len(unread)
+                if min(most - len(ids), room) <= len(mark):
+                    break
+                forced += range(len(ids), len(ids) + len(mark))
+                ids, logps = ids + mark, logps + [0.0] * len(mark)
+                unread = np.concatenate([unread, np.asarray(mark, np.int32)])
+                thinking.close()
+            new, said = await self._engine.generate(slot, unread, rng, limit=most - len(ids), finished=finished)
+            ids, logps = ids + new.tolist(), logps + said.tolist()
+            if not thinking.exhausted or ids[-1] in self.policy.chat.stop_ids:
+                break
+            unread = new[-1:]
+        if not ids:
+            raise ContextFull(f"the limits leave no room for a thought's closing mark ({len(thinking.closing)} tokens)")
+        return np.asarray(ids, np.int32), np.asarray(logps, np.float32), tuple(forced)
 
     def _heard(self, episode: Episode, tools: Sequence[Mapping[str, Any]], previous: TokenIds | None) -> TokenIds:
         """`[C]` tokens of what the environment said: as text, or as the messages that it gave for chat templates."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polyturn.envs.settings import check_count
+
 # Tokens of a block: masses are summed over blocks first, and token by token only within the one that is drawn.
 _BLOCK = 128
 
@@ -30,6 +32,8 @@ class Sampling:
         min_p: Keeps tokens at least this share as likely as the most likely one (arXiv 2407.01082).
         stop: Texts that end an action where it contains one of them; the token that completes it is kept.
         max_episode_tokens: Tokens of all actions of an episode together; None for no such limit.
+        max_thinking_tokens: Tokens of an action between `<think>` and `</think>`; then the closing mark is put there,
+            which counts as written by nobody (`Turn.forced`). None for no such limit.
     """
 
     temperature: float = 1.0
@@ -39,6 +43,7 @@ class Sampling:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     max_episode_tokens: int | None = None
+    max_thinking_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -55,6 +60,7 @@ class Sampling:
             raise ValueError(f"Sampling.stop: expected a tuple of texts that are not empty, got {self.stop!r}")
         if self.max_episode_tokens is not None and self.max_episode_tokens < 1:
             raise ValueError(f"Sampling.max_episode_tokens: expected 1 or more, or None, got {self.max_episode_tokens}")
+        check_count("Sampling.max_thinking_tokens", self.max_thinking_tokens, 0, optional=True)
 
     def kept(self, logits: Tensor) -> Tensor:
         """`[S, V]` logits to those that are sampled from, float32, unnormalised; -inf for what is never drawn."""

@@ -180,7 +180,10 @@ class PPO:
 
     def _paid(self, batch: Batch, mask: Tensor) -> Tensor:
         """`[N, T]` what is paid, at the last token of the row or of each turn."""
-        following = torch.cat([batch.turn_ids[:, 1:], torch.full_like(batch.turn_ids[:, :1], -1)], 1)
+        # Tokens that the agent did not write may stand inside a turn too: the last of its own closes it.
+        last_turn = batch.rewards.shape[1]
+        later = torch.where(mask, batch.turn_ids, torch.full_like(batch.turn_ids, last_turn)).flip(1).cummin(1).values
+        following = torch.cat([later.flip(1)[:, 1:], torch.full_like(batch.turn_ids[:, :1], last_turn)], 1)
         closes = mask & (batch.turn_ids != following)
         if self.reward == "turns":
             due = batch.rewards.gather(1, batch.turn_ids.long().clamp(min=0))

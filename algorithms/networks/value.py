@@ -175,8 +175,7 @@ def turn_slots(turn_ids: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `column [N, H]` of a turn's first token; `mask [N, H]`.
     """
-    before = torch.cat([torch.full_like(turn_ids[:, :1], -1), turn_ids[:, :-1]], 1)
-    opens = torch.where(
-        (turn_ids >= 0) & (turn_ids != before), torch.zeros_like(turn_ids), torch.full_like(turn_ids, -1)
-    )
+    # Tokens that the agent did not write may stand inside a turn too; turns only rise.
+    before = torch.cat([torch.full_like(turn_ids[:, :1], -1), turn_ids[:, :-1].cummax(1).values], 1)
+    opens = torch.where(turn_ids > before, torch.zeros_like(turn_ids), torch.full_like(turn_ids, -1))
     return token_slots(opens)

@@ -135,6 +135,7 @@ def test_trajectories_are_as_from_the_exact_engine(serve: Callable[..., FakeVllm
         {"top_p": 0.8},
         {"min_p": 0.1},
         {"stop": ("1", "t")},
+        {"stop": tuple("1234567890t")},
         {"max_episode_tokens": 8},
     ],
 )

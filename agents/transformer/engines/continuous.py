@@ -144,8 +144,15 @@ class ContinuousEngine:
         name, self._requests = f"polyturn-{self._requests}", self._requests + 1
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
+        cut = 0  # tokens looked at, each once and in order; the last of them is the action's last if it is enough
+        enough = False
+
         def told(output: Any) -> None:
-            enough = finished is not None and any(map(finished, _prefixes(output.generated_tokens)))
+            nonlocal cut, enough
+            tokens = output.generated_tokens
+            while finished is not None and not enough and cut < len(tokens):
+                cut += 1
+                enough = finished(tokens[:cut])
             if not future.done() and (enough or output.is_finished()):
                 future.set_result(output)
 
@@ -167,8 +174,7 @@ class ContinuousEngine:
         if output.error is not None:
             raise GenerationError(f"transformers' continuous batching failed: {output.error}")
         ids, logps = list(output.generated_tokens), list(output.logprobs)
-        if finished is not None:
-            cut = next((len(part) for part in _prefixes(ids) if finished(part)), len(ids))
+        if enough:
             ids, logps = ids[:cut], logps[:cut]
         if not ids or len(logps) != len(ids) or not all(map(math.isfinite, logps)):
             raise GenerationError(
@@ -236,7 +242,3 @@ class ContinuousEngine:
         torch.set_rng_state(self._random[0])
         for device, state in enumerate(self._random[1]):
             torch.cuda.set_rng_state(state, device)
-
-
-def _prefixes(ids: list[int]) -> list[list[int]]:
-    return [ids[:count] for count in range(1, len(ids) + 1)]

@@ -79,7 +79,8 @@ class Engine(Protocol):
             context: `[C]` tokens that it has grown by since its last sampled token but one.
             rng: The conversation's generator.
             limit: Tokens to sample at most, where that is less than `sampling.max_new_tokens`.
-            finished: From the tokens sampled so far to whether they are enough, such as at a stop text.
+            finished: From the tokens sampled so far to whether they are enough, such as at a stop text; called after
+                every token, once and in order.
 
         Returns:
             Sampled ids `[A]` int32, and `[A]` float32 log-probabilities in nats of the distribution they were drawn

@@ -67,6 +67,11 @@ class ServedEngine:
 
     def __init__(self, policy: Policy, sampling: Sampling, servers: TokenServers, *, slots: int, capacity: int) -> None:
         check_common_sampling("of servers", sampling)
+        if sampling.max_thinking_tokens is not None:
+            raise ValueError(
+                "engine of servers: expected no max_thinking_tokens, which needs a stop after a number of tokens in a "
+                f"thought, got {sampling.max_thinking_tokens}; leave it out, or use engine='exact' or 'transformers'"
+            )
         adapter = servers.weights == "handed" and adapter_of(policy) is not None
         self._wanted = Wanted(adapter=adapter)
         self.name = "servers"
@@ -206,7 +211,9 @@ class ServedEngine:
         _move(state, order[0])  # before it answers, so that those who come next see it
         stops = sorted(self._policy.chat.stop_ids)
         content = {**how(self.sampling), "prompt": prompt, "max_tokens": most, "seed": seed}
-        content |= {"stop_token_ids": stops, "stop": list(self.sampling.stop), "include_stop_str_in_output": True}
+        # Servers take four texts; what a reply has after any other is cut off here.
+        texts = list(self.sampling.stop[:4])
+        content |= {"stop_token_ids": stops, "stop": texts, "include_stop_str_in_output": True}
         tries: list[Callable[[], Awaitable[Reply]]] = [partial(self._of, server, state, content) for server in order]
         return await self._http.patiently(tries)
 
