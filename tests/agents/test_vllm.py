@@ -1,6 +1,7 @@
 """A real vLLM on this machine's CPU as an engine: our scorer's numbers, weights changed under it, a kill in the middle.
 
-Run by `make vllm`, in an environment of its own (scripts/vllm.sh). Two servers are started once, which takes minutes.
+Run by `make vllm`, in an environment of its own (scripts/vllm.sh). Three servers are started once, which takes minutes:
+two whose weights are replaced, and one for adapters, which in vLLM 0.32 keeps its own weights when told to reload.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.collect import CollectError, collect
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.engines.settings import EngineChoice, TokenServers
@@ -85,14 +86,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     started: list[Server] = []
-    for number in range(2):
+    for number in range(3):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "policy"),
             "--served-model-name", "policy", "--dtype", "float32", "--max-model-len", "400", "--enforce-eager",
-            "--logprobs-mode", "processed_logprobs", "--enable-lora", "--max-lora-rank", "8",
+            "--logprobs-mode", "processed_logprobs", *(["--enable-lora"] if number == 2 else []),
             "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         with open(folder / f"server-{number}.log", "wb") as log:
@@ -179,7 +180,7 @@ def test_greedy_tokens_are_the_exact_engines(servers: list[Server]) -> None:
 
 def test_weights_are_changed_under_it(servers: list[Server]) -> None:
     mine = policy(1)
-    handed = TokenServers(urls=tuple(server.url for server in servers), weights="handed")
+    handed = TokenServers(urls=tuple(server.url for server in servers[:2]), weights="handed")
     acting = agent(handed, mine, temperature=0.0)
     for _ in range(3):
         assert said(played(acting)) == said(played(agent("exact", mine, temperature=0.0)))
@@ -189,9 +190,7 @@ def test_weights_are_changed_under_it(servers: list[Server]) -> None:
 
 
 def test_an_adapter_is_loaded_for_every_change(servers: list[Server]) -> None:
-    # Other tests hand other base weights over, so these are handed over first.
-    handed = TokenServers(urls=(servers[0].url,), weights="handed")
-    played(agent(handed, policy()), groups=1)
+    handed = TokenServers(urls=(servers[2].url,), weights="handed")
     mine = policy().with_adapters(4)
     acting = agent(handed, mine, temperature=0.0)
     for _ in range(3):
@@ -200,6 +199,13 @@ def test_an_adapter_is_loaded_for_every_change(servers: list[Server]) -> None:
                 if parameter.requires_grad:
                     parameter += 0.05
         assert said(played(acting)) == said(played(agent("exact", mine, temperature=0.0)))
+
+
+def test_weights_that_it_did_not_take_are_found_out(servers: list[Server]) -> None:
+    """Started for adapters, it says that it has reloaded, and samples from the weights that it had."""
+    handed = TokenServers(urls=(servers[2].url,), weights="handed")
+    with pytest.raises(CollectError, match="--enable-lora"):
+        played(agent(handed, policy(1)), groups=1)
 
 
 def test_training_reaches_what_the_exact_engine_reaches(servers: list[Server], tmp_path: Path) -> None:
@@ -243,7 +249,7 @@ def test_it_is_killed_in_the_middle(servers: list[Server], monkeypatch: pytest.M
             servers[0].kill()
 
     monkeypatch.setattr(Chat, "on_step", staticmethod(count))
-    handed = TokenServers(urls=tuple(server.url for server in servers), weights="handed", backoff=0.1)
+    handed = TokenServers(urls=tuple(server.url for server in servers[:2]), weights="handed", backoff=0.1)
     acting = agent(handed, mine)
     members = played(acting, groups=8)
     assert all(member.valid and len(member.turns) == 3 for member in members)

@@ -231,10 +231,15 @@ class Remote:
                 "or sample with temperature=1, top_p=1, top_k=0, min_p=0"
             )
         else:
+            remedy = "hand the weights over (TokenServers(weights='handed'))"
+            if self._settings.weights == "handed" and not self._weights.adapter:
+                remedy = "start it without --enable-lora, with which vLLM 0.32 keeps its weights when told to reload"
+            elif self._weights.adapter:
+                remedy = "start it with the policy's base"
             what = (
                 f"expected the policy's weights, got log-probabilities that differ by {own:.3g} nats from its own "
-                f"(tolerance {self._settings.tolerance:g}); serve this policy in its precision, hand the weights over "
-                "(TokenServers(weights='handed')), or allow for rounding (tolerance=...)"
+                f"(tolerance {self._settings.tolerance:g}); serve this policy in its precision, {remedy}, or allow for "
+                "rounding (tolerance=...)"
             )
         raise self._error(ServerRefused, what)
 
