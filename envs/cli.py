@@ -161,7 +161,14 @@ def _check_env(args: argparse.Namespace) -> int:
     try:
         report = check_text_env(args.env_id, actions=actions, max_turns=args.max_turns, **options)
     except ContractViolation as violation:
-        _print(f"{args.env_id} breaks the rule {printable(str(violation))}")
+        broken = {each.rule for each in violation.breaches}
+        for each in violation.breaches:
+            _print(f"{args.env_id} breaks the rule {printable(str(each.args[0]))}")
+        for rule in RULES:
+            if rule not in broken:
+                _print(f"{'--' if rule in violation.unchecked else 'ok'}  {rule:<14} {RULES[rule]}")
+        if violation.unchecked:
+            _print(f"not checked because of that: {', '.join(violation.unchecked)}")
         return 1
     for rule in report.rules:
         _print(f"ok  {rule:<14} {RULES[rule]}")

@@ -25,6 +25,7 @@ from gymnasium.utils.env_match import check_environments_match
 from polyturn.envs.checking.contract import (
     RULES,
     Agent,
+    Breaches,
     ContractPlayer,
     ContractViolation,
     EpisodeRecord,
@@ -77,7 +78,8 @@ def check_text_env(
         What was done.
 
     Raises:
-        ContractViolation: The first breach: rule, expected, got, remedy.
+        ContractViolation: Rules are broken: of each the first breach, with what was expected, got, and a remedy
+            (`breaches`), and what could not be checked because of them (`unchecked`).
         UnknownEnv, EnvOptionError: As `polyturn.envs.make`.
     """
     if len(set(seeds)) < 2:
@@ -153,7 +155,8 @@ class _Checker:
         self, name: str, new: Callable[[], Any], actions: Agent, seeds: tuple[int, ...], max_turns: int
     ) -> None:
         self.name, self.actions, self.seeds = name, actions, seeds
-        self.player = ContractPlayer(max_turns)
+        self.breaches = Breaches()
+        self.player = ContractPlayer(max_turns, self.breaches)
         self.made: list[Any] = []
 
         def remembered() -> Any:
@@ -163,73 +166,87 @@ class _Checker:
         self.new = remembered
 
     def run(self) -> CheckReport:
+        of = self.breaches.of
+        plain: dict[int, EpisodeRecord] = {}
+        hostile: list[EpisodeRecord] = []
         try:
             before = random.getstate(), repr(np.random.get_state())  # noqa: NPY002  (looked at, not used)
             env = self.new()
             self._declarations(env)
-            self._order(env)
-            hostile = self._hostile(env)
-            plain = self._transcripts()
-            self._seeds(env, plain)
-            if (random.getstate(), repr(np.random.get_state())) != before:  # noqa: NPY002
-                raise ContractViolation(
-                    "global-rng",
-                    "untouched global generators",
-                    "a changed state",
-                    "draw from self.np_random",
-                )
-            self._garbage(env)
-            self._snapshots(plain, hostile)
-            self._gymnasium()
-            self._close()
+            if isinstance(env, gymnasium.Env):
+                self._order(env)
+                hostile = self._hostile(env)
+                with of("reproducible", "no-leak", "independent"):
+                    plain = self._transcripts()
+                if plain:
+                    with of("seeds-differ"):
+                        self._seeds(env, plain)
+                else:
+                    self.breaches.cut("seeds-differ", "snapshot", "restore")
+                if (random.getstate(), repr(np.random.get_state())) != before:  # noqa: NPY002
+                    self._breach(
+                        "global-rng", "untouched global generators", "a changed state", "draw from self.np_random"
+                    )
+                with of("invalid-agent"):
+                    self._garbage(env)
+                if plain and all(callable(_part(env, name)) for name in ("snapshot", "restore")):
+                    with of("snapshot", "restore"):
+                        self._snapshots(plain, hostile)
+                with of():
+                    self._gymnasium()
+                with of():
+                    self._close()
         finally:
             for made in self.made:
                 with contextlib.suppress(Exception):  # whether closing works is another rule
                     made.close()
+        self.breaches.raised()
         longest = max(len(episode.actions) for episode in plain.values())
         return CheckReport(self.name, self.player.episodes, self.player.turns, longest, tuple(RULES))
 
+    def _breach(self, rule: str, expected: str, got: str, remedy: str) -> None:
+        self.breaches.note(ContractViolation(rule, expected, got, remedy))
+
     def _declarations(self, env: Any) -> None:
         if not isinstance(env, gymnasium.Env):
-            raise ContractViolation(
-                "gymnasium", "a gymnasium.Env", shown(env), "derive the class from gymnasium.Env[str, str]"
-            )
+            self._breach("gymnasium", "a gymnasium.Env", shown(env), "derive the class from gymnasium.Env[str, str]")
+            self.breaches.cut(*RULES)
+            return
         for name in ("observation_space", "action_space"):
             space = getattr(env, name, None)
             if not isinstance(space, gymnasium.Space) or not space.contains("Hello, world!"):
-                raise ContractViolation(
-                    "spaces", f"{name} to contain any text", shown(space), f"set self.{name} = UnicodeText()"
-                )
+                self._breach("spaces", f"{name} to contain any text", shown(space), f"set self.{name} = UnicodeText()")
         bounds = _part(env, "reward_bounds")
         try:
             low, high = (float(bound) for bound in bounds)
         except (TypeError, ValueError):
             low = high = math.nan
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ContractViolation(
+            self._breach(
                 "reward-bounds",
                 "reward_bounds = (low, high), finite, low < high",
                 shown(bounds),
                 "declare the range of an episode's total reward on the class",
             )
+            low, high = -math.inf, math.inf
         self.player.bounds = low, high
         for name in ("snapshot", "restore"):
             if not callable(_part(env, name)):
-                raise ContractViolation(name, f"a method {name}", "none", "see polyturn.envs.text_env")
+                self._breach(name, f"a method {name}", "none", "see polyturn.envs.text_env")
 
     def _order(self, env: Any) -> None:
         if not self._raises(env):
-            raise ContractViolation(
+            self._breach(
                 "before-reset",
                 "an exception",
                 "an answer",
                 "raise gymnasium.error.ResetNeeded in step without an episode",
             )
-        self.player.play(env, self.seeds[0], self.actions)
-        if not self._raises(env):
-            raise ContractViolation(
-                "after-end", "an exception", "an answer", "raise gymnasium.error.ResetNeeded in step after the end"
-            )
+        with self.breaches.of("after-end"):
+            self.player.play(env, self.seeds[0], self.actions)
+            if not self._raises(env):
+                remedy = "raise gymnasium.error.ResetNeeded in step after the end"
+                raise ContractViolation("after-end", "an exception", "an answer", remedy)
 
     def _raises(self, env: Any) -> bool:
         try:
@@ -249,8 +266,10 @@ class _Checker:
                     forced = next(pending, None)
                     return self.actions(rng, observation) if forced is None else forced
 
-                episode = self.player.play(env, self.seeds[0], agent, f"after the hostile text {name!r}")
-            episodes.append(episode)
+                with self.breaches.of():
+                    episode = self.player.play(env, self.seeds[0], agent, f"after the hostile text {name!r}")
+                    if turn:
+                        episodes.append(episode)
         return episodes
 
     def _transcripts(self) -> dict[int, EpisodeRecord]:
@@ -267,7 +286,10 @@ class _Checker:
         # `b` plays one episode a seed; `a` leaves another one half-way before each of them.
         for seed in self.seeds:
             if seed not in plain:
-                plain[seed] = self.player.play(b, seed, self.actions)
+                with self.breaches.of():
+                    plain[seed] = self.player.play(b, seed, self.actions)
+                if seed not in plain:
+                    continue
             self._abandon(a, self.seeds[-1] + 1)
             self._same(
                 "no-leak",
@@ -408,11 +430,12 @@ class _Checker:
                 at = next(i for i, (a, b) in enumerate(zip(mine + "\0", theirs + "\1", strict=False)) if a != b)
                 begin = max(0, at - 40)
                 where = "at reset" if turn == 0 else f"at turn {turn}"
-                raise ContractViolation(
+                self._breach(
                     rule,
                     f"{where} {shown(mine[begin : begin + 120], 200)}",
                     shown(theirs[begin : begin + 120], 200),
                     remedy,
                 )
+                return
         if len(expected) != len(got):
-            raise ContractViolation(rule, f"{len(expected) - 1} turns", f"{len(got) - 1}", remedy)
+            self._breach(rule, f"{len(expected) - 1} turns", f"{len(got) - 1}", remedy)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +40,65 @@ RULES = {
 
 
 class ContractViolation(AssertionError):
-    """An environment breaks a rule.
+    """An environment breaks a rule, or several.
 
     Attributes:
-        rule: The rule's name in `RULES`.
+        rule: The name in `RULES` of the first rule that was found broken.
+        breaches: The first breach of every broken rule, this one first.
+        unchecked: Rules that could not be checked because of a breach of another.
     """
 
     def __init__(self, rule: str, expected: str, got: str, remedy: str) -> None:
         super().__init__(f"{rule}: expected {expected}, got {got}; {remedy}")
         self.rule = rule
+        self.breaches: tuple[ContractViolation, ...] = (self,)
+        self.unchecked: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Every breach on a line of its own, and what could not be checked."""
+        lines = [str(each.args[0]) for each in self.breaches]
+        return "\n".join([*lines, *([f"not checked: {', '.join(self.unchecked)}"] if self.unchecked else [])])
+
+
+class Breaches:
+    """What a check has found: the first breach of each rule, and the rules that a breach kept from being checked."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ContractViolation] = {}
+        self._cut: list[str] = []
+
+    def note(self, breach: ContractViolation) -> None:
+        """Takes in a breach after which the check goes on."""
+        self._found.setdefault(breach.rule, breach)
+
+    @contextmanager
+    def of(self, *rules: str) -> Iterator[None]:
+        """A part of the check that is about these rules: a breach ends the part, not the check."""
+        try:
+            yield
+        except ContractViolation as breach:
+            self.note(breach)
+            self._cut += [rule for rule in rules if rule != breach.rule]
+
+    def cut(self, *rules: str) -> None:
+        """Says that these rules could not be checked."""
+        self._cut += rules
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def raised(self) -> None:
+        """Raises the first breach, which holds the others.
+
+        Raises:
+            ContractViolation: A rule is broken.
+        """
+        if not self._found:
+            return
+        first, *_ = breaches = tuple(self._found.values())
+        first.breaches = breaches
+        first.unchecked = tuple(rule for rule in RULES if rule in self._cut and rule not in self._found)
+        raise first
 
 
 def agent_rng(seed: int) -> np.random.Generator:
@@ -85,10 +136,11 @@ class ContractPlayer:
 
     Args:
         max_turns: Turns within which every episode must end.
+        breaches: Where a breach is noted after which an episode can go on; others are raised.
     """
 
-    def __init__(self, max_turns: int) -> None:
-        self.max_turns = max_turns
+    def __init__(self, max_turns: int, breaches: Breaches) -> None:
+        self.max_turns, self._breaches = max_turns, breaches
         self.bounds = (-math.inf, math.inf)
         self.episodes = self.turns = 0
 
@@ -116,16 +168,20 @@ class ContractPlayer:
             )
         low, high = self.bounds
         if not low - 1e-9 <= episode.total <= high + 1e-9:
-            raise ContractViolation(
-                "reward-bounds", f"a return in [{low:g}, {high:g}]", f"{episode.total:g}", "correct reward_bounds"
+            self._breaches.note(
+                ContractViolation(
+                    "reward-bounds", f"a return in [{low:g}, {high:g}]", f"{episode.total:g}", "correct reward_bounds"
+                )
             )
         for turn, (kept, line) in enumerate(zip(infos, episode.lines, strict=True)):
             if canonical(kept) != canonical(json.loads(line)[-1]):
-                raise ContractViolation(
-                    "fresh-info",
-                    f"the info of turn {turn} to stay",
-                    "that it changed later",
-                    "return a new dict each time",
+                self._breaches.note(
+                    ContractViolation(
+                        "fresh-info",
+                        f"the info of turn {turn} to stay",
+                        "that it changed later",
+                        "return a new dict each time",
+                    )
                 )
         return episode
 
@@ -145,9 +201,9 @@ class ContractPlayer:
         if not isinstance(observation, str):
             raise ContractViolation("reset", "an observation of type str", shown(observation), remedy)
         self._observation(env, observation)
-        self._info(info)
+        info = self._info(info)
         if not isinstance(info.get("task_id", ""), str):
-            raise ContractViolation("info", "task_id to be text", shown(info["task_id"]), "use str(...)")
+            self._breaches.note(ContractViolation("info", "task_id to be text", shown(info["task_id"]), "use str(...)"))
         return observation, info
 
     def step(self, env: Any, action: str, situation: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -172,37 +228,48 @@ class ContractPlayer:
             raise ContractViolation("step", "an observation of type str", shown(observation), remedy)
         number = isinstance(reward, int | float | np.integer | np.floating) and not isinstance(reward, bool)
         if not number or not math.isfinite(reward):
-            raise ContractViolation("step", "a finite number as reward", shown(reward), remedy)
+            self._breaches.note(ContractViolation("step", "a finite number as reward", shown(reward), remedy))
+            reward = 0.0
         if not isinstance(terminated, bool) or not isinstance(truncated, bool):
-            raise ContractViolation(
-                "step", "terminated and truncated of type bool", shown((terminated, truncated)), "use bool(...)"
+            self._breaches.note(
+                ContractViolation(
+                    "step", "terminated and truncated of type bool", shown((terminated, truncated)), "use bool(...)"
+                )
             )
         self._observation(env, observation)
-        self._info(info)
+        info = self._info(info)
         if terminated and truncated:
-            raise ContractViolation(
-                "one-end",
-                "terminated or truncated",
-                "both",
-                "the task's own end is terminated, also at the limit (polyturn.envs.make keeps to that)",
+            self._breaches.note(
+                ContractViolation(
+                    "one-end",
+                    "terminated or truncated",
+                    "both",
+                    "the task's own end is terminated, also at the limit (polyturn.envs.make keeps to that)",
+                )
             )
-        return observation, float(reward), terminated, truncated, info
+        return observation, float(reward), bool(terminated), bool(truncated), info
 
     def _observation(self, env: Any, observation: str) -> None:
         if not env.observation_space.contains(observation):
-            raise ContractViolation(
-                "spaces", f"observations in {env.observation_space}", shown(observation), "widen the space"
+            self._breaches.note(
+                ContractViolation(
+                    "spaces", f"observations in {env.observation_space}", shown(observation), "widen the space"
+                )
             )
 
-    def _info(self, info: Any) -> None:
+    def _info(self, info: Any) -> dict[str, Any]:
+        """The info, or an empty one in place of what breaks the rule, so that other rules can be checked."""
         try:
             if isinstance(info, dict) and json.loads(canonical(info)) == info:
-                return
+                return info
         except (TypeError, ValueError):
             pass
-        raise ContractViolation(
-            "info",
-            "a dict of JSON values that reads back equal",
-            shown(info),
-            "use text keys and dict, list, str, int, finite float, bool and None only",
+        self._breaches.note(
+            ContractViolation(
+                "info",
+                "a dict of JSON values that reads back equal",
+                shown(info),
+                "use text keys and dict, list, str, int, finite float, bool and None only",
+            )
         )
+        return {}

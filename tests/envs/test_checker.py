@@ -537,6 +537,39 @@ def test_each_broken_rule_is_named(rule: str, broken: type) -> None:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+def test_every_broken_rule_is_reported_with_its_own_breach() -> None:
+    """Five faults in one class, of different parts of the check: five breaches, each with what to do."""
+
+    class Many(RewardsSilence, ClosesOnce):
+        reward_bounds = (1.0, 0.0)
+
+        def reset(self, **options: Any) -> Any:
+            observation, info = super().reset(**options)
+            return observation, info | {"task_id": 3, "seen": {1, 2}}
+
+        def snapshot(self) -> Any:
+            return super().snapshot(), {1}
+
+    with pytest.raises(ContractViolation) as caught:
+        check_text_env(Many, actions=ACTIONS["polyturn/Guess-v0"])
+    broken = {breach.rule: str(breach.args[0]) for breach in caught.value.breaches}
+    assert {"reward-bounds", "info", "snapshot", "close"} <= set(broken)
+    assert "reads back equal" in broken["info"]
+    assert "finite, low < high" in broken["reward-bounds"]
+    assert caught.value.rule == next(iter(broken))
+    assert all(text in str(caught.value).splitlines() for text in broken.values())
+    assert set(caught.value.unchecked) == {"restore"}  # nothing can be restored from such a snapshot
+    assert "not checked: restore" in str(caught.value)
+
+
+def test_a_rule_is_called_unchecked_only_where_a_breach_hides_it() -> None:
+    with pytest.raises(ContractViolation) as caught:
+        check_text_env(Endless, actions=ACTIONS["polyturn/Guess-v0"])
+    assert [breach.rule for breach in caught.value.breaches] == ["ends"]
+    assert {"after-end", "reproducible", "snapshot", "restore"} <= set(caught.value.unchecked)
+    assert not {"spaces", "before-reset", "close"} & set(caught.value.unchecked)
+
+
 def test_every_rule_is_broken_by_some_environment_above() -> None:
     assert {rule for rule, _ in BROKEN} == set(RULES)
 
