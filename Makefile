@@ -51,6 +51,7 @@ adapters: setup ## test the adapters of other packages' environments, installed 
 	@$(BIN)/python -c 'import pettingzoo, pygame, reasoning_gym, textarena' 2>/dev/null \
 		|| $(BIN)/python -m pip install -q -c constraints.txt -e '.[adapters]'
 	$(TEST_ENV) $(BIN)/python -m pytest -m adapters tests/envs/test_adapters.py tests/envs/test_connect.py $(ARGS)
+	@$(TEST_ENV) sh scripts/adapters.sh $(ARGS)
 
 lint: setup ## check style and that floors import only downwards
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """The public names of this floor, each with the module it is loaded from when first used."""
 
+from .adapters.gem import Gem as Gem, as_gem as as_gem
 from .adapters.numbered import GymnasiumText as GymnasiumText, PettingZoo as PettingZoo
 from .adapters.reasoning_gym import ReasoningGym as ReasoningGym
 from .adapters.textarena import TextArena as TextArena

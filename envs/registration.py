@@ -33,6 +33,7 @@ _BUILT_IN = {
     "polyturn/Bandit-v0": "polyturn.envs.games.bandits:Bandit",
     "polyturn/CarDealer-v0": "polyturn.envs.car_dealer.env:CarDealer",
     "polyturn/EducationDialogue-v0": "polyturn.envs.education.env:EducationDialogue",
+    "polyturn/Gem-v0": "polyturn.envs.adapters.gem:Gem",
     "polyturn/GymnasiumText-v0": "polyturn.envs.adapters.numbered:GymnasiumText",
     "polyturn/Guess-v0": "polyturn.envs.games.guess:Guess",
     "polyturn/MatrixGame-v0": "polyturn.envs.games.matrix_games:MatrixGame",
@@ -127,7 +128,9 @@ def env_spec(env_id: str) -> EnvSpec:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        hint = did_you_mean(name, [*registered(), *registry]) or f" Known: {', '.join(registered())}."
+        # A namespace alone is near to its shortest name only by accident.
+        near = "" if name.endswith("/") else did_you_mean(name, [*registered(), *registry])
+        hint = near or f" Known: {', '.join(registered())}."
         raise UnknownEnv(
             f"expected the id of a registered environment, got {env_id!r}.{hint} "
             "Your own need gymnasium.register, or the form module:id."

@@ -9,10 +9,16 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "connect.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-PARAMETERS = [
-    pytest.param(block, marks=[pytest.mark.adapters] if block.startswith("# needs the extra") else [], id=str(place))
-    for place, block in enumerate(BLOCKS)
-]
+
+
+def marks(block: str) -> list[pytest.MarkDecorator]:
+    """Where a block is run: a block of a package with an environment of its own says so in its first line."""
+    if peer := re.match(r"# in the environment (\w+)", block):
+        return [pytest.mark.peer(name=peer[1])]
+    return [pytest.mark.adapters] if block.startswith("# needs the extra") else []
+
+
+PARAMETERS = [pytest.param(block, marks=marks(block), id=str(place)) for place, block in enumerate(BLOCKS)]
 
 
 @pytest.mark.parametrize("block", PARAMETERS)
