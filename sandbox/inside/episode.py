@@ -122,6 +122,7 @@ class EpisodeInterpreter:
         self.module = types.ModuleType("__main__")
         self.names = self.module.__dict__
         self.names.update(__builtins__=__builtins__, exit=sys.exit, quit=sys.exit)
+        self.shelter = surroundings.Shelter()
         self.box = Outbox()
         self.out, self.err = Text(1, self.box), Text(2, self.box)
         sys.stdout, sys.stderr = self.out, self.err
@@ -215,6 +216,7 @@ class EpisodeInterpreter:
         for text in (self.out, self.err):
             text.stream.take()  # what threads wrote since the last run belongs to no run
         try:
+            self.shelter.leave()
             self.running = True
             try:
                 try:
@@ -224,6 +226,7 @@ class EpisodeInterpreter:
                         sys.setprofile(None)
                     finally:
                         sys.settrace(None)
+                        surroundings.disarm()
                         self.flush_replaced()
                 kind = OK
             except SystemExit as stop:
@@ -240,7 +243,8 @@ class EpisodeInterpreter:
             self.running = False
             kind = kind or ERROR
             error = error or type(failure).__name__
-        surroundings.disarm()
+        surroundings.disarm()  # once more, where a handler raised before
+        self.shelter.enter()
         if os.getpid() != self.pid:
             os._exit(0)  # a copy the program forked has come to the end of the program; only the original answers
         self.send(token, kind, self.out.stream.take(), self.err.stream.take(), value, error)

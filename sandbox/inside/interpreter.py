@@ -10,20 +10,6 @@ from polyturn.sandbox.inside.capture import Capture
 from polyturn.sandbox.inside.outbox import SharedOutbox
 
 
-class Growth:
-    """What happened to the shared disk while an interpreter worked: bytes, files, seconds of work."""
-
-    __slots__ = ("files", "seconds", "size")
-
-    def __init__(self, size: int = 0, files: int = 0, seconds: float = 0.0) -> None:
-        self.size, self.files, self.seconds = size, files, seconds
-
-    def add(self, size: int, files: int, seconds: float = 0.0) -> None:
-        """Adds up; what others removed meanwhile makes it no less than nothing."""
-        self.size, self.files = max(0, self.size + size), max(0, self.files + files)
-        self.seconds += seconds
-
-
 class Family:
     """Interpreters forked from one another: they share a user id."""
 
@@ -57,9 +43,7 @@ class Interpreter:
         self.surveyed = 0  # the number of the survey of its folder that is under way
         self.shown = self.files = 0  # bytes and entries in its folder, when that was last measured
         self.grown = 0  # bytes by which the shared disk grew while it worked
-        self.due = False  # its folder must be measured anew, since its last run has written
-        self.asked = Growth()  # since the folder was last measured and until the survey that is under way was asked for
-        self.unseen = Growth()  # after that
+        self.due = False  # its folder must be measured anew: the survey that is under way began before its run ended
         self.lowered = False  # its priority, for what it used in a run
         self.first_size = 0  # bytes of address space when it was born
         self.twins: list[Interpreter] = []  # being forked off it: of its process group until they say hello

@@ -254,7 +254,7 @@ class Supervisor(Watch):
         twin, theirs = self.plumbing(child.family, session.limits, child.area)
         branch.child, twin.session = twin, branch
         twin.lowered, twin.grown = child.lowered, child.grown  # as forks inherit it, and the files that it holds open
-        twin.unseen.add(child.shown, child.files)
+        twin.shown, twin.files = child.shown, child.files
         session.branch, branch.origin, branch.forked_off = branch, session, child
         child.twins.append(twin)
 
@@ -391,7 +391,7 @@ class Supervisor(Watch):
         if child is not None:
             child.idle_cpu = self.processes.cpu(child.pid)
             cpu = max(0.0, child.idle_cpu - call.cpu)
-            hold = self.after_run(session, child, lasted)
+            hold = self.after_run(session, child)
             captures = (child.captures[child.out], child.captures[child.err])
             out, err = (capture.text().decode("utf-8", "replace") if capture.total else "" for capture in captures)
             cut = cut or captures[0].cut or captures[1].cut

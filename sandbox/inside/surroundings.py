@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_plain_signal: Any = importlib.import_module("_signal")  # without its enumerations, which cost more than the calls
 NO_SEMAPHORES = (
     "multiprocessing's pools, queues and locks need semaphores that processes share, and this sandbox has none: use "
     "threads (concurrent.futures.ThreadPoolExecutor) or a plain loop"
@@ -152,6 +153,30 @@ def disarm() -> None:
         signal.setitimer(timer, 0)
     if "faulthandler" in sys.modules:
         sys.modules["faulthandler"].cancel_dump_traceback_later()
+
+
+class Shelter:
+    """Between runs, signals that end a process by default are ignored; within a run they do what the program set.
+
+    A thread that the program left running may still send one, or start a timer.
+    """
+
+    def __init__(self) -> None:
+        names = ("HUP", "QUIT", "USR1", "USR2", "ALRM", "TERM", "STKFLT", "VTALRM", "PROF", "IO", "PWR", "XCPU", "XFSZ")
+        self.numbers = [int(getattr(signal, f"SIG{name}")) for name in names if hasattr(signal, f"SIG{name}")]
+        self.ignored: list[int] = []
+
+    def enter(self) -> None:
+        """Ignores those whose action is the default one."""
+        ends, plain = int(signal.SIG_DFL), int(signal.SIG_IGN)
+        self.ignored += [number for number in self.numbers if _plain_signal.getsignal(number) == ends]
+        for number in self.ignored:
+            _plain_signal.signal(number, plain)
+
+    def leave(self) -> None:
+        """Gives them their default action again."""
+        while self.ignored:
+            _plain_signal.signal(self.ignored.pop(), int(signal.SIG_DFL))
 
 
 def _explain_semaphores() -> None:

@@ -119,6 +119,32 @@ def measure(path: str, most: int) -> Iterator[tuple[int, int]]:
             os.close(fd)
 
 
+def glance(path: str, most: int) -> tuple[int, int] | None:
+    """Bytes and entries of a small folder, at a cost that no program chooses.
+
+    Returns:
+        As `measure` counts them, or None where there are more than `most` entries, or folders, or it is closed.
+    """
+    size = entries = 0
+    try:
+        fd = os.open(path, _OPEN_FOLDER)
+    except OSError:
+        return None
+    try:
+        with os.scandir(fd) as listing:
+            for entry in listing:
+                entries += 1
+                if entries > most or entry.is_dir(follow_symlinks=False):
+                    return None
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by a thread
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return size, entries
+
+
 def _open(name: str, folder: int | None) -> int:
     try:
         return os.open(name, _OPEN_FOLDER, dir_fd=folder)

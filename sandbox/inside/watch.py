@@ -9,7 +9,8 @@ import signal
 import time
 from typing import Any
 
-from polyturn.sandbox.inside.interpreter import Growth, Interpreter
+from polyturn.sandbox.inside import survey
+from polyturn.sandbox.inside.interpreter import Interpreter
 from polyturn.sandbox.inside.interpreters import Interpreters
 from polyturn.sandbox.inside.sessions import Call, SessionRecord
 
@@ -20,8 +21,7 @@ WORKED_CPU_S = 0.002  # what separates threads that work from idle ones
 LOWER_CPU_S = 0.05  # what a run may use before it goes after those that have used less
 LOWEST, FIRST = 19, -10  # priorities of such a run, and of the supervisor itself
 MOST_FILES = 2048
-UNSEEN_BYTES, UNSEEN_FILES = 1 << 16, 16  # that runs may write before their folder is measured
-SHORT_S = 0.005  # of runs in which few files are made, and where a look at them costs a third of it
+AT_A_GLANCE = 64  # entries that are counted here, in about 0.1 ms; more are the measuring process's work
 GROUPS_AT_ONCE_S = 0.005  # how long one tick looks at groups of processes; the rest has its turn at the next
 NEARLY_FULL = 0.75  # of the disk: the room that no folder shows is then looked for
 
@@ -36,7 +36,6 @@ class Watch(Interpreters):
         # A run's priority is lowered only where it can be raised again for the next one, as can the supervisor's own.
         self.lowers = config["nice"] > 0 and os.getpriority(os.PRIO_PROCESS, 0) == FIRST
         self.disk = self.disk_use()
-        self.removed_at = time.monotonic()  # when a run, which may have removed files, or a cleaner ended last
         self.uncounted = config["watch_disk"] and not self.disk[1]  # gVisor does not say how many files there are
         self.surveys: dict[int, Interpreter] = {}
         self.waiting: dict[Interpreter, None] = {}  # for the measuring process, whose queue was full
@@ -57,11 +56,6 @@ class Watch(Interpreters):
     def shut_down(self) -> None:
         """Ends everything, and this process."""
         raise NotImplementedError
-
-    def sweep(self, child: Interpreter) -> None:
-        """Removes an interpreter's folder."""
-        self.removed_at = time.monotonic()
-        super().sweep(child)
 
     # the clock
 
@@ -184,7 +178,7 @@ class Watch(Interpreters):
         except BlockingIOError:  # many are waiting: when the next one is done
             self.waiting[child] = None
             return
-        child.due, child.asked, child.unseen = False, child.unseen, Growth()
+        child.due = False
         child.surveyed = self.last_survey
         self.surveys[child.surveyed] = child
 
@@ -192,13 +186,9 @@ class Watch(Interpreters):
         """Ends an interpreter whose files together exceed its share; the kernel limits single files only."""
         number, size, files = json.loads(self.surveyor.recv(256))
         child = self.surveys.pop(number)
-        child.surveyed, child.shown, child.files, child.asked = 0, size, files, Growth()
-        if not child.dead and not child.killed:
-            if size > child.limits["disk_mb"] << 20:
-                self.kill(child, f"its files exceed {child.limits['disk_mb']} MiB")
-            elif files > MOST_FILES:
-                self.kill(child, f"it made more than {MOST_FILES} files")
-            elif child.due:  # it was under way when the run ended
+        child.surveyed, child.shown, child.files = 0, size, files
+        if not child.dead and not child.killed and not self.ended_for_its_files(child):
+            if child.due:  # it was under way when the run ended
                 self.survey(child)
             elif child.session is not None:
                 self.measured_up(child.session)
@@ -212,14 +202,38 @@ class Watch(Interpreters):
             if not self.suspects:
                 self.end_who_hides_most()
 
+    def ended_for_its_files(self, child: Interpreter) -> bool:
+        """Ends an interpreter whose files, as they were measured last, are more than its share."""
+        if child.shown > child.limits["disk_mb"] << 20:
+            self.kill(child, f"its files exceed {child.limits['disk_mb']} MiB")
+        elif child.files > MOST_FILES:
+            self.kill(child, f"it made more than {MOST_FILES} files")
+        else:
+            return False
+        return True
+
+    def glance(self, child: Interpreter) -> bool:
+        """Measures a folder here and now. Returns whether it was so small that this could be done."""
+        # A survey under way would put an older figure in the place of this one.
+        if child.surveyed or child.files > AT_A_GLANCE:
+            return False
+        try:
+            self.as_user(child.family.uid)
+            found = survey.glance(child.folder, AT_A_GLANCE)
+        finally:
+            self.as_user(None)
+        if found is None:
+            return False
+        child.shown, child.files = found
+        return True
+
     def charge(self, used: tuple[int, int], at_work: list[Interpreter | None]) -> None:
         """Notes by how much the disk grew, or shrank, while these interpreters worked."""
-        grown, files = used[0] - self.disk[0], used[1] - self.disk[1]
+        grown = used[0] - self.disk[0]
         self.disk = used
         for child in at_work:
             if child is not None:
                 child.grown = max(0, child.grown + grown)
-                child.unseen.add(grown, files)
 
     def nearly_full(self) -> bool:
         """Whether little room is left on the disk and no folder of an ended interpreter is still to be emptied."""
@@ -280,12 +294,12 @@ class Watch(Interpreters):
 
     # after a run
 
-    def after_run(self, session: SessionRecord, child: Interpreter, lasted: float = 0.0) -> bool:
-        """Ends what the program started and left, and has its files measured where it may have made some.
+    def after_run(self, session: SessionRecord, child: Interpreter) -> bool:
+        """Ends what the program started and left, and counts its files.
 
         Returns:
-            Whether it may have gone beyond its share, so that its answer must wait for `measured_up`: else it would
-            depend on who is quicker whether the run is told so, and the next one could begin before that.
+            Whether its answer must wait: for `measured_up`, as it has many files, or for the end of the interpreter,
+            as it has too many. Else the next run could begin before this one is told so.
         """
         if child.dead or session.child is not child:
             return False
@@ -294,29 +308,16 @@ class Watch(Interpreters):
         if self.processes.unsure:
             child.shared = True
             self.keep_ticking()
-        if self.config["watch_disk"]:
-            self.charge(self.disk_use(), [child, *(session.child for session in self.running.values())])
-            now = time.monotonic()
-            # What others remove while it runs hides what it writes; then only its time tells that it may have written.
-            if self.uncounted or self.running or self.cleaners or self.to_sweep or self.removed_at > now - lasted:
-                child.unseen.seconds += lasted
-            self.removed_at = now
-            beyond = self.may_exceed(child)
-            if beyond or child.unseen.size > UNSEEN_BYTES or child.unseen.files > UNSEEN_FILES:
-                child.due = beyond
-                self.survey(child)
-            return beyond
-        return False
-
-    @staticmethod
-    def may_exceed(child: Interpreter) -> bool:
-        """Whether the files of an interpreter may exceed its share, by what is known of them without a look."""
-        asked, unseen = child.asked, child.unseen
-        return (
-            child.shown + asked.size + unseen.size > child.limits["disk_mb"] << 20
-            or child.files + asked.files + unseen.files > MOST_FILES
-            or asked.seconds + unseen.seconds > SHORT_S
-        )
+        if not self.config["watch_disk"]:
+            return False
+        self.charge(self.disk_use(), [child, *(session.child for session in self.running.values())])
+        # The disk's figures are no proof that nothing was written: others remove files at the same time, and the kernel
+        # frees what ended processes held (a folder named in their Landlock rules) a while after them.
+        if self.glance(child):
+            return self.ended_for_its_files(child)
+        child.due = True
+        self.survey(child)
+        return True
 
     def end_strays(self, *idle: Interpreter) -> None:
         """Kills what idle interpreters' programs started and left; their threads live on from run to run."""

@@ -157,6 +157,7 @@ def rehearse(times: int) -> None:
             ours.sendall(TRIAL_HEAD.pack(9 + len(program), b"R", episode.HELLO) + program)
             trial.serve_one()
             ours.recv(1 << 16)
+        trial.shelter.leave()
         trial.hello()
         ours.recv(1 << 16)
         ours.sendmsg([sample.encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])

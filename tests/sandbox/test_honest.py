@@ -101,6 +101,29 @@ def test_an_alarm_left_running_does_not_end_the_session(session: Session, start:
     assert (result.status, result.value, result.state_lost) == (Status.OK, "1", False)
 
 
+@pytest.mark.parametrize("name", ["SIGALRM", "SIGVTALRM", "SIGPROF", "SIGUSR1", "SIGIO"])
+def test_a_signal_of_default_action_between_runs_does_not_end_the_session(session: Session, name: str) -> None:
+    """Sent by a thread that lives on from the run; within a run it does what Python does."""
+    send = f"lambda: (time.sleep(0.1), os.kill(os.getpid(), signal.{name}))"
+    assert session.run(f"import os, signal, threading, time\nx = 1\nthreading.Thread(target={send}).start()").ok
+    time.sleep(0.3)
+    result = session.run(f"x, threading.active_count(), signal.getsignal(signal.{name}) == signal.SIG_DFL")
+    assert (result.status, result.value, result.state_lost) == (Status.OK, "(1, 1, True)", False)
+    within = session.run(f"os.kill(os.getpid(), signal.{name}); time.sleep(5)")
+    assert (within.status, within.state_lost) == (Status.CRASH, True)
+    assert name in (within.error or "")
+
+
+def test_a_timer_that_a_thread_starts_between_runs_does_not_end_the_session(session: Session) -> None:
+    start = (
+        "threading.Thread(target=lambda: (time.sleep(0.1), signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01))).start()"
+    )
+    assert session.run(f"import signal, threading, time\nx = 1\n{start}").ok
+    time.sleep(0.3)
+    result = session.run("signal.setitimer(signal.ITIMER_REAL, 0)\nx")
+    assert (result.status, result.value) == (Status.OK, "1")
+
+
 def test_an_alarm_within_a_run_works_and_its_handler_is_what_the_program_set(session: Session) -> None:
     result = session.run(
         "import signal, time\ndef h(*a): raise TimeoutError('late')\nbefore = signal.signal(signal.SIGALRM, h)\n"
