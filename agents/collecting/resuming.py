@@ -40,6 +40,25 @@ class Signed:
         """The digest of an agent's weights, by its name and version; None where it has none."""
         return self._of.get(agent)
 
+    def unsigned(self, trajectory: Trajectory) -> Trajectory | None:
+        """A stored trajectory as its collection returns it; None where its agent had other weights.
+
+        Stores of earlier versions say nothing of weights.
+        """
+        info, weights = dict(trajectory.info), self.weights((trajectory.agent, trajectory.policy_version))
+        return replace(trajectory, info=info) if info.pop(_WEIGHTS, weights) == weights else None
+
+    def warn_of_others(self, count: int, stacklevel: int) -> None:
+        """Warns, where there are any, of episodes that `unsigned` has refused."""
+        if count:
+            warnings.warn(
+                f"{str(self.store.path)!r} holds {count} of these episodes by agents of the same name and version with "
+                "other weights; they are collected anew, beside those. Give trained weights another policy.version, or "
+                "another store, so that readers can tell them apart",
+                SameNameWarning,
+                stacklevel=stacklevel + 1,
+            )
+
     def append(self, trajectory: Trajectory) -> None:
         """Writes a trajectory with the digest of its agent's weights."""
         weights = self.weights((trajectory.agent, trajectory.policy_version))
@@ -79,21 +98,12 @@ def already_there(
             and _parted(trajectory) == (None if job.branch_at is None else (job.branch_at, *agent_id(prefix_agent)))
             and trajectory.info.get("noise", noise_of(job, same_noise)) == noise_of(job, same_noise)
         ):
-            info = dict(trajectory.info)
-            weights = signed.weights(agent_id(members[job.agent]))
-            # Stores of earlier versions say nothing of weights.
-            if info.pop(_WEIGHTS, weights) != weights:
+            kept = signed.unsigned(trajectory)
+            if kept is None:
                 others += 1
-                continue
-            found[job.group, job.member] = replace(trajectory, info=info)
-    if others:
-        warnings.warn(
-            f"{str(signed.store.path)!r} holds {others} of these episodes by agents of the same name and version with "
-            "other weights; they are collected anew, beside those. Give trained weights another policy.version, or "
-            "another store, so that readers can tell them apart",
-            SameNameWarning,
-            stacklevel=3,
-        )
+            else:
+                found[job.group, job.member] = kept
+    signed.warn_of_others(others, 3)
     return found
 
 

@@ -26,7 +26,8 @@ class Start:
     Attributes:
         task_id: Name of the task.
         seed: Of the start; with `task_id` and `options` it says which runs may be compared.
-        group: Which start of a collection; with `stream` and `member` it fixes the random numbers.
+        group: Which start of a collection; runs of different starts are never compared. With `stream` and `member` it
+            fixes the random numbers.
         member: Position in its group.
         stream: Seed of the collection.
         options: What else is fixed about the start; JSON values.
@@ -241,6 +242,7 @@ class ServedEpisode:
             agent=agent,
             policy_version=version,
             member=self.start.member,
+            group=self.start.group,
             terminated=error is None,
             error=error,
             env_options=self.start.options,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import inspect
 import json
 import math
@@ -13,7 +14,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tqdm import tqdm
 from polyturn.agents.agent import Agent
 from polyturn.agents.collecting.blocking import block
 from polyturn.agents.collecting.collect import CollectError, derived_seed
+from polyturn.agents.collecting.playing import agent_id
+from polyturn.agents.collecting.resuming import Signed
 from polyturn.agents.serving.episode import ENV_ID, Start
 from polyturn.agents.serving.server import AgentServer
 from polyturn.agents.serving.wire import ServerLimits
@@ -170,8 +173,9 @@ class AgentProgram:
             for group in range(count)
             for member in range(len(members))
         }
-        done = _already_there(store, starts, members)
-        servers = {id(each): AgentServer(each, limits=self.limits, store=store) for each in members}  # type: ignore[arg-type]
+        signed = None if store is None else Signed(store, members)
+        done = {} if signed is None else self._already_there(signed, starts, members, chosen)
+        servers = {id(each): AgentServer(each, limits=self.limits, store=signed) for each in members}  # type: ignore[arg-type]
         with contextlib.ExitStack() as open_servers:
             for server in servers.values():
                 open_servers.enter_context(server)
@@ -213,6 +217,33 @@ class AgentProgram:
     def _task_id(self, index: int) -> str:
         return str(self.tasks[index].get("id", index))
 
+    def _already_there(
+        self, signed: Signed, starts: Mapping[tuple[int, int], Start], members: Sequence[Agent], chosen: Sequence[int]
+    ) -> dict[tuple[int, int], Trajectory]:
+        """Valid runs in the store, by group and member: of the same starts and tasks, by the same weights."""
+        found: dict[tuple[int, int], Trajectory] = {}
+        others = 0
+        for run in read(signed.store.path):
+            # Those without a group are of earlier versions, which kept it only in `info`.
+            place = (run.info.get("group", -1) if run.group is None else run.group, run.member)
+            start = starts.get(place)
+            task = None if start is None else _digest(self.tasks[chosen[place[0]]])
+            if (
+                start is not None
+                and run.valid
+                and run.env_id == ENV_ID
+                and (run.task_id, run.seed, dict(run.env_options)) == (start.task_id, start.seed, dict(start.options))
+                and (run.agent, run.policy_version) == agent_id(members[place[1]])
+                and run.info.get("task", task) == task
+            ):
+                kept = signed.unsigned(run)
+                if kept is None:
+                    others += 1
+                else:
+                    found[place] = replace(kept, group=place[0])
+        signed.warn_of_others(others, 3)
+        return found
+
     async def _run(self, server: AgentServer, start: Start, index: int, pool: ThreadPoolExecutor) -> Trajectory:
         """One run, from an open episode to its trajectory."""
         key = server.open(start)
@@ -240,7 +271,7 @@ class AgentProgram:
             reward, error = 0.0, f"no score: expected a finite number, got {reward}"
         shown = None if result is None else str(result)[-_SHOWN:].replace(key, "***")
         error = None if error is None else error.replace(key, "***")
-        return server.close(key, reward=reward, error=error, info={"result": shown})
+        return server.close(key, reward=reward, error=error, info={"result": shown, "task": _digest(task)})
 
 
 def collect_program(
@@ -374,26 +405,12 @@ def _environment(endpoint: Endpoint) -> dict[str, str]:
     }
 
 
+def _digest(task: Task) -> str:
+    """One name for equal tasks, so that a run of a task that has changed since is not taken from a store."""
+    return hashlib.blake2b(json.dumps(dict(task), sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
+
+
 def _name_of(program: Function | Sequence[str]) -> str:
     if not callable(program):
         return " ".join(program)
     return str(getattr(program, "__qualname__", type(program).__qualname__))
-
-
-def _already_there(
-    store: Store | None, starts: Mapping[tuple[int, int], Start], members: Sequence[Any]
-) -> dict[tuple[int, int], Trajectory]:
-    """Valid runs in the store, by group and member."""
-    if store is None:
-        return {}
-    wanted = {
-        (start.task_id, start.seed, place[1], members[place[1]].name, members[place[1]].version): place
-        for place, start in starts.items()
-    }
-    options = next(iter(starts.values())).options
-    found: dict[tuple[int, int], Trajectory] = {}
-    for run in read(store.path):
-        key = (run.task_id, run.seed, run.member, run.agent, run.policy_version)
-        if run.valid and run.env_id == ENV_ID and key in wanted and dict(run.env_options) == dict(options):
-            found[wanted[key]] = run
-    return found

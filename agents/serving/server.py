@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from polyturn.agents.collecting.resuming import Signed
 from polyturn.agents.serving import anthropic, chat, responses
 from polyturn.agents.serving.answering import Answer
 from polyturn.agents.serving.episode import Call, ServedEpisode, Start
@@ -70,7 +71,7 @@ class AgentServer:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: ServerLimits | None = None,
-        store: Store | None = None,
+        store: Store | Signed | None = None,
         operator_key: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from polyturn.agents import (
     tiny_policy,
 )
 from polyturn.agents.collecting.collect import CollectError
+from polyturn.agents.collecting.resuming import SameNameWarning
 from polyturn.agents.serving.programs import Endpoint, ProgramOutcome, Task, printed_score, read_tasks
-from polyturn.envs import Store, read
+from polyturn.envs import Group, Store, Turn, group_by_start, read
 
 PROGRAM = """
 import json, os, subprocess, sys, time, openai
@@ -166,6 +168,64 @@ def test_valid_runs_in_the_store_are_not_run_again(agent: TransformerAgent, tmp_
             )  # fmt: skip
         assert len(ran) == expected
     assert all(member.valid for group in groups for member in group)
+
+
+def test_runs_say_which_start_of_the_collection_they_are_as_those_of_environments_do(
+    agent: TransformerAgent, tmp_path: Path
+) -> None:
+    """Stored, read, grouped again, and resumed: two starts of one task are two groups."""
+
+    def run(path: Path) -> list[Group]:
+        with Store(path) as store:
+            return collect_program(
+                two_turns,
+                [{"town": "a"}],
+                agent=agent,
+                score=length,
+                groups=3,
+                group_size=2,
+                store=store,
+                progress=False,
+            )
+
+    groups = run(tmp_path / "whole.jsonl")
+    assert [[member.group for member in group] for group in groups] == [[0, 0], [1, 1], [2, 2]]
+    stored = list(read(tmp_path / "whole.jsonl"))
+    assert sorted((each.group, each.member) for each in stored) == [(g, m) for g in range(3) for m in range(2)]
+    again = group_by_start(sorted(stored, key=lambda each: (each.group, each.member)))
+    assert [[m.turns for m in group] for group in again] == [[m.turns for m in group] for group in groups]
+    with Store(tmp_path / "part.jsonl") as store:
+        for each in stored[1:4]:
+            store.append(each)
+    assert [[m.turns for m in g] for g in run(tmp_path / "part.jsonl")] == [[m.turns for m in g] for g in groups]
+    assert len(list(read(tmp_path / "part.jsonl"))) == 6
+    with Store(tmp_path / "old.jsonl") as store:  # of versions that kept the group only in `info`
+        for each in stored:
+            store.append(replace(each, group=None))
+    assert [[m.group for m in g] for g in run(tmp_path / "old.jsonl")] == [[0, 0], [1, 1], [2, 2]]
+    assert len(list(read(tmp_path / "old.jsonl"))) == 6
+
+
+def test_a_store_gives_back_no_run_of_other_weights_or_of_a_task_that_has_changed(tmp_path: Path) -> None:
+    async def once(task: Task, endpoint: Endpoint) -> str:
+        async with openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=endpoint.api_key) as api:
+            answer = await api.chat.completions.create(model="m", messages=[{"role": "user", "content": task["town"]}])
+        return answer.choices[0].message.content or ""
+
+    def run(seed: int, town: str) -> Turn:
+        policy = tiny_policy(["a town by the sea"], seed=seed, hidden=32, layers=2, heads=2, context=256)
+        agent = TransformerAgent(policy, sampling=Sampling(max_new_tokens=6), max_tokens=200, slots=4)
+        with Store(tmp_path / "s.jsonl") as store:
+            tasks = [{"id": "t", "town": town}]
+            ((member,),) = collect_program(once, tasks, agent=agent, score=length, store=store, progress=False)
+        return member.turns[0]
+
+    first = run(3, "Ulm")
+    assert run(3, "Ulm") == first
+    assert len(list(read(tmp_path / "s.jsonl"))) == 1
+    with pytest.warns(SameNameWarning, match="1 of these episodes"):
+        assert run(4, "Ulm").action_ids.tolist() != first.action_ids.tolist()
+    assert run(4, "Bonn").observation == "Bonn"
 
 
 def test_fewer_starts_than_tasks_have_tasks_that_the_seed_decides(agent: TransformerAgent) -> None:
