@@ -405,6 +405,8 @@ def _summarise(args: argparse.Namespace, groups: Any) -> int:
     elif args.misses:
         print("misses       none printed: the environment does not declare what success is; --show N prints episodes")
     print(f"turns        {turns:.2f}")
+    if empty := sum(not member.turns for member in valid):
+        print(f"empty        {empty} episodes had no turn, such as those whose first prompt did not fit")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.collect import EnvironmentSource, collect
+from polyturn.agents.collecting.collect import CollectError, EnvironmentSource, collect
 from polyturn.envs.outcomes import (
     Estimate,
     Proportion as Proportion,
@@ -51,6 +51,7 @@ class Report:
         tool_errors: Share of episodes in which a program failed.
         truncated: Share of episodes a limit ended.
         invalid: Episodes left out because something outside the agent failed.
+        empty: Episodes without a turn, such as those whose first prompt did not fit; they count as they were rewarded.
     """
 
     mean_return: Estimate
@@ -62,6 +63,7 @@ class Report:
     tool_errors: float
     truncated: float
     invalid: int
+    empty: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """All numbers, nested; None where there is no number."""
@@ -82,6 +84,10 @@ class Report:
             f"tool errors  {100 * self.tool_errors:.1f}% of episodes",
             f"truncated    {100 * self.truncated:.1f}% of episodes",
         ]
+        if self.empty:
+            lines.append(
+                f"empty        {self.empty} episodes had no turn, such as those whose first prompt did not fit"
+            )
         if self.invalid:
             lines.append(f"invalid      {self.invalid} episodes left out: something outside the agent failed")
         return "\n".join(lines)
@@ -95,7 +101,7 @@ def report(groups: Sequence[Group], *, success_return: float | None = None) -> R
         success_return: Total reward from which an episode counts as a success; None: what the environment declares.
 
     Raises:
-        ValueError: Not one episode is valid.
+        ValueError: Not one episode is valid, or not one had a turn.
     """
     valid = [[m for m in group if m.valid] for group in groups]
     kept = [members for members in valid if members]
@@ -103,6 +109,8 @@ def report(groups: Sequence[Group], *, success_return: float | None = None) -> R
         errors = {m.error for group in groups for m in group if m.error}
         raise ValueError(f"report: expected valid episodes, got none; errors were {sorted(errors)[:3]}")
     episodes = [m for members in kept for m in members]
+    if silence := _why_silent(groups):
+        raise ValueError(f"report: expected episodes with turns; {silence}")
     samples = max(len(group) for group in groups)
     outcomes = [[success_of(m, success_return=success_return) for m in members] for members in kept]
     # One episode without a rule leaves the share of all unknown.
@@ -119,6 +127,7 @@ def report(groups: Sequence[Group], *, success_return: float | None = None) -> R
         tool_errors=float(np.mean([any(turn.info.get("tool_error") for turn in m.turns) for m in episodes])),
         truncated=float(np.mean([m.truncated for m in episodes])),
         invalid=sum(len(group) for group in groups) - len(episodes),
+        empty=sum(not m.turns for m in episodes),
     )
 
 
@@ -137,7 +146,12 @@ def evaluate(
     progress: bool = True,
     label: str = "evaluate",
 ) -> Report:
-    """Runs `samples` episodes on each problem and summarises them; arguments as in `collect` and `report`."""
+    """Runs `samples` episodes on each problem and summarises them; arguments as in `collect` and `report`.
+
+    Raises:
+        CollectError: Every episode failed, or none had a turn.
+        ValueError: Arguments that do not fit together.
+    """
     groups = collect(
         agent,
         env,
@@ -151,4 +165,15 @@ def evaluate(
         progress=progress,
         label=label,
     )
+    if silence := _why_silent(groups):
+        raise CollectError(silence)
     return report(groups, success_return=success_return)
+
+
+def _why_silent(groups: Sequence[Group]) -> str:
+    """Why no valid episode has a turn, or "": then nothing was seen of the agent, and its return says nothing of it."""
+    valid = [member for group in groups for member in group if member.valid]
+    if not valid or any(member.turns for member in valid):
+        return ""
+    reasons = sorted({str(member.info.get("context", "the episode ended at its start")) for member in valid})
+    return f"no episode had a turn: {'; '.join(reasons[:3])}"

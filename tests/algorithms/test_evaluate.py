@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 
 from polyturn.agents.agent import Episode, ScriptedAgent
-from polyturn.agents.collecting.collect import collect
+from polyturn.agents.collecting.collect import CollectError, collect
+from polyturn.agents.transformer.agent import TransformerAgent
+from polyturn.agents.transformer.tiny import tiny_policy
 from polyturn.algorithms.protocols.evaluate import Proportion, clustered, evaluate, pass_at, report, wilson
+from polyturn.cli import main
 from polyturn.envs.outcomes import mean_of_problems, success_of
 from polyturn.envs.trajectory import Group, Trajectory, Turn
 
@@ -110,6 +114,38 @@ def test_a_report_leaves_invalid_episodes_out_and_counts_them() -> None:
     assert result.to_json()["success"]["value"] == result.success.value
     with pytest.raises(ValueError, match=r"got none; errors were \['SandboxLost: gone', 'x'\]"):
         report(groups[3:])
+
+
+def test_episodes_without_a_turn_are_no_evaluation() -> None:
+    """Prompts that fill the context: nothing was seen of the agent, in any of them; in some, it is said in how many."""
+    silent = Trajectory("E", 1, (), truncated=True, info={"context": "the prompt has 900 tokens, 512 fit"})
+    with pytest.raises(ValueError, match="no episode had a turn: the prompt has 900 tokens, 512 fit"):
+        report([Group((silent,)), Group((replace(silent, seed=2),))])
+    some = report([Group((trajectory(1.0),)), Group((silent,))])
+    assert (some.empty, some.mean_return.value) == (1, 0.5)
+    assert "empty        1 episodes had no turn" in str(some)
+    assert "empty" not in str(report([Group((trajectory(1.0),))]))
+
+
+def test_evaluating_a_policy_whose_prompts_do_not_fit_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In Python, by `polyturn eval` and by `polyturn rollout`, which must not end with code 0."""
+    tiny_policy(["a word"], seed=0, hidden=32, layers=1, heads=2, context=64).save_pretrained(tmp_path / "m")
+    agent = TransformerAgent.from_pretrained(str(tmp_path / "m"), max_tokens=16)
+    with pytest.raises(CollectError, match=r"no episode had a turn: .*tokens"):
+        evaluate(agent, "polyturn/EducationDialogue-v0", problems=2, progress=False)
+    common = ["--max-tokens", "16", "--quiet"]
+    assert (
+        main(
+            ["eval", "--model", str(tmp_path / "m"), "--env", "polyturn/EducationDialogue-v0", "--limit", "2", *common]
+        )
+        == 1
+    )
+    assert "no episode had a turn" in capsys.readouterr().err
+    rollout = ["rollout", "polyturn/EducationDialogue-v0", "--agent", str(tmp_path / "m"), "--groups", "2", *common]
+    assert main(rollout) == 1
+    assert "turns        none in any episode" in capsys.readouterr().out
 
 
 def test_success_may_be_more_than_one_point() -> None:
