@@ -7,9 +7,7 @@ a report. The runner saves every finished cell, so an interrupted run goes on wh
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -29,7 +27,8 @@ from typing import Any
 from tqdm import tqdm
 
 from polyturn.agents.cli import no_loading_bars
-from polyturn.envs.files import alone_in_out, digest
+from polyturn.benchmarks.running.code import modules_of
+from polyturn.envs.files import alone_in_out
 from polyturn.envs.suggest import did_you_mean
 
 
@@ -38,7 +37,11 @@ class SuiteError(ValueError):
 
 
 class ChangedSuiteWarning(UserWarning):
-    """A saved result is of other code than the suite's."""
+    """A saved result is of other code than the suite's.
+
+    The code is that of the modules in which `cells` and `run` stand and of what these import from the suite's own
+    package and from polyturn (see `polyturn.benchmarks.running.code`).
+    """
 
 
 @dataclass(frozen=True)
@@ -259,14 +262,18 @@ def _start_worker() -> None:
 
 def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:
     note = work / f"{cell.key}.json"
-    options, code = json.loads(json.dumps(dict(cell.options))), code_of(suite)
+    options = json.loads(json.dumps(dict(cell.options)))
+    modules = modules_of(suite.cells, suite.run, without=suite.report)
+    code = hashlib.blake2b(json.dumps(modules, sort_keys=True).encode(), digest_size=16).hexdigest()
+    listed = work / "code"  # which modules each digest stands for, once for all cells
     if note.is_file():
         saved = json.loads(note.read_text("utf-8"))
         if saved["options"] == options:
             if saved.get("code", code) != code:
                 warnings.warn(
-                    f"{note}: taken from a run of other code than the suite {suite.name} has now; delete it, or use "
-                    "another --out, to run the cell again",
+                    f"{note}: taken from a run of other code than the suite {suite.name} has now"
+                    f"{_changed(listed, saved['code'], modules)}; delete it, or use another --out, to run the "
+                    "cell again",
                     ChangedSuiteWarning,
                     stacklevel=2,
                 )
@@ -278,6 +285,8 @@ def _result(suite: Suite, cell: Cell, work: Path) -> Mapping[str, Any]:
     started = time.process_time()
     result = suite.run(cell, work)
     spent = round(time.process_time() - started, 1)
+    listed.mkdir(exist_ok=True)
+    write_json(listed / f"{code}.json", modules)
     write_json(note, {"options": options, "code": code, "cpu_s": spent, "result": dict(result)})
     return result
 
@@ -292,14 +301,15 @@ def _cpu_seconds(cells: Sequence[Cell], work: Path) -> float | None:
     return None if None in spent else round(sum(spent), 1)
 
 
-def code_of(suite: Suite) -> str:
-    """A digest of the files in which a suite's functions stand."""
-    files = set()
-    for function in (suite.cells, suite.run):
-        with contextlib.suppress(TypeError):  # a callable object, or made at a prompt
-            if found := inspect.getsourcefile(inspect.unwrap(function)):
-                files.add(found)
-    return hashlib.blake2b("".join(digest(Path(file)) for file in sorted(files)).encode(), digest_size=16).hexdigest()
+def _changed(listed: Path, code: str, now: Mapping[str, str]) -> str:
+    """Which modules differ from those that another digest stands for."""
+    before = listed / f"{code}.json"
+    if not before.is_file():  # of a version that kept only one digest
+        return ""
+    then = json.loads(before.read_text("utf-8"))
+    names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f" (changed: {', '.join(names[:5])}{more})"
 
 
 def write_json(path: Path, value: Any) -> None:

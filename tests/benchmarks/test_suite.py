@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polyturn.benchmarks.running import code
 from polyturn.benchmarks.running.suite import (
     Cell,
     ChangedSuiteWarning,
@@ -217,14 +222,80 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def test_a_result_of_other_code_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after an edit of the suite: its saved cells are used, and that is said."""
+PACKAGE = {
+    "__init__.py": "",
+    "suite.py": """
+from polyturn.benchmarks.running.suite import Cell, Suite
+from {name}.report import report
+def cells(quick, seeds): return [Cell("c", 0)]
+def run(cell, work):
+    from . import sums
+    return {{"value": sums.total()}}
+SUITE = Suite("own", "adds", cells, run, report)
+""",
+    "sums.py": "from .deep.numbers import ONE\ndef total(): return ONE + 1\n",
+    "deep/__init__.py": "",
+    "deep/numbers.py": "ONE = 1\n",
+    "report.py": "from {name}.words import TITLE\ndef report(outcomes, out): return TITLE\n",
+    "words.py": "TITLE = 'sum'\n",
+    "unused.py": "",
+}
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+    """A suite in a package of its own, of a name that no other test has."""
+    name = f"suite_{tmp_path.name.replace('-', '_')}"
+    for file, text in PACKAGE.items():
+        path = tmp_path / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.format(name=name))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name, tmp_path / name
+    for loaded in [each for each in sys.modules if each.partition(".")[0] == name]:
+        del sys.modules[loaded]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changed"),
+    [
+        ("deep/numbers.py", "ONE = 2\n", ".deep.numbers"),
+        ("sums.py", "from .deep.numbers import ONE\ndef total(): return ONE + 2\n", ".sums"),
+        ("deep/numbers.py", '"""One."""\n\nONE = 1  # the same\n', ""),
+        ("words.py", "TITLE = 'total'\n", ""),
+        ("unused.py", "X = 1\n", ""),
+    ],
+    ids=["imported by an import", "imported in a function", "only words", "of the report", "not imported"],
+)
+def test_a_result_of_other_code_is_named(
+    own_package: tuple[str, Path], tmp_path: Path, file: str, text: str, changed: str
+) -> None:
+    """As after an edit of a module that the suite imports: its saved cells are used, and that is said."""
+    name, folder = own_package
+    suite = load(f"{name}.suite:SUITE")
+    run_suite(suite, tmp_path / "out", progress=False)
+    (folder / file).write_text(text)
+    code._reached.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        record = run_suite(suite, tmp_path / "out", progress=False)
+    assert record["cells"][0]["result"]["value"] == 2
+    told = [str(each.message) for each in said if each.category is ChangedSuiteWarning]
+    assert [f"(changed: {name}{changed})" in each for each in told] == [True] * bool(changed), told
+
+
+def test_the_code_of_a_suite_is_what_it_imports_of_its_package_and_of_polyturn(tmp_path: Path) -> None:
+    found = code.modules_of(load("coverage").cells)
+    expected = {"benchmarks.coverage.training", "algorithms.losses", "envs.games.bandits"}
+    assert {f"polyturn.{each}" for each in expected} <= set(found)
+    assert not {name.partition(".")[0] for name in found} - {"polyturn"}
     counting = Counting()
-    run_suite(counting.suite(), tmp_path, seeds=2, progress=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run_suite(counting.suite(), tmp_path, seeds=2, progress=False)
-    monkeypatch.setattr("polyturn.benchmarks.running.suite.digest", lambda path: "edited")
-    with pytest.warns(ChangedSuiteWarning, match="square-seed0.json: taken from a run of other code"):
-        run_suite(counting.suite(), tmp_path, seeds=2, progress=False)
-    assert counting.ran == ["square-seed0", "square-seed1"]
+    assert code.home_of(functools.partial(counting.run, work=tmp_path)) == code.home_of(counting) == __name__
+
+
+def test_modules_beside_a_suite_in_a_single_file_are_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lone_suite_of_a_test.py").write_text("import json, lone_helper_of_a_test\ndef run(): pass\n")
+    (tmp_path / "lone_helper_of_a_test.py").write_text("import torch\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = importlib.import_module("lone_suite_of_a_test").run
+    assert list(code.modules_of(run)) == ["lone_helper_of_a_test", "lone_suite_of_a_test"]
