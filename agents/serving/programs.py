@@ -175,7 +175,7 @@ class AgentProgram:
         }
         signed = None if store is None else Signed(store, members)
         done = {} if signed is None else self._already_there(signed, starts, members, chosen)
-        servers = {id(each): AgentServer(each, limits=self.limits, store=signed) for each in members}  # type: ignore[arg-type]
+        servers = {id(each): AgentServer(each, limits=self.limits, store=store) for each in members}  # type: ignore[arg-type]
         with contextlib.ExitStack() as open_servers:
             for server in servers.values():
                 open_servers.enter_context(server)

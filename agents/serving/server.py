@@ -71,11 +71,12 @@ class AgentServer:
         host: str = "127.0.0.1",
         port: int = 0,
         limits: ServerLimits | None = None,
-        store: Store | Signed | None = None,
+        store: Store | None = None,
         operator_key: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._agent, self._store, self._clock = agent, store, clock
+        self._agent, self._clock = agent, clock
+        self._store = None if store is None else Signed(store, [agent])
         self._host, self._port = host, port
         self._limits = ServerLimits() if limits is None else limits
         self._operator = None if operator_key is None else _hash(operator_key)
