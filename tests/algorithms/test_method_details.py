@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyturn.algorithms import GPO, GRPO, IPO, METHODS, RLOO, RWR, NashPG, Needs, collate
 from polyturn.algorithms.batch import Batch
-from polyturn.algorithms.methods.base import Hooks, hooks_of
+from polyturn.algorithms.methods.base import Hooks, clipped, hooks_of
 from polyturn.algorithms.methods.imitation import SFT
 from polyturn.algorithms.methods.pairwise import MDPO
 from polyturn.algorithms.methods.policy_gradient import REINFORCE
@@ -210,12 +210,32 @@ def test_pmpo_reports_both_sides_and_takes_no_kl() -> None:
         PMPO(beta=-0.1)
 
 
-def test_every_method_says_what_it_needs_and_is_read() -> None:
-    for made in METHODS.values():
-        hooks = hooks_of(made())
-        assert isinstance(hooks, Hooks)
-        assert isinstance(hooks.needs, Needs)
-        assert hooks.name == made.name
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_what_it_needs_and_is_read(name: str) -> None:
+    method: Any = METHODS[name]()
+    hooks = hooks_of(method)
+    assert isinstance(hooks, Hooks)
+    assert isinstance(hooks.needs, Needs)
+    assert (hooks.name, hooks.loss, hooks.examples) == (name, method.loss, getattr(method, "examples", None))
+    for part in ("token_mask", "step_statistics", "row_statistics"):
+        assert getattr(hooks, part) == getattr(method, part, getattr(hooks, part))
+
+
+def test_a_part_that_cannot_be_called_is_named() -> None:
+    class Broken:
+        name = "broken"
+        needs = Needs()
+        loss = 3
+
+    with pytest.raises(ValueError, match="broken: expected loss to be a method, got 3"):
+        hooks_of(Broken())  # type: ignore[arg-type]
+
+
+def test_the_share_of_clipped_tokens() -> None:
+    """Ratios 1.22, .90, 1.11 and .74 with a clip of .2: the first and the last are outside."""
+    own, before = torch.tensor([0.2, -0.1, 0.1, -0.3]), torch.zeros(4)
+    assert clipped(own, before, 0.2).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert clipped(own + 5.0, before + 5.0, 0.2).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
 def test_a_preference_that_was_not_asked_makes_no_pair() -> None:
