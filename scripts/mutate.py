@@ -21,9 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".cache" / os.environ.get("MUTATION_FOLDER", "mutation")
-# The wording of a message is not behaviour: lines that begin with a string, and calls that raise or check. Nor is the
-# name of the encoding that is the platform's own.
-MESSAGES = [r'^\s*[rfb]*"', r"\braise \w+\(", r"\bcheck_(range|count|choice|pairs)\(", r"\bassert ", r'"utf-8"']
+# The wording of a message is not behaviour: lines that begin with a string, calls that raise or check, and which line a
+# warning points at. Nor is the name of the encoding that is the platform's own.
+MESSAGES = [
+    r'^\s*[rfb]*"', r"\braise \w+\(", r"\bcheck_(range|count|choice|pairs)\(", r"\bassert ", r"\bstacklevel=",
+    r'"utf-8"',
+]  # fmt: skip
 # Exit codes of mutmut: a failed test, a time limit, a crash.
 NOTICED = {1, 3, 24, 36, 152, 255, -24, -11, -9}
 

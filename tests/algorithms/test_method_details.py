@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyturn.algorithms import GPO, GRPO, IPO, METHODS, RLOO, RWR, NashPG, Needs, collate
+from polyturn.algorithms import GPO, GRPO, IPO, METHODS, MTPO, PPO, RLOO, RWR, NashPG, Needs, collate
 from polyturn.algorithms.batch import Batch
 from polyturn.algorithms.methods.base import Hooks, clipped, hooks_of
 from polyturn.algorithms.methods.imitation import SFT
@@ -208,6 +208,31 @@ def test_pmpo_reports_both_sides_and_takes_no_kl() -> None:
     assert set(loss.metrics) == {"kl", "accepted_logp", "rejected_logp"}
     with pytest.raises(ValueError, match=r"PMPO\.beta: expected 0 or more, got -0\.1"):
         PMPO(beta=-0.1)
+
+
+def test_the_kl_of_a_turn_is_over_the_rows_that_have_it() -> None:
+    """Rows of 2, 2 and 1 turns; as sampled, -1 a token; the reference -1.5 and -1.75: log-ratios .5 and .75 a token."""
+    batch = collate([two(), Example((trajectory([7], seed=1),), scores=np.array([0.0]))])
+    batch = replace(batch, outputs={"values": torch.zeros(batch.ids.shape, dtype=torch.float64)})
+    logps, reference = scored(batch, (-1.0, -1.0, -1.0)), scored(batch, (-1.5, -1.75, -1.0))
+    metrics = MTPO(kl=0.1).loss(logps, reference, batch).metrics
+    assert metrics["kl_turn_1"].tolist() == [1.0, 0.75, 0.0]
+    assert metrics["kl_turn_2"].tolist() == [0.5, 1.5]
+    assert metrics["kl"].tolist() == [1.5, 2.25, 0.0]
+    assert not [name for name in PPO().loss(logps, None, batch).metrics if name.startswith("kl")]
+
+
+@pytest.mark.parametrize(("scores", "wanted"), [((1.0, 0.0), (-1.0, 1.0)), ((0.7, 0.7), (0.0, 0.0))])
+def test_advantages_are_scaled_to_a_deviation_of_one_and_equal_ones_to_nothing(
+    scores: tuple[float, float], wanted: tuple[float, float]
+) -> None:
+    """Two rows of one token, values 0 and ratio 1: the surrogate is minus the advantage, (s - mean) / deviation."""
+    rows = (trajectory([1]), trajectory([2]))
+    batch = collate([Example(rows, scores=np.array(scores))])
+    batch = replace(batch, outputs={"values": torch.zeros(batch.ids.shape, dtype=torch.float64)})
+    loss = PPO(value_weight=0.0, lam=1.0, value_warmup=0).loss(scored(batch, (-1.0, -1.0)), None, batch)
+    assert loss.values.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert loss.metrics["score"].tolist() == pytest.approx(scores)
 
 
 @pytest.mark.parametrize("name", METHODS)
