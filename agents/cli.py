@@ -111,7 +111,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         metavar="ENGINE",
-        help="what samples: exact (default), transformers, or addresses of vLLM servers (http://host:port/v1,http://...)",
+        help="what samples: exact (default), transformers, vllm, or addresses of vLLM servers (http://host:port/v1,http://...)",
     )
     parser.add_argument(
         "--engine-weights",

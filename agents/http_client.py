@@ -99,6 +99,7 @@ class HttpClient:
         log: Says what is waited for, at most every 10 seconds.
         jitter: Random numbers for the waits; default fresh ones. They influence nothing but waits.
         sleep: Waits; given for tests.
+        socket: A Unix socket that all requests go to, whatever their address; None: the network.
 
     Raises:
         ImportError: The extra "api" is not installed.
@@ -119,6 +120,7 @@ class HttpClient:
         log: logging.Logger,
         jitter: np.random.Generator | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        socket: str | None = None,
     ) -> None:
         check_count(f"{owner}(concurrency)", concurrency)
         check_count(f"{owner}(retries)", retries, 0)
@@ -129,7 +131,7 @@ class HttpClient:
         self.model, self._api_key_env, self.concurrency = model, api_key_env, concurrency
         self._timeout, self._retries, self._backoff, self._longest_wait = timeout, retries, backoff, longest_wait
         self._jitter = np.random.default_rng() if jitter is None else jitter
-        self._sleep, self._log = sleep, log
+        self._sleep, self._log, self._socket = sleep, log, socket
         self._lives: dict[str, Any] = {}  # what lives in the one event loop: that loop, a semaphore, a client
         self._loop = LoopThread(_closing(self._lives))
         self._answered = False  # whether a server has ever answered
@@ -200,8 +202,13 @@ class HttpClient:
         lives = self._lives
         if lives.get("loop") is not asyncio.get_running_loop():
             lives["loop"], lives["places"] = asyncio.get_running_loop(), asyncio.Semaphore(self.concurrency)
-            lives["client"] = self._http.AsyncClient(
-                timeout=None, limits=self._http.Limits(max_connections=self.concurrency)
+            limits = self._http.Limits(max_connections=self.concurrency)
+            lives["client"] = (
+                self._http.AsyncClient(timeout=None, limits=limits)
+                if self._socket is None
+                else self._http.AsyncClient(
+                    timeout=None, transport=self._http.AsyncHTTPTransport(uds=self._socket, limits=limits)
+                )
             )
         headers = {"Content-Type": "application/json"}
         if key := self.key():

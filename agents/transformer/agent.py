@@ -76,9 +76,9 @@ class TransformerAgent:
         sampling: How tokens are drawn.
         max_tokens: Tokens a whole episode may have; then it is truncated.
         slots: Episodes held at once; with the exact engine this changes speed and memory, never a result.
-        engine: What samples: "exact" (the same tokens at any concurrency), "transformers" (its continuous batching), or
-            the address of a server that returns token ids (vLLM: "http://host:port/v1"), several of them, or
-            `TokenServers` with options.
+        engine: What samples: "exact" (the same tokens at any concurrency), "transformers" (its continuous batching),
+            "vllm" (a server that is started here, where vLLM is installed), or the address of a server that returns
+            token ids (vLLM: "http://host:port/v1"), several of them, or `TokenServers` with options.
 
     Raises:
         ValueError: An engine that there is not, or that lacks an option of the sampling.

@@ -120,7 +120,7 @@ def test_what_it_cannot_do_is_refused_by_name(policy: Policy, monkeypatch: pytes
     assert not capabilities.own_generators
     assert not capabilities.mixtures
     # A model that it reads in another way than the policy scores it.
-    monkeypatch.setattr(continuous, "disagreement", lambda *_: (1.5, 0.0))
+    monkeypatch.setattr(continuous, "disagreement", lambda *_: 1.5)
     with pytest.raises(CollectError, match=r"differ by 1\.5 nats") as caught:
         played(agent(policy))
     assert isinstance(caught.value.__cause__, GenerationError)

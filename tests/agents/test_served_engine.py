@@ -472,7 +472,7 @@ def test_commands_take_servers(
     assert main([*command, *options, "--engine", fake.url]) == 0
     assert all("engine=servers" in member.agent for member in read(out))
     assert main([*command, "--engine", "exacd"]) == 2
-    assert "expected exact, transformers, or addresses" in capsys.readouterr().err
+    assert "expected exact, transformers, vllm, or addresses" in capsys.readouterr().err
     assert main([*command, "--engine-weights", "handed"]) == 2
     assert "--engine-weights: expected addresses of servers" in capsys.readouterr().err
 

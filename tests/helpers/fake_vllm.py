@@ -104,8 +104,8 @@ class FakeVllm:
             return 200, {}
         if path == "/collective_rpc":
             assert body["method"] == "reload_weights"
-            weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
-            self.policy.model.load_state_dict(weights, strict=False)
+            for file in Path(body["kwargs"]["weights_path"]).glob("*.safetensors"):
+                self.policy.model.load_state_dict(load_file(file), strict=False)
             return 200, {}
         return 404, {"detail": "Not Found"}
 

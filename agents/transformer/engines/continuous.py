@@ -191,7 +191,7 @@ class ContinuousEngine:
         prompt, count = probe(self._policy, self.capacity)
         ids, logps = await self._asked(prompt, count, [], None)
         said = np.asarray(logps, np.float32)
-        own, _ = disagreement(self._policy, self.sampling, prompt, np.asarray(ids, np.int32), said)
+        own = disagreement(self._policy, self.sampling, prompt, np.asarray(ids, np.int32), said)
         whole = next(self._policy.model.parameters()).dtype in (torch.float32, torch.float64)
         if own > (_TOLERANCE if whole else _HALF_TOLERANCE):
             raise GenerationError(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from polyturn.agents.transformer.adapters import has_adapters
 from polyturn.agents.transformer.generation import Sampling
@@ -21,6 +26,7 @@ from polyturn.envs.trajectory import Logps, TokenIds
 _WRITTEN: dict[Path, list[Path]] = {}
 # The newest, and the one before it: what a previous policy acts with, or a slow server is still reading.
 _KEPT = 2
+_HEAD = "head.safetensors"
 _PROBE = "How much is 37 + 5? Think, then answer."
 _PROBE_TOKENS = 8
 
@@ -57,11 +63,12 @@ def written(policy: Policy, fingerprint: str, folder: str | None) -> Path:
     target = place / f"polyturn-{fingerprint}"
     if not target.is_dir():
         place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place, prefix="part-") as made:
+        with _without_bars(), tempfile.TemporaryDirectory(dir=place, prefix="part-") as made:
             part = Path(made) / "weights"
             adapter = adapter_of(policy)
             if adapter is None:
                 policy.model.save_pretrained(part)
+                _add_tied_head(policy.model, part)
             else:
                 _save_adapter(policy, adapter, part)
             part.chmod(0o755)  # servers may be other users
@@ -77,6 +84,35 @@ def written(policy: Policy, fingerprint: str, folder: str | None) -> Path:
     while len(mine) > _KEPT:
         shutil.rmtree(mine.pop(0), ignore_errors=True)
     return target
+
+
+def _add_tied_head(model: PreTrainedModel, part: Path) -> None:
+    """Writes an output head that is the embedding once more, under its own name.
+
+    vLLM 0.32 on a CPU keeps a packed copy of such a head, and packs it anew only where the head is among the weights.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    name = next(name for name, module in model.named_modules() if module is head) + ".weight"
+    save_file({name: embedding.weight.detach().cpu().clone()}, part / _HEAD, metadata={"format": "pt"})
+    index = part / "model.safetensors.index.json"
+    if index.is_file():
+        listed = json.loads(index.read_text("utf-8"))
+        listed["weight_map"][name] = _HEAD
+        index.write_text(json.dumps(listed), "utf-8")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bar for every update of a run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _save_adapter(policy: Policy, adapter: str, part: Path) -> None:
@@ -103,35 +139,29 @@ def probe(policy: Policy, capacity: int) -> tuple[list[int], int]:
     return prompt, min(_PROBE_TOKENS, capacity - len(prompt))
 
 
-def disagreement(
-    policy: Policy, sampling: Sampling, prompt: Sequence[int], ids: TokenIds, logps: Logps
-) -> tuple[float, float]:
-    """How far a server's log-probabilities are from the policy's own, in nats: the most over the sampled tokens.
+def disagreement(policy: Policy, sampling: Sampling, prompt: Sequence[int], ids: TokenIds, logps: Logps) -> float:
+    """How far the log-probabilities of somebody else's samples are from the policy's own.
 
     Args:
-        policy: The policy whose weights the server should have.
+        policy: The policy whose weights should have sampled.
         sampling: How the tokens were drawn; of temperature 0 the tokens are compared, by how far each is from the most
             likely one.
-        prompt: What the server read.
-        ids: `[A]` what it sampled.
-        logps: `[A]` what it says their log-probabilities are.
+        prompt: What was read.
+        ids: `[A]` what was sampled.
+        logps: `[A]` what their log-probabilities are said to be.
 
     Returns:
-        The difference from the distribution that is sampled from, and from the one at temperature 1 without cuts.
+        The largest difference in nats.
     """
     row = torch.tensor([[*prompt, *ids.tolist()]], device=policy.device)
     chosen = row[0, len(prompt) :, None]
     with torch.inference_mode(), acting(policy.model):
         logits = policy.model(input_ids=row[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :].float()
-        plain = torch.log_softmax(logits, -1)
-        said = torch.from_numpy(logps).to(plain)
-        raw = (plain.gather(1, chosen)[:, 0] - said).abs()
         if sampling.temperature == 0:
-            behind = (logits.amax(-1) - logits.gather(1, chosen)[:, 0]).max()
-            return float(behind), float(raw.max())
+            return float((logits.amax(-1) - logits.gather(1, chosen)[:, 0]).max())
         found = sampling.log_probs(logits).gather(1, chosen)[:, 0]
     kept = torch.isfinite(found)
     # Rounding may move a token across the border of what top_k, top_p or min_p keep: seldom more than one.
     if int(kept.sum()) < len(ids) - 1:
-        return float("inf"), float(raw.max())
-    return float((found - said).abs()[kept].max()), float(raw.max())
+        return float("inf")
+    return float((found - torch.from_numpy(logps).to(found)).abs()[kept].max())

@@ -27,6 +27,16 @@ def open_engine(choice: EngineChoice, policy: Policy, sampling: Sampling, *, slo
         from polyturn.agents.transformer.engines.served import ServedEngine
 
         return ServedEngine(policy, sampling, chosen, slots=slots, capacity=capacity)
+    if chosen == "vllm":
+        import torch
+
+        from polyturn.agents.transformer.engines.own_server import URL, own_server
+        from polyturn.agents.transformer.engines.served import ServedEngine
+
+        whole = policy.model.dtype in (torch.float32, torch.float64)
+        handed = TokenServers(urls=(URL,), weights="handed", tolerance=0.02 if whole else 0.3)
+        own = own_server(policy, slots=slots, capacity=capacity)
+        return ServedEngine(policy, sampling, handed, slots=slots, capacity=capacity, own=own)
     if chosen == "transformers":
         from polyturn.agents.transformer.engines.continuous import ContinuousEngine
 

@@ -31,6 +31,7 @@ from polyturn.agents.http_client import (
     shown,
 )
 from polyturn.agents.transformer.engines.handing import disagreement, probe
+from polyturn.agents.transformer.engines.own_server import OwnServer
 from polyturn.agents.transformer.engines.replies import BadReply, NoTokens, Reply, read_json, read_reply
 from polyturn.agents.transformer.engines.settings import TokenServers
 from polyturn.agents.transformer.generation import Sampling
@@ -69,6 +70,7 @@ class Remote:
         settings: Of all servers.
         capacity: Tokens that a conversation may have in all.
         weights: What is wanted of it.
+        own: The process behind it, where it is this process' own.
     """
 
     def __init__(
@@ -81,8 +83,9 @@ class Remote:
         *,
         capacity: int,
         weights: Wanted,
+        own: OwnServer | None = None,
     ) -> None:
-        self.base = base
+        self.base, self._own = base, own
         self._http, self._policy, self._sampling, self._settings = http, policy, sampling, settings
         self._capacity, self._weights = capacity, weights
         self._has: str | None = None  # the fingerprint of the weights that it is known to have
@@ -109,6 +112,8 @@ class Remote:
             Again: It does not answer, or with something else.
         """
         for _ in range(2):
+            if self._own is not None and await self._own.revived(self._policy, self._http):
+                self._has = None
             await self._ready()
             before = self._handovers
             try:
@@ -143,7 +148,7 @@ class Remote:
             raise Again(self._error(BadAnswer, f"{error}; got {seen}")) from None
         if reply.model and reply.model != self._sampler:
             raise self._error(ServerRefused, f"expected an answer of {self._sampler}, got one of {reply.model}")
-        if self._sampling.temperature == 0:
+        if content["temperature"] == 0:
             return Reply(reply.ids, np.zeros(len(reply.ids), np.float32), reply.model)
         return reply
 
@@ -213,35 +218,41 @@ class Remote:
             await self._commanded("/resume")
 
     async def _compare(self) -> None:
-        """Compares what it samples with the policy's own numbers.
+        """Compares what it samples with the policy's own numbers: as the model is, then with the options of sampling.
 
         Raises:
             ServerRefused: They differ.
         """
-        prompt, count = probe(self._policy, self._capacity)
-        content = {**how(self._sampling), "prompt": prompt, "max_tokens": count, "seed": 0}
-        reply = await self._complete(content)
-        own, raw = disagreement(self._policy, self._sampling, prompt, reply.ids, reply.logps)
-        if own <= self._settings.tolerance:
-            return
-        if raw <= self._settings.tolerance and self._sampling.temperature != 0:
-            what = (
-                "it reports log-probabilities of the model at temperature 1 without cuts, and what is trained on must "
-                "be those of the distribution that is sampled from; start it with --logprobs-mode processed_logprobs, "
-                "or sample with temperature=1, top_p=1, top_k=0, min_p=0"
-            )
-        else:
-            remedy = "hand the weights over (TokenServers(weights='handed'))"
-            if self._settings.weights == "handed" and not self._weights.adapter:
-                remedy = "start it without --enable-lora, with which vLLM 0.32 keeps its weights when told to reload"
-            elif self._weights.adapter:
-                remedy = "start it with the policy's base"
-            what = (
+        own = await self._difference(Sampling())
+        if own > self._settings.tolerance:
+            raise self._error(
+                ServerRefused,
                 f"expected the policy's weights, got log-probabilities that differ by {own:.3g} nats from its own "
-                f"(tolerance {self._settings.tolerance:g}); serve this policy in its precision, {remedy}, or allow for "
-                "rounding (tolerance=...)"
+                f"(tolerance {self._settings.tolerance:g}); serve this policy in its precision, {self._remedy()}, or "
+                "allow for rounding (tolerance=...)",
             )
-        raise self._error(ServerRefused, what)
+        # The most likely token is the same with any options; its log-probability is recorded as 0.
+        drawn = self._sampling
+        if drawn.temperature == 0 or (drawn.temperature, drawn.top_p, drawn.top_k, drawn.min_p) == (1, 1, 0, 0):
+            return
+        own = await self._difference(drawn)
+        if own > self._settings.tolerance:
+            raise self._error(
+                ServerRefused,
+                f"it reports log-probabilities that differ by {own:.3g} nats from those of the distribution that is "
+                "sampled from, which are what is trained on; start it with --logprobs-mode processed_logprobs, or "
+                "sample with temperature=1, top_p=1, top_k=0, min_p=0",
+            )
+
+    async def _difference(self, sampling: Sampling) -> float:
+        prompt, count = probe(self._policy, self._capacity)
+        reply = await self._complete({**how(sampling), "prompt": prompt, "max_tokens": count, "seed": 0})
+        return disagreement(self._policy, sampling, prompt, reply.ids, reply.logps)
+
+    def _remedy(self) -> str:
+        if self._settings.weights == "served":
+            return "hand the weights over (TokenServers(weights='handed'))"
+        return "start it with the policy's base" if self._weights.adapter else "start it again (it did not take them)"
 
     async def _version(self) -> str:
         answer = await self._asked(f"{self._root}/weight_info")

@@ -18,6 +18,7 @@ import numpy as np
 from polyturn.agents.http_client import Again, HttpClient, ServerRefused, ServerUnreachable
 from polyturn.agents.transformer.engines.handing import adapter_of, written
 from polyturn.agents.transformer.engines.interface import Capabilities
+from polyturn.agents.transformer.engines.own_server import OwnServer
 from polyturn.agents.transformer.engines.remote import Remote, Wanted, how
 from polyturn.agents.transformer.engines.replies import Reply
 from polyturn.agents.transformer.engines.settings import TokenServers, check_common_sampling
@@ -59,13 +60,23 @@ class ServedEngine:
         servers: Where, and how weights get there.
         slots: Conversations at once.
         capacity: Tokens that a conversation may have in all.
+        own: The process behind the one server, where it is this process' own.
 
     Raises:
         ImportError: The extra "api" is not installed.
         ValueError: Options that servers do not have, or several adapters that act together.
     """
 
-    def __init__(self, policy: Policy, sampling: Sampling, servers: TokenServers, *, slots: int, capacity: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        sampling: Sampling,
+        servers: TokenServers,
+        *,
+        slots: int,
+        capacity: int,
+        own: OwnServer | None = None,
+    ) -> None:
         check_common_sampling("of servers", sampling)
         if sampling.max_thinking_tokens is not None:
             raise ValueError(
@@ -74,7 +85,8 @@ class ServedEngine:
             )
         adapter = servers.weights == "handed" and adapter_of(policy) is not None
         self._wanted = Wanted(adapter=adapter)
-        self.name = "servers"
+        self.name = "servers" if own is None else "vllm"
+        self._own = own
         self.sampling, self.slots, self.capacity = sampling, slots, capacity
         self._policy, self._settings = policy, servers
         self._places = Slots(slots)
@@ -90,9 +102,10 @@ class ServedEngine:
             backoff=servers.backoff,
             longest_wait=300.0,
             log=_log,
+            socket=None if own is None else own.socket,
         )
         remotes = [
-            Remote(url, self._http, policy, sampling, servers, capacity=capacity, weights=self._wanted)
+            Remote(url, self._http, policy, sampling, servers, capacity=capacity, weights=self._wanted, own=own)
             for url in servers.urls
         ]
         self._servers = [_Server(remote) for remote in remotes]
@@ -107,8 +120,10 @@ class ServedEngine:
         return self._policy.fingerprint()
 
     def close(self) -> None:
-        """Closes the connections; the next request opens new ones."""
+        """Closes the connections, and ends a server of its own; the next request opens new ones."""
         self._http.close()
+        if self._own is not None:
+            self._own.close()
 
     async def acquire(self) -> int:
         """Waits until another conversation can be held, and opens it.

@@ -12,7 +12,7 @@ from polyturn.agents.transformer.generation import Sampling
 from polyturn.envs.settings import check_choice, check_count, check_range
 
 Weights = Literal["served", "handed"]
-LOCAL = ("exact", "transformers")
+LOCAL = ("exact", "transformers", "vllm")
 """Engines in this process, by name."""
 
 
