@@ -2,6 +2,8 @@
 
 from .adapters.gem import Gem as Gem, as_gem as as_gem
 from .adapters.numbered import GymnasiumText as GymnasiumText, PettingZoo as PettingZoo
+from .adapters.openenv import OpenEnv as OpenEnv
+from .adapters.openenv_server import EnvServer as EnvServer
 from .adapters.reasoning_gym import ReasoningGym as ReasoningGym
 from .adapters.textarena import TextArena as TextArena
 from .car_dealer.buyers import ScriptedBuyer as ScriptedBuyer

@@ -1,10 +1,13 @@
-"""Commands of this floor: `polyturn new`, `envs`, `check-env`, `runs` and `export`."""
+"""Commands of this floor: `polyturn new`, `envs`, `check-env`, `serve-env`, `runs` and `export`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,14 @@ examples:
   polyturn check-env acme.haggle:acme/Haggle-v0      imports acme.haggle first
 
 exit code 0: every rule holds; 1: a rule is broken, and the output says which and what to do.
+"""
+SERVE_HELP = """\
+examples:
+  polyturn serve-env polyturn/Guess-v0 -o high=10
+  polyturn serve-env polyturn/ToolMath-v0 -o problems=gsm8k.jsonl --port 8000
+
+OpenEnv's clients connect to the printed address; an action is {"message": "..."}. Needs openenv (pip install
+openenv==0.10.0). --host other than this machine's own needs a key in POLYTURN_ENV_KEY. Ctrl-C ends it.
 """
 NEW_HELP = """\
 examples:
@@ -98,6 +109,18 @@ def add_commands(subparsers: Any) -> None:
         "--max-turns", type=int, default=100, help="turns within which an episode must end (default 100)"
     )
     check.set_defaults(run=_check_env)
+
+    serve = subparsers.add_parser(
+        "serve-env", help="serve an environment to OpenEnv's clients", epilog=SERVE_HELP, formatter_class=raw
+    )
+    serve.add_argument("env_id", metavar="ENV_ID", help="id of the environment, or module:id")
+    serve.add_argument(
+        "-o", "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the environment; as above"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="interface to listen on (default 127.0.0.1: this machine)")
+    serve.add_argument("--port", type=int, default=0, help="port to listen on (default: any free one)")
+    serve.add_argument("--sessions", type=int, default=64, help="sessions at once (default 64)")
+    serve.set_defaults(run=_serve_env)
 
     runs = subparsers.add_parser(
         "runs", help="list runs, their state and how to go on", epilog=RUNS_HELP, formatter_class=raw
@@ -178,6 +201,22 @@ def _check_env(args: argparse.Namespace) -> int:
     )
     if report.longest == 1:
         _print("note: every episode ended after one turn; give plausible actions (--action) to check later ones")
+    return 0
+
+
+def _serve_env(args: argparse.Namespace) -> int:
+    from polyturn.envs.adapters.openenv_server import EnvServer
+
+    options = dict(parse_option(text) for text in args.option)
+    # Options are bound first, so that none of them can pass for an argument of the server.
+    if reserved := {"host", "port", "sessions", "idle_s", "max_message", "key"} & set(options):
+        raise ValueError(f"serve-env: cannot pass the option {min(reserved)!r} from the command line; use EnvServer")
+    key = os.environ.get("POLYTURN_ENV_KEY") or None
+    with EnvServer(args.env_id, host=args.host, port=args.port, sessions=args.sessions, key=key, **options) as server:
+        _print(f"listening at {server.url}")
+        sys.stdout.flush()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
     return 0
 
 

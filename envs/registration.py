@@ -37,6 +37,7 @@ _BUILT_IN = {
     "polyturn/GymnasiumText-v0": "polyturn.envs.adapters.numbered:GymnasiumText",
     "polyturn/Guess-v0": "polyturn.envs.games.guess:Guess",
     "polyturn/MatrixGame-v0": "polyturn.envs.games.matrix_games:MatrixGame",
+    "polyturn/OpenEnv-v0": "polyturn.envs.adapters.openenv:OpenEnv",
     "polyturn/PairedBandit-v0": "polyturn.envs.games.paired_bandit:PairedBandit",
     "polyturn/PettingZoo-v0": "polyturn.envs.adapters.numbered:PettingZoo",
     "polyturn/ReasoningGym-v0": "polyturn.envs.adapters.reasoning_gym:ReasoningGym",

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "new": ("envs", "write a small package to begin with: env, agent, method or suite"),
     "envs": ("envs", "list the environments"),
     "check-env": ("envs", "hold an environment to the contract of multi-turn text environments"),
+    "serve-env": ("envs", "serve an environment to OpenEnv's clients"),
     "view": ("agents", "write a page of stored trajectories, runs and results for a browser"),
     "runs": ("envs", "list runs, their state and how to go on"),
     "show": ("agents", "print stored trajectories for a person to read"),

@@ -31,5 +31,6 @@ while read -r name requirement; do
         tests/envs/peers tests/envs/test_connect.py "$@" </dev/null || failed="$failed $name"
 done <<PEERS
 gem gem-llm==0.1.0
+openenv openenv==0.10.0
 PEERS
 [ -z "$failed" ] || { printf '%s\n' "adapters: failed:$failed" >&2; exit 1; }

@@ -20,8 +20,10 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from polyturn.envs.spaces import UnicodeText
+from polyturn.sandbox.server import safe_text
 
 Step = tuple[str, float, bool, bool, dict[str, Any]]
+_LONGEST_MESSAGE = 2000
 _global_numbers = threading.Lock()
 
 
@@ -57,6 +59,8 @@ class Replayed(gymnasium.Env[str, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
+    draws_global_numbers = True
+    """Whether the other side runs in this process; False for servers, of which several may be waited for at once."""
 
     def __init__(self, max_turns: int, reward_bounds: tuple[float, float]) -> None:
         if max_turns < 1:
@@ -166,14 +170,26 @@ class Replayed(gymnasium.Env[str, str]):
     @contextmanager
     def _own_numbers(self) -> Iterator[None]:
         """Puts the episode's states into the global generators while the other side runs; one episode at a time."""
+        if not self.draws_global_numbers:
+            with self._failures_named():
+                yield
+            return
         with global_numbers_kept():
             assert self._numbers is not None
             random.setstate(self._numbers[0])
             np.random.set_state(self._numbers[1])  # noqa: NPY002
             try:
-                yield
-            except Exception as error:
-                self._over = True
-                raise OtherSideFailed(f"{type(self).__name__}: {type(error).__name__}: {error}") from error
+                with self._failures_named():
+                    yield
             finally:
                 self._numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._over = True
+            # The message may hold what a server said, and becomes part of a record.
+            said = safe_text(str(error)[:_LONGEST_MESSAGE])
+            raise OtherSideFailed(f"{type(self).__name__}: {type(error).__name__}: {said}") from error
