@@ -29,8 +29,24 @@ AGENT_HELP = "gold, demonstrator, random, human, server:MODEL, module:attribute,
 ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may be repeated)"
 
 
+def _add_push(subparsers: Any) -> None:
+    push = subparsers.add_parser("push", help="upload a policy or stored trajectories to the Hugging Face Hub")
+    push.add_argument("path", type=Path, help="a policy's folder, or a store of trajectories")
+    push.add_argument("repository", metavar="USER/NAME", help="made where it does not exist")
+    push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
+    push.set_defaults(run=_push)
+
+
+def _push(args: argparse.Namespace) -> int:
+    from polyturn.agents.hub import push
+
+    print(f"uploaded to {push(args.path, args.repository, private=not args.public)}")
+    return 0
+
+
 def add_commands(subparsers: Any) -> None:
     """Adds this floor's commands to the parser of `polyturn`."""
+    _add_push(subparsers)
     add_view(subparsers)
     add_show(subparsers)
     rollout = subparsers.add_parser(

@@ -1,6 +1,7 @@
 """Data that people have, as groups: preference pairs, scored or labelled completions, conversations to imitate.
 
-Rows are read from JSON lines, Parquet, or a folder that `datasets` saved; their layout is told by their fields:
+Rows are read from JSON lines, Parquet, a folder that `datasets` saved, or a data set of the Hub (its id, or a folder in
+the same layout); their layout is told by their fields:
 
     chosen, rejected [, prompt]            a pair: texts or messages; TRL's and UltraFeedback's (binarized) layouts
     prompt, completion, label              a thumb up or down (KTO's layout)
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,10 @@ _LAYOUTS = (
     "chosen and rejected; prompt, completion and label or score; instruction and completions; messages; or prompt and "
     "completion"
 )
+# What `save_to_disk` leaves: of one split, of several.
+_SAVED = ("state.json", "dataset_dict.json")
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w-][\w.-]*?)(?::(?P<configuration>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
+_FILES = (".jsonl", ".json", ".parquet", ".txt", ".csv")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 Messages = list[tuple[str, str]]
 
@@ -62,7 +68,11 @@ class Recorded:
 
 
 def read_recorded(path: str | os.PathLike[str]) -> list[Recorded]:
-    """Reads a file or folder; groups in order of first appearance.
+    """Reads a file, a folder or a data set of the Hub; groups in order of first appearance.
+
+    Args:
+        path: A file of JSON lines or Parquet; a folder, written by `save_to_disk` or holding a data set's files; or
+            "user/name[:configuration][@split]" on the Hub. Without a split it is "train", or the only one.
 
     Raises:
         DataError: A row that is in no known layout, holds no conversation of alternating sides, or compares answers to
@@ -108,8 +118,33 @@ def _fields(trajectory: Trajectory) -> dict[str, Any]:
     return {name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__}
 
 
+def _on_hub(name: str, configuration: str | None, split: str | None) -> Iterator[Mapping[str, Any]]:
+    """Rows of a data set of the Hub, or of a folder with the files of one.
+
+    Raises:
+        DataError: It is not there, has several configurations or splits, or not the one asked for.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"data sets need datasets; install it with: {how_to_install('data')}") from error
+    try:
+        loaded = datasets.load_dataset(name, configuration)
+    except Exception as error:  # the library raises whatever its readers do
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise DataError(f"{name}: expected a data set, got: {reason}") from error
+    chosen = split or ("train" if "train" in loaded else min(loaded) if len(loaded) == 1 else "")
+    if chosen not in loaded:
+        raise DataError(f"{name}: expected one of the splits {', '.join(sorted(loaded))}; name it: {name}@SPLIT")
+    yield from loaded[chosen]
+
+
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    if path.is_dir():
+    if not path.exists() and path.suffix not in _FILES and (found := _HUB_ID.fullmatch(str(path))):
+        yield from _on_hub(found["name"], found["configuration"], found["split"])
+    elif path.is_dir() and not any((path / name).exists() for name in _SAVED):
+        yield from _on_hub(str(path), None, None)
+    elif path.is_dir():
         try:
             from datasets import load_from_disk
         except ImportError as error:

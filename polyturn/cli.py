@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "view": ("agents", "write a page of stored trajectories, runs and results for a browser"),
     "runs": ("envs", "list runs, their state and how to go on"),
     "show": ("agents", "print stored trajectories for a person to read"),
+    "push": ("agents", "upload a policy or stored trajectories to the Hugging Face Hub"),
     "export": ("envs", "write stored trajectories as Parquet or chat messages"),
     "sandbox": ("sandbox", "build, check and try the place where model-written code runs"),
 }

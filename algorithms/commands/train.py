@@ -16,6 +16,7 @@ from polyturn.agents.cli import (
     sampling,
     turn_or_every,
 )
+from polyturn.algorithms.commands.handing import hand_on
 from polyturn.algorithms.commands.shared import add_preference_arguments
 from polyturn.envs.preference import AtBranches
 from polyturn.envs.settings import add_arguments, from_arguments
@@ -121,7 +122,8 @@ def add_command(subparsers: Any) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        help="a store to learn from instead of fresh samples; or JSON lines, Parquet or a saved data set with pairs "
+        help="a store to learn from instead of fresh samples; or JSON lines, Parquet, a saved data set or a Hub id "
+        "(user/name[:configuration][@split]) with pairs "
         "(prompt, chosen, rejected), labels or scores (prompt, completion, label), or conversations (messages)",
     )
     parser.add_argument("--teacher", metavar="MODEL", help="folder or Hub id of the teacher, for methods that need one")
@@ -138,6 +140,9 @@ def add_command(subparsers: Any) -> None:
         metavar="MODULE:ATTRIBUTE",
         help='with --program: a function of an Outcome (default: the number, or {"score": number}, of the last line '
         "that the program prints)",
+    )
+    parser.add_argument(
+        "--push", metavar="USER/NAME", help="upload the policy and its card to this (private) repository of the Hub"
     )
     parser.add_argument("--timeout", type=float, help="with --program: seconds of a run (default 600)")
     add_sampling_arguments(parser)
@@ -196,6 +201,10 @@ def run(args: argparse.Namespace) -> int:
     annotate = None if way is _STORED else annotator(args.preference, question=args.question)
     annotate = AtBranches(annotate) if args.branch_at == "every" and annotate is not None else annotate
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.push is not None:
+        from polyturn.agents.hub import make_repository
+
+        make_repository(args.push)
     no_loading_bars()
     # Weights saved in half precision lose updates of these sizes; under adapters they stay as they are.
     policy = Policy.from_pretrained(args.model, dtype="auto" if args.lora is not None else "float32")
@@ -203,11 +212,14 @@ def run(args: argparse.Namespace) -> int:
         policy = _with_adapters(policy, args.lora, args.seed, args.adapter)
     try:
         if recorded or environment is None:
-            return _stored(args, method, policy, annotate)
-        carry_out = _protocol if way is _PROTOCOL else _online
-        return carry_out(args, method, policy, source, environment, annotate, options)
+            folder, results = _stored(args, method, policy, annotate)
+        else:
+            carry_out = _protocol if way is _PROTOCOL else _online
+            folder, results = carry_out(args, method, policy, source, environment, annotate, options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"run the same command again to go on with {args.out}") from None
+    hand_on(args, method, options, environment, folder, results)
+    return 0
 
 
 def _way(args: argparse.Namespace, method: Any) -> _Way:
@@ -319,7 +331,7 @@ def _examples(args: argparse.Namespace, method: Any, policy: Any, annotate: Any)
     return stored_examples(method, policy, read_groups(args.data), annotate, seed=args.seed)
 
 
-def _stored(args: argparse.Namespace, method: Any, policy: Any, annotate: Any) -> int:
+def _stored(args: argparse.Namespace, method: Any, policy: Any, annotate: Any) -> tuple[Path, dict[str, float | int]]:
     """Learns from stored trajectories or recorded data."""
     from polyturn.algorithms.networks.value import ActorCritic
     from polyturn.algorithms.protocols.warmup import imitation_options
@@ -348,7 +360,7 @@ def _stored(args: argparse.Namespace, method: Any, policy: Any, annotate: Any) -
     unit = "" if method.needs.preference else " nats a token"
     loss = result.history[-1]["loss"]
     print(f"{result.steps} steps, loss {loss:.4f}{unit}; the policy is in {args.out / 'policy'}")
-    return 0
+    return args.out / "policy", {"steps": result.steps, "loss": loss}
 
 
 def _collecting(args: argparse.Namespace, source: Any, environment: dict[str, Any]) -> Any:
@@ -378,7 +390,7 @@ def _protocol(
     environment: dict[str, Any],
     annotate: Any,
     options: Any,
-) -> int:
+) -> tuple[Path, dict[str, float | int]]:
     """The iterative protocol."""
     from polyturn.algorithms.protocols.iterate import iterate
 
@@ -406,7 +418,9 @@ def _protocol(
             f"{record.examples:8d}"
         )
     print(f"the policies are in {args.out}/iteration-*/policy")
-    return 0
+    last = records[-1]
+    results = {"iterations": last.number, "mean return of what the last iteration sampled": last.mean_return}
+    return args.out / last.policy, results
 
 
 def _online(
@@ -417,7 +431,7 @@ def _online(
     environment: dict[str, Any],
     annotate: Any,
     options: Any,
-) -> int:
+) -> tuple[Path, dict[str, float | int]]:
     """Fresh groups at every update."""
     from polyturn.agents.transformer.adapters import has_adapters
     from polyturn.agents.transformer.mixture import MixtureAgent
@@ -468,7 +482,7 @@ def _online(
     policy.save_pretrained(args.out / "policy")
     last = result.history[-1].get("sample/return", float("nan"))
     print(f"{result.steps} steps, mean return {last:.3f} at the end; the policy is in {args.out / 'policy'}")
-    return 0
+    return args.out / "policy", {"steps": result.steps, "mean return at the end": last}
 
 
 def _opponent(kind: str, number: str, policy: Any, anchor: Any, acting: dict[str, Any]) -> tuple[Any, Any]:

@@ -203,3 +203,32 @@ def test_a_store_is_offline_data_too(policy: Policy, tmp_path: Path) -> None:
     arguments = ["--model", str(tmp_path / "policy"), "--data", str(tmp_path / "s.jsonl"), "--quiet"]
     assert main(["train", "mdpo", *arguments, "--out", str(tmp_path / "run")]) == 0
     assert np.isfinite(json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["loss"])
+
+
+def test_a_data_set_in_the_hub_s_layout_is_read_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as the Hub has it; an id names configuration and split, and says what there is instead."""
+    import datasets
+
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "chosen": "e", "rejected": "f"}]
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+    datasets.Dataset.from_list(rows[1:]).to_parquet(folder / "test-00000-of-00001.parquet")
+    plain = read_recorded(written(tmp_path, *rows))
+    assert [each.group for each in read_recorded(tmp_path / "set")] == [each.group for each in plain]
+    asked: list[Any] = []
+    real = datasets.load_dataset
+
+    def load(name: str, configuration: str | None) -> Any:
+        asked.append((name, configuration))
+        return real(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert [each.group[0].turns for each in read_recorded("me/pairs")] == [each.group[0].turns for each in plain]
+    (only,) = read_recorded("me/pairs:small@test")
+    assert only.group[0].turns == plain[1].group[0].turns
+    assert asked == [("me/pairs", None), ("me/pairs", "small")]
+    with pytest.raises(DataError, match="one of the splits test, train; name it: me/pairs@SPLIT"):
+        read_recorded("me/pairs@dev")
+    with pytest.raises(FileNotFoundError):
+        read_recorded("me/pairs.jsonl")
