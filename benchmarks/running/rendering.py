@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from polyturn.benchmarks.running.suite import Cell, Outcome, Suite, SuiteError
 
 
-def saved_outcomes(suite: Suite, folder: Path) -> list[Outcome]:
-    """The cells and results in a folder's `results.json`.
+def saved_record(suite: str, folder: Path) -> dict[str, Any]:
+    """What a folder's `results.json` holds.
 
     Raises:
         SuiteError: There is no such file, or it holds the results of another suite.
     """
     file = folder / "results.json"
     if not file.is_file():
-        raise SuiteError(f"{file}: expected the results of {suite.name}, found no file; run `polyturn bench` first")
-    record = json.loads(file.read_text("utf-8"))
-    if record.get("suite") != suite.name:
-        raise SuiteError(f"{file}: expected results of {suite.name}, found results of {record.get('suite')!r}")
+        raise SuiteError(f"{file}: expected the results of {suite}, found no file; run `polyturn bench` first")
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    if record.get("suite") != suite:
+        raise SuiteError(f"{file}: expected results of {suite}, found results of {record.get('suite')!r}")
+    return record
+
+
+def saved_outcomes(suite: Suite, folder: Path) -> list[Outcome]:
+    """The cells and results in a folder's `results.json`.
+
+    Raises:
+        SuiteError: As `saved_record`.
+    """
+    record = saved_record(suite.name, folder)
     return [Outcome(Cell(cell["name"], cell["seed"], cell["options"]), cell["result"]) for cell in record["cells"]]
 
 

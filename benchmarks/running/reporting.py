@@ -30,6 +30,22 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> list[float]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
+def fall_from_peak(curves: Sequence[Sequence[float]]) -> list[float]:
+    """How far each run ends below its highest point, `[runs, moments]` to one number a run.
+
+    The highest point of a run is read at the moment at which the mean of the OTHER runs is highest, so that choosing
+    the moment makes no fall by itself.
+
+    Raises:
+        ValueError: Fewer than two runs.
+    """
+    values = np.asarray(curves, np.float64)
+    if len(values) < 2:
+        raise ValueError(f"fall_from_peak: expected at least two runs, got {len(values)}")
+    others = (values.sum(axis=0) - values).argmax(axis=1)
+    return [float(run[place] - run[-1]) for run, place in zip(values, others, strict=True)]
+
+
 def side_of_zero(low: float, high: float) -> str:
     """Where an interval lies: "above" or "below" zero, or "open" where it contains zero."""
     return "above" if low > 0 else "below" if high < 0 else "open"

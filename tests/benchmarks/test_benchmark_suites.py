@@ -11,7 +11,14 @@ import pytest
 
 from polyturn.benchmarks.ipo_vs_dpo import DATA, train
 from polyturn.benchmarks.nash import BETAS, MEASURES, TAUS
-from polyturn.benchmarks.running.reporting import Comparison, compare, compare_all, paired_p, plus_minus
+from polyturn.benchmarks.running.reporting import (
+    Comparison,
+    compare,
+    compare_all,
+    fall_from_peak,
+    paired_p,
+    plus_minus,
+)
 from polyturn.benchmarks.running.suite import load, run_suite
 
 PLOTS = {"gpo_frontier": "frontier", "ipo_vs_dpo": "curves", "nash": "nash"}
@@ -98,3 +105,13 @@ def test_comparisons_that_are_read_together_are_corrected_for_their_number() -> 
     assert set(sentences[1:]) == {compare("c", silent.a, "d", silent.b)}
     assert [paired_p([0.0, 0.0]), paired_p([2.0, 2.0])] == [1.0, 0.0]
     assert np.isnan(paired_p([1.0]))
+
+
+def test_the_peak_of_a_run_is_chosen_by_the_others() -> None:
+    """Sums of the other two: .9, 1.3, 1.1 and .3, 1.5, 1 and 1, 1.6, .9, so all are read at moment 1. Two runs that are
+    each other's mirror are each read where the other is highest, so neither falls."""
+    runs = [[0.2, 0.9, 0.4], [0.8, 0.7, 0.5], [0.1, 0.6, 0.6]]
+    assert fall_from_peak(runs) == pytest.approx([0.5, 0.2, 0.0])
+    assert fall_from_peak([[0.0, 1.0], [1.0, 0.0]]) == pytest.approx([-1.0, 0.0])
+    with pytest.raises(ValueError, match="at least two runs"):
+        fall_from_peak([[1.0, 0.0]])
