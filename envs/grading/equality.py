@@ -302,6 +302,8 @@ def _arrays(answer: Node, gold: Node, ev: Evaluator) -> bool:
 
 
 def _array(node: Node, other: Node) -> Node:
+    if node.kind == "tuple" and node.name == "[]" and node.parts and all(map(_lone, node.parts)):
+        node = Node("matrix", tuple(Node("row", part.parts) for part in node.parts))  # a column: [[1], [2]]
     if node.kind == "matrix" and other.kind == "tuple" and not any(part.kind == "tuple" for part in other.parts):
         if all(len(row.parts) == 1 for row in node.parts):
             return Node("tuple", tuple(row.parts[0] for row in node.parts), "()" if other.name == "()" else "[]")
@@ -310,6 +312,10 @@ def _array(node: Node, other: Node) -> Node:
     if node.kind == "tuple" and other.kind == "matrix" and all(part.kind == "tuple" for part in node.parts):
         return Node("matrix", tuple(Node("row", part.parts) for part in node.parts))
     return node
+
+
+def _lone(node: Node) -> bool:
+    return node.kind == "tuple" and node.name == "[]" and len(node.parts) == 1
 
 
 def _numbers(answer: Node, gold: Node, ev: Evaluator) -> bool:

@@ -23,7 +23,10 @@ from polyturn.envs.grading.boxed import extract_answer
 from polyturn.envs.grading.equality import equal
 from polyturn.envs.grading.numbers import numbers_agree
 from polyturn.envs.grading.reading.reader import readings, why_unreadable
+from polyturn.envs.grading.reading.tree import Node
+from polyturn.envs.grading.unfolding import unfolded
 from polyturn.envs.grading.values import Evaluator
+from polyturn.envs.grading.work import TooHard
 
 __all__ = ["extract_answer", "grade", "unreadable"]
 
@@ -60,6 +63,9 @@ def grade(answer: str | None, gold: str) -> bool:
         Lists and sets: in any order; tuples, points, vectors and matrices in order; intervals with their brackets,
             unions as sets. `\pm` is both values. An answer may write a list or set as Python does: `[1, 2]`. Sums,
             products and powers of matrices are calculated.
+        Sums and products over whole numbers: written out, up to 1,000 terms. Integrals between numbers of polynomials,
+            powers, sines, cosines and exponentials of a line, and limits of quotients of polynomials or of continuous
+            functions: evaluated by rule. Others, and those without bounds, have no reading.
         Ratios: up to scaling, but clock times (`3:30`) digit by digit. Bases (`12_5`): digits and base.
         Words: equal but for case and font; a choice (`(B)`, `\text{B}`, `(B) 12`) by its letter.
 
@@ -89,7 +95,8 @@ def grade(answer: str | None, gold: str) -> bool:
     if (words := _words(answer)) and words == _words(gold):
         return True
     evaluator = Evaluator()
-    return any(equal(tree, wanted, evaluator) for wanted in readings(gold) for tree in readings(answer))
+    wanted = _unfolded(gold, evaluator)
+    return any(equal(tree, one, evaluator) for one in wanted for tree in _unfolded(answer, evaluator))
 
 
 def unreadable(gold: str) -> str:
@@ -106,7 +113,30 @@ def unreadable(gold: str) -> str:
     words = _words(text)
     if words and not re.search(r"\d", words):
         return "it is a sentence" if len(words.split()) > _MOST_WORDS else ""
-    return why_unreadable(text)
+    if why := why_unreadable(text):
+        return why
+    try:
+        return "" if _unfolded(text, Evaluator(), strict=True) else "it has no reading"
+    except TooHard as error:
+        return str(error)
+
+
+def _unfolded(text: str, evaluator: Evaluator, *, strict: bool = False) -> list[Node]:
+    """The trees a text may stand for, with sums, integrals and limits evaluated; those that cannot be are left out.
+
+    Raises:
+        TooHard: None of them can be evaluated; only with `strict`.
+    """
+    found: list[Node] = []
+    reason: TooHard | None = None
+    for tree in readings(text):
+        try:
+            found.append(unfolded(tree, evaluator))
+        except TooHard as error:
+            reason = error
+    if strict and reason is not None and not found:
+        raise reason
+    return found
 
 
 def _number(match: re.Match[str]) -> tuple[Fraction, int]:

@@ -98,6 +98,15 @@ def test_other_matrices_and_what_has_no_meaning_are_wrong(answer: str, gold: str
         ("1 2, 3 4", "[[1,2],[3,4]]", True),
         ("1 2, 3 4", "[[1,3],[2,4]]", False),
         ("1 2", "[[1,2]]", True),
+        ("1 2", "[[1],[2]]", False),
+        ("1, 2", "[[1],[2]]", True),
+        ("1, 2", "[[1]\n [2]]", True),
+        ("1 2", "[[1]\n [2]]", False),
+        ("1, 2", "Matrix([[1], [2]])", True),
+        ("1 2", "Matrix([[1], [2]])", False),
+        ("1, 2", "[[1,2]]", False),
+        ("1, 2, 3", "[[1],[2],[3]]", True),
+        ("1, 2, 3", "[[1],[3],[2]]", False),
     ],
 )
 def test_a_row_is_a_list_in_brackets_and_a_column_a_point(matrix: str, array: str, same: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from polyturn.envs.grading.reading.bounded import BOUNDED, bounded
 from polyturn.envs.grading.reading.numerals import FRACTIONS, Numerals, plain_number
 from polyturn.envs.grading.reading.tokens import CALLS, FUNCTIONS, NotAnAnswer, Token
 from polyturn.envs.grading.reading.tree import REAL_LINE, Node, difference, joined
@@ -37,7 +38,7 @@ _DECORATIONS = frozenset({"triangle", "boxed", "fbox", "therefore"})
 _STARTS = (
     FRACTIONS | FUNCTIONS | CALLS | _GREEK | _OVERLINES
     | {"pi", "sqrt", "cbrt", "infty", "binom", "dbinom", "tbinom", "{", "lg", "lfloor", "lceil", "begin", "langle"}
-    | {"mathbb", "lbrace", "textcircled"}
+    | {"mathbb", "lbrace", "textcircled"} | BOUNDED
 )  # fmt: skip
 
 
@@ -239,7 +240,7 @@ class Arithmetic(Numerals):
 
     def variable(self) -> Node:
         name = self.take().text
-        if name in ("e", "i") and not self.symbol("_"):
+        if name in ("e", "i") and not self.symbol("_") and name not in self.running:
             return Node("const", name=name)
         name += self.subscript()
         return Node("variable", name=name + self.event(name))
@@ -305,6 +306,8 @@ class Arithmetic(Numerals):
             return self.root(name)
         if name in FUNCTIONS or name == "lg":
             return self.function(name)
+        if name in BOUNDED:
+            return bounded(self, name)
         if name in CALLS:
             self.down()
             node = _called(name.lower(), self.brackets())
@@ -381,6 +384,9 @@ class Arithmetic(Numerals):
             return Node("func", (inside,), "arc" + name)
         name = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "lg": "log"}.get(name, name)
         node = Node("func", (inside,) if base is None else (inside, base), name)
+        if name == "cis":
+            turned = Node("mul", (Node("const", name="i"), Node("func", (inside,), "sin")))
+            node = Node("add", (Node("func", (inside,), "cos"), turned))
         return node if power is None else Node("pow", (node, power))
 
 

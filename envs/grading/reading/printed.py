@@ -6,6 +6,7 @@ import re
 
 # An array of numbers as numpy prints it: "[[1 2]\n [3 4]]".
 _ARRAY = re.compile(r"\[[\[\]\s\d.eE+-]*\d[.]?\s+[-\d.\[\]][\[\]\s\d.eE+-]*\]")
+_COLUMN = re.compile(r"\[\[[-+\d.eE]{1,40}\](?:\s+\[[-+\d.eE]{1,40}\]){1,64}\s*\]")
 _GAP = re.compile(r"(?<=[\d.\]])\s+(?=[-\d.\[])")
 _QUOTED_NUMBER = re.compile(r"\b(?:Decimal|Float)\('([-+\d.eE]{1,200})'(?:, precision=\d+)?\)")
 _DICTIONARY = re.compile(r"\{('?[A-Za-z]\w*'?: [^:{}<>=|\\]+?(?:, '?[A-Za-z]\w*'?: [^:{}<>=|\\]+?)*)\}")
@@ -26,7 +27,7 @@ _MOST_ENTRIES = 64
 
 def rewritten(text: str) -> str:
     """The text with Python's ways of writing replaced; any other text stays as it is."""
-    if _ARRAY.fullmatch(text):
+    if _ARRAY.fullmatch(text) or _COLUMN.fullmatch(text):
         text = _GAP.sub(", ", text)
     for pattern, replacement in _NAMES:
         text = pattern.sub(replacement, text)

@@ -183,17 +183,24 @@ class _Reader(Arithmetic):
 
     # Brackets
 
+    def in_list(self, start: int) -> bool:
+        """Whether the square bracket that opened at `start` and has just closed is an item of another one."""
+        before, after = self.tokens[start - 1] if start else None, self.peek()
+        lone = before is not None and before[:2] in (("symbol", "["), ("symbol", ","))
+        return lone and bool(self.lists) and after[:2] in (("symbol", "]"), ("symbol", ","))
+
     def brackets(self) -> Node:
-        opening = self.take().text
+        start, opening = self.at, self.take().text
         self.down()
         bars, self.bars = self.bars, 0
+        outer, self.lists = self.lists, opening == "["
         closers = _CLOSERS[opening]
         items, separators = list[Node](), list[str]()
         builder = self.set_builder() if opening in ("{", "lbrace") else None
         if builder is None and not self.sees(*closers):
             items, separators = self.items()
         closing = self.expect(*closers).text
-        self.bars = bars
+        self.bars, self.lists = bars, outer
         self.depth -= 1
         if builder is not None:
             return builder
@@ -203,7 +210,8 @@ class _Reader(Arithmetic):
             return self.in_base(items[0].name)
         if len(items) == 1 and (opening, closing) in (("(", ")"), ("[", "]")):
             inner = items[0]
-            if opening == "[" and inner.kind in ("tuple", "set"):
+            # A row of a matrix as Python prints it: [[1], [2]] is a column, and is not [1, 2].
+            if opening == "[" and (inner.kind in ("tuple", "set") or self.in_list(start)):
                 return Node("tuple", (inner,), "[]")
             return inner
         if not items:

@@ -45,7 +45,7 @@ _TOKEN = re.compile(
 )
 
 _FUNCTIONS = """
-sin cos tan sec csc cot arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh ln log exp sqrt
+sin cos tan sec csc cot arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh ln log exp sqrt cis
 """
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 _NAMES = FUNCTIONS | {"pi", "infinity", "inf", "infty", "oo", "lg", "theta", "alpha", "beta", "phi", "cbrt"}

@@ -21,7 +21,8 @@ class Node:
         kind: num, const (pi, e, i, inf), variable, word, based (digits in a base), add, mul, div, pow, neg, pm, func,
             fact, degrees, tuple (name: its brackets), set, builder (a set by conditions), list (name: the word or sign
             between its parts), union, without (a set and what is taken out of it), matrix (of row; name "det" for its
-            determinant), row, rel (name: the relations, space separated), ratio, unit (name: the words).
+            determinant), row, rel (name: the relations, space separated), ratio, unit (name: the words), bound (name:
+            sum, prod, int or lim; the variable that runs, the body, from, to: see `unfolding`).
         parts: The children.
         name: What the kind says.
         value: The value of a num, else 0.
@@ -67,6 +68,8 @@ class Cursor:
         self.at = 0
         self.depth = 0
         self.bars = 0
+        self.lists = False  # whether the innermost bracket around the cursor is a square one
+        self.running: frozenset[str] = frozenset()  # the letters of sums and integrals around the cursor
 
     def peek(self, ahead: int = 0) -> Token:
         index = self.at + ahead
