@@ -42,6 +42,12 @@ def check_count(what: str, value: int | None, low: int = 1, *, optional: bool = 
         raise ValueError(f"{what}: expected {wanted}, got {value!r}")
 
 
+def check_flag(what: str, value: object) -> None:
+    """Raises ValueError unless `value` is True or False: a text such as "no" would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{what}: expected True or False, got {value!r}")
+
+
 def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
     """Raises ValueError unless `value` is one of `choices`."""
     known = tuple(choices)

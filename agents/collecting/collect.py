@@ -168,6 +168,8 @@ def collect(
     for name, opened in (("store", store), ("partner_store", partner_store)):
         if opened is not None and not isinstance(opened, Store):
             raise ValueError(f"collect({name}): expected an open Store, got {opened!r:.80}; pass Store(path)")
+    if tasks is not None and not isinstance(tasks, Sequence | np.ndarray):
+        raise ValueError(f"collect(tasks): expected a sequence of task numbers or None, got {tasks!r:.80}")
     for task in [] if tasks is None else tasks:
         check_count("collect(tasks): each", task, 0)
     count = (len(tasks) if tasks is not None else 1) if groups is None else groups

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polyturn.agents.collecting.branching import BranchAt
+from polyturn.agents.collecting.branching import BranchAt, branch_turns
 from polyturn.agents.transformer.engines.settings import EngineChoice, TokenServers, chosen_engine
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.envs.settings import check_count, record
@@ -45,6 +45,8 @@ class CollectOptions:
     def __post_init__(self) -> None:
         for name in ("groups", "group_size", "max_tokens", "slots"):
             check_count(name, getattr(self, name))
+        if not callable(self.branch_at):
+            branch_turns(self.branch_at, 1)
         if self.tasks is not None and not len(self.tasks):
             raise ValueError("tasks: expected at least one task to draw from, or None, got an empty sequence")
         engine = chosen_engine(self.engine, weights="handed")

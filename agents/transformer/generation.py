@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polyturn.envs.settings import check_count
+from polyturn.envs.settings import check_count, check_range
 
 # Tokens of a block: masses are summed over blocks first, and token by token only within the one that is drawn.
 _BLOCK = 128
@@ -46,21 +46,15 @@ class Sampling:
     max_thinking_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"Sampling.temperature: expected 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"Sampling.top_p: expected a number in (0, 1], got {self.top_p}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"Sampling.max_new_tokens: expected 1 or more, got {self.max_new_tokens}")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"Sampling.top_k: expected a whole number, 0 (off) or more, got {self.top_k}")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"Sampling.min_p: expected a number in [0, 1], got {self.min_p}")
+        check_range("Sampling.temperature", self.temperature, 0)
+        check_range("Sampling.top_p", self.top_p, 0, 1, above=True)
+        check_count("Sampling.max_new_tokens", self.max_new_tokens)
+        check_count("Sampling.top_k", self.top_k, 0)
+        check_range("Sampling.min_p", self.min_p, 0, 1)
+        check_count("Sampling.max_episode_tokens", self.max_episode_tokens, optional=True)
+        check_count("Sampling.max_thinking_tokens", self.max_thinking_tokens, 0, optional=True)
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"Sampling.stop: expected a tuple of texts that are not empty, got {self.stop!r}")
-        if self.max_episode_tokens is not None and self.max_episode_tokens < 1:
-            raise ValueError(f"Sampling.max_episode_tokens: expected 1 or more, or None, got {self.max_episode_tokens}")
-        check_count("Sampling.max_thinking_tokens", self.max_thinking_tokens, 0, optional=True)
 
     def kept(self, logits: Tensor) -> Tensor:
         """`[S, V]` logits to those that are sampled from, float32, unnormalised; -inf for what is never drawn."""

@@ -142,6 +142,7 @@ def steps_of(count: int, size: int, *, epochs: float = 1.0) -> int:
 
     An epoch has the last, incomplete batch's step too: 33 examples in batches of 32 make two steps of 17 and 16.
     """
+    check_count("steps_of: count", count)
     check_count("steps_of: size", size)
     check_range("steps_of: epochs", epochs, 0, above=True)
     return max(1, round(epochs * -(-count // size)))

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from polyturn.algorithms.training.kernels import Kernels
 from polyturn.algorithms.training.optimizers import OPTIMIZERS
 from polyturn.algorithms.training.schedule import Schedule
-from polyturn.envs.settings import check_choice, check_count, check_range, record
+from polyturn.envs.settings import check_choice, check_count, check_flag, check_range, record
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Any]
 """Makes a torch optimizer of parameter groups, each with "params", "lr" and "weight_decay"."""
@@ -99,6 +99,10 @@ class TrainOptions:
         check_choice("kernels", self.kernels, get_args(Kernels))
         check_count("keep", self.keep)
         check_count("seed", self.seed, 0)
+        for name in ("gradient_checkpointing", "dropout", "cache_reference", "sharded", "cpu"):
+            check_flag(name, getattr(self, name))
+        if self.fully_sharded is not None:
+            check_flag("fully_sharded", self.fully_sharded)
 
     def with_changes(self, **changed: Any) -> TrainOptions:
         """The same options with some changed, and checked again."""
