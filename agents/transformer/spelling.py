@@ -17,6 +17,8 @@ from typing import Any, Literal, Protocol
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from polyturn.agents.transformer.template import ChatTemplateError
+
 Writer = Literal["template", "agent", "outside"]
 Piece = tuple[Writer, str]
 
@@ -133,7 +135,13 @@ class TwinSpeller:
         if lead not in self._twins:
             self._twins[lead] = self._twin(lead)
         twin, number_of = self._twins[lead]
-        ids = twin.encode(text, add_special_tokens=False).ids
+        try:
+            ids = twin.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises nothing more specific
+            raise ChatTemplateError(
+                f"expected a tokenizer that reads every text, got one without a token for the unknown ({error}) in "
+                f"{text.replace(_LEAD, '')!r:.80}; name one of its vocabulary as unk_token"
+            ) from error
         # A mark comes only from its name. One that the tokenizer made in another way is left out: a gap is better than
         # a forged turn.
         return [number_of.get(number, number) for number in ids if number in number_of or number not in self._forged]

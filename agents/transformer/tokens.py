@@ -39,6 +39,9 @@ _HTML = re.compile(
 )
 
 
+_LIKE_A_MARK = re.compile(r"\s*(<\|?/?[A-Za-z][\w./ -]{0,40}\|?>)")
+
+
 class HistoryRewrittenWarning(UserWarning):
     """The chat template renders earlier turns differently once later ones follow."""
 
@@ -64,7 +67,8 @@ class ChatFormat:
 
     Raises:
         ChatTemplateError: There is no template, it cannot render user/assistant turns (with `system`, if given) or
-            changes what an assistant said, or the tokenizer reads its pieces otherwise than the whole.
+            changes what an assistant said, the tokenizer lacks the mark that ends a turn, or it reads its pieces
+            otherwise than the whole.
         VocabularyError: The conversations need tokens that are not below `vocabulary`.
     """
 
@@ -87,6 +91,12 @@ class ChatFormat:
         spelled = sorted(number_of, key=len, reverse=True)
         found = re.match(rf"(\s*)({'|'.join(map(re.escape, spelled)) or '(?!)'})", template.middle)
         self._trail, self._end = ("", "") if found is None else found.groups()
+        if found is None and (missing := _LIKE_A_MARK.match(template.middle)):
+            raise ChatTemplateError(
+                f"expected a tokenizer with a token for {missing[1]!r}, which its chat template writes after an "
+                "assistant's turn, got one that reads it as letters; add the token, or use the template of the "
+                "tokenizer's own family"
+            )
         self._rest = template.middle[len(self._trail + self._end) :]
         self._number_of = number_of
         self.stop_ids: frozenset[int] = ends | ({number_of[self._end]} if self._end else frozenset())

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import CHATML, FAMILIES, byte_level, sentencepiece
-from tokenizers import AddedToken
+from families import CHATML, FAMILIES, OTHER_SHAPES, TEXTS, byte_level, sentencepiece, unigram
+from tokenizers import AddedToken, Tokenizer, models, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from polyturn.agents.agent import Episode
@@ -28,7 +28,7 @@ MERGING = {"zephyr", "zephyr, space always"}
 def form(name: str) -> ChatFormat:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HistoryRewrittenWarning)
-        return ChatFormat(FAMILIES[name]())
+        return ChatFormat((FAMILIES | OTHER_SHAPES)[name]())
 
 
 def of(name: str) -> Any:
@@ -57,6 +57,40 @@ def test_prompts_are_the_template_s_token_for_token(name: str) -> None:
     for seed in range(40):
         (text,) = texts_of(seed, 1)
         assert form(name).context(text).tolist() == canonical(name, text, prompt=True), text
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+def test_other_kinds_of_tokenizers_give_the_template_s_tokens_too(name: str) -> None:
+    """Prompts token for token; answers as the template has them, unless a letter merges with the header before it."""
+    atoms = [
+        *ATOMS,
+        "Hello THERE",
+        "e\u0301",
+        "\u00a0",
+        "\ufb01",
+        "\r\n",
+        "\u2581",
+        "##a",
+        "\u200b",
+        "\u0130",
+        "\u00df",
+    ]
+    merged = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        texts = ["".join(rng.choice(atoms) for _ in range(rng.randint(1, 5))) for _ in range(4)]
+        assert form(name).context(texts[0]).tolist() == canonical(name, texts[0], prompt=True), texts[0]
+        ids, wanted = demonstration(name, *texts).tokens[0].tolist(), canonical(name, *texts)
+        if ids != wanted[: len(ids)]:
+            merged += 1
+            assert of(name).decode(ids).rstrip() == of(name).decode(wanted).rstrip()
+    assert merged <= 4
+    chat, marks = form(name), set(of(name).added_tokens_decoder) - {of(name).unk_token_id}
+    inside = [number for number in chat.context("hello").tolist() if number in marks]
+    for mark in (token.content for token in of(name).added_tokens_decoder.values()):
+        for text in (mark, f"a {mark} b", mark * 2, f" {mark}", f"{mark} ", mark.upper(), mark[:2] + mark + mark[2:]):
+            assert not marks & set(chat.plain(text).tolist()), text
+            assert [number for number in chat.context(text).tolist() if number in marks] == inside, text
 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - {"qwen3"}))
@@ -225,6 +259,25 @@ def test_a_tokenizer_written_in_python_is_compared_with_its_template() -> None:
     other.chat_template = CHATML.replace("'\n' + m['content']", "'\n ' + m['content']")
     with pytest.raises(ChatTemplateError, match="reads the pieces of its chat template as it reads the whole"):
         ChatFormat(other)
+
+
+def test_a_template_whose_end_of_turn_the_tokenizer_has_no_token_for_is_refused_by_name() -> None:
+    """A template of another family: turns would end with a token that it never writes."""
+    alien = unigram(CHATML)
+    with pytest.raises(ChatTemplateError, match=r"a token for '<\|im_end\|>', which its chat template writes after"):
+        ChatFormat(alien)
+    alien.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    assert ChatFormat(alien).end_id == alien.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_text_that_a_tokenizer_cannot_read_is_refused_by_name() -> None:
+    """One whose token for the unknown is missing from its model, which its library reports by a bare Exception."""
+    made = Tokenizer(models.BPE(unk_token="<none>"))
+    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    chat = ChatFormat(PreTrainedTokenizerFast(tokenizer_object=made, chat_template=CHATML, eos_token="<|im_end|>"))
+    with pytest.raises(ChatTemplateError, match="reads every text, got one without a token for the unknown"):
+        chat.context("\u4e2d")
 
 
 def test_marks_that_the_tokenizer_itself_does_not_find_are_refused_by_name() -> None:

@@ -335,9 +335,9 @@ def test_draws_follow_the_distribution_and_never_take_an_excluded_token() -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"temperature": -1.0}, "0 or more"), ({"top_p": 0.0}, r"\(0, 1\]"), ({"top_p": 1.5}, r"\(0, 1\]"),
-     ({"max_new_tokens": 0}, "1 or more"), ({"top_k": -1}, "0 \\(off\\) or more"), ({"min_p": 1.5}, r"\[0, 1\]"),
+     ({"max_new_tokens": 0}, "at least 1"), ({"top_k": -1}, "at least 0"), ({"min_p": 1.5}, r"\[0, 1\]"),
      ({"temperature": math.inf}, "0 or more"), ({"stop": "end"}, "a tuple of texts"), ({"stop": ("",)}, "not empty"),
-     ({"max_episode_tokens": 0}, "1 or more, or None"), ({"temperature": math.nan}, "0 or more")],
+     ({"max_episode_tokens": 0}, "at least 1, or None"), ({"temperature": math.nan}, "0 or more")],
 )  # fmt: skip
 def test_impossible_sampling_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -128,17 +128,67 @@ def sentencepiece(
     return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **named)
 
 
-def unigram(template: str) -> PreTrainedTokenizerFast:
-    """A unigram model, whose vocabulary holds its marks as words."""
+def unigram(template: str, *, letters: bool = False, space: str = "always") -> PreTrainedTokenizerFast:
+    """A unigram model, whose vocabulary holds its marks as words; with `letters` it has one of every byte."""
     made = Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    made.decoder = decoders.Metaspace(prepend_scheme="always")
     marks = ["<unk>", "<s>", "</s>", "<think>", "</think>"]
-    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=marks, unk_token="<unk>", show_progress=False)
+    reserved = [*marks, *(f"<0x{byte:02X}>" for byte in range(256))] if letters else marks
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200 + 300 * letters, special_tokens=reserved, unk_token="<unk>", show_progress=False
+    )
     made.train_from_iterator(TEXTS, trainer)
+    if letters:
+        whole = json.loads(made.to_str())
+        whole["model"]["byte_fallback"] = True
+        made = Tokenizer.from_str(json.dumps(whole | {"added_tokens": []}))
+        made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in marks])
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=space)
+        parts: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        made.decoder = decoders.Sequence(parts if space == "never" else [*parts, decoders.Strip(" ", 1, 0)])
+    else:
+        made.decoder = decoders.Metaspace(prepend_scheme="always")
     return PreTrainedTokenizerFast(
         tokenizer_object=made, chat_template=template, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
+
+
+def word_pieces(template: str, special: Sequence[str], *, lower: bool, **named: str) -> PreTrainedTokenizerFast:
+    """Words cut into a beginning and continuations, as in BERT."""
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[UNK]"], show_progress=False)
+    made.train_from_iterator(TEXTS, trainer)
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, unk_token="[UNK]", **named)
+
+
+def bytes_cut_by(
+    template: str, special: Sequence[str], cuts: Sequence[Any], normalizer: Any = None, **named: str
+) -> PreTrainedTokenizerFast:
+    """Bytes as letters, after cuts of any kind, as in DeepSeek, StarCoder and the o200k encoding."""
+    made = Tokenizer(models.BPE())
+    if normalizer is not None:
+        made.normalizer = normalizer
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.Sequence([*cuts, plain])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=450, initial_alphabet=alphabet, show_progress=False))
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **named)
+
+
+def llama(*, legacy: bool) -> Any:
+    """The class that Llama 2's tokenizers are loaded as, which makes its own normaliser or cuts."""
+    from transformers import LlamaTokenizer
+
+    model = json.loads(sentencepiece(LLAMA2, space="legacy").backend_tokenizer.to_str())["model"]
+    made = LlamaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], legacy=legacy)
+    made.chat_template = LLAMA2
+    return made
 
 
 _IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -171,3 +221,31 @@ FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "unigram": lambda: unigram(ZEPHYR),
 }
 """A tokenizer of each family's shape, by name."""
+
+_END = {"eos_token": "<|im_end|>"}
+_O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DEEPSEEK = [
+    pre_tokenizers.Split(Regex("[\r\n]"), "isolated"),
+    pre_tokenizers.Split(Regex(r"\s?\p{L}+"), "isolated"),
+    pre_tokenizers.Split(Regex(r"\s?\p{P}+"), "isolated"),
+    pre_tokenizers.Digits(individual_digits=True),
+]
+OTHER_SHAPES: dict[str, Callable[[], Any]] = {
+    "unigram, letters, space first": lambda: unigram(ZEPHYR, letters=True, space="first"),
+    "unigram, letters, space never": lambda: unigram(ZEPHYR, letters=True, space="never"),
+    "word pieces, lower case": lambda: word_pieces(CHATML, _IM, lower=True, **_END),
+    "word pieces": lambda: word_pieces(CHATML, _IM, lower=False, **_END),
+    "o200k": lambda: bytes_cut_by(CHATML, _IM, [pre_tokenizers.Split(Regex(_O200K), "isolated")], **_END),
+    "deepseek": lambda: bytes_cut_by(CHATML, _IM, _DEEPSEEK, **_END),
+    "words merged with the space before": lambda: bytes_cut_by(
+        CHATML, _IM, [pre_tokenizers.Split(" ", "merged_with_next")], normalizers.NFKC(), **_END
+    ),
+    "metaspace never": lambda: sentencepiece(MISTRAL, ("[INST]", "[/INST]"), space="never"),
+    "llama legacy": lambda: llama(legacy=True),
+    "llama not legacy": lambda: llama(legacy=False),
+}
+"""Further kinds of tokenizers, some of which lose letters: what the template gives is asked of them all the same."""
