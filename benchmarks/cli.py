@@ -104,9 +104,9 @@ def _summary(name: str) -> str:
     from polyturn.benchmarks.running.suite import load
 
     try:
-        return load(name).summary
+        return " ".join(str(load(name).summary).split())
     except Exception as error:
-        return f"(cannot be used: {type(error).__name__}: {error})"
+        return " ".join(f"(cannot be used: {type(error).__name__}: {error})".split())
 
 
 def _render(suite: Suite, out: Path, args: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ def attribute(name: str, what: str) -> Any:
     except AttributeError as error:
         hint = did_you_mean(part, known)
         raise PluginError(f"expected {what} at {name}, got {error}.{hint}") from error
-    except Exception as error:  # a module of others may raise anything
+    except (Exception, SystemExit) as error:  # a module of others may raise anything
         raise PluginError(f"expected {what} at {name}, got {type(error).__name__} on import: {error}") from error
     return found
 
@@ -79,7 +79,7 @@ def named(name: str, group: str, what: str) -> Any:
         return attribute(name, what)
     try:
         return found[name]()
-    except Exception as error:  # a package of others may raise anything
+    except (Exception, SystemExit) as error:  # a package of others may raise anything
         raise PluginError(
             f"expected {what} from the plug-in {name!r} of {group}, got {type(error).__name__}: {error}"
         ) from error
@@ -91,7 +91,7 @@ def loaded(group: str) -> dict[str, Any]:
     for name, load in plugins(group).items():
         try:
             found[name] = load()
-        except Exception as error:  # a broken package of others must not take the others away
+        except (Exception, SystemExit) as error:  # a broken package of others must not take the others away
             warnings.warn(
                 f"the plug-in {name!r} of {group} cannot be used: {type(error).__name__}: {error}",
                 RuntimeWarning,

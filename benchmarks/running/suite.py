@@ -139,7 +139,12 @@ def load(name: str) -> Suite:
     module, _, attribute = place.partition(":")
     from importlib import import_module
 
-    suite = getattr(import_module(module), attribute or "SUITE", None)
+    try:
+        suite = getattr(import_module(module), attribute or "SUITE", None)
+    except (Exception, SystemExit) as error:  # a package of others may raise anything
+        raise SuiteError(
+            f"expected the suite {name!r} at {place}, got {type(error).__name__} while its module was imported: {error}"
+        ) from error
     if not isinstance(suite, Suite):
         raise SuiteError(f"expected a polyturn.benchmarks.running.suite.Suite at {place!r}, got {type(suite).__name__}")
     return suite
