@@ -6,6 +6,7 @@ from .adapters.openenv import OpenEnv as OpenEnv
 from .adapters.openenv_server import EnvServer as EnvServer
 from .adapters.reasoning_gym import ReasoningGym as ReasoningGym
 from .adapters.textarena import TextArena as TextArena
+from .adapters.trl import as_trl as as_trl
 from .car_dealer.buyers import ScriptedBuyer as ScriptedBuyer
 from .car_dealer.env import CarDealer as CarDealer
 from .checking.checker import CheckReport as CheckReport, check_text_env as check_text_env

@@ -32,5 +32,6 @@ while read -r name requirement; do
 done <<PEERS
 gem gem-llm==0.1.0
 openenv openenv==0.10.0
+trl trl==1.16.0
 PEERS
 [ -z "$failed" ] || { printf '%s\n' "adapters: failed:$failed" >&2; exit 1; }

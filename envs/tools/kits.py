@@ -116,7 +116,19 @@ class PerEpisode:
             return instance, reset(**task) if callable(reset) else None
 
         instance, note = caller.run(started, limit_s)
-        return Opened(method_tools(instance), "" if note is None else str(note), instance)
+        return Opened(method_tools(instance), _note(note), instance)
+
+
+def _note(said: Any) -> str:
+    """What `reset` returned as text; TRL also takes a list of content parts."""
+    if said is None:
+        return ""
+    if not isinstance(said, list):
+        return str(said)
+    kinds = {part.get("type") if isinstance(part, Mapping) else type(part).__name__ for part in said}
+    if kinds - {"text"}:
+        raise TypeError(f'reset: expected text or parts of type "text", got {", ".join(sorted(map(str, kinds)))}')
+    return "\n".join(str(part.get("text", "")) for part in said)
 
 
 def toolkits(tools: Any, built_in: Mapping[str, Callable[[], Any]]) -> list[Toolkit]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,11 +58,22 @@ def environment(outcome: Outcome) -> float:
     paying = [instance for instance in outcome.instances if callable(getattr(instance, "get_reward", None))]
     if not paying:
         raise TypeError('the scorer "environment": expected tools whose object has get_reward(), got none')
-    return float(sum(float(instance.get_reward()) for instance in paying))
+    return float(sum(float(_waited(instance.get_reward())) for instance in paying))
 
 
 SCORERS: dict[str, Scorer] = {"exact": exact, "contains": contains, "math": math, "environment": environment}
 """The scorers by name."""
+
+
+def _waited(value: Any) -> Any:
+    """A value, or what a coroutine gives: TRL's classes may have either."""
+    if not inspect.isawaitable(value):
+        return value
+
+    async def awaited() -> Any:
+        return await value
+
+    return asyncio.run(awaited())
 
 
 def _plain(text: str) -> str:
