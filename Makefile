@@ -11,7 +11,7 @@ export VENV
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox quickstart test gpu vllm adapters browser docs docs-serve lint types format mutate dist clean
+.PHONY: help setup sandbox quickstart test gpu vllm adapters programs browser docs docs-serve lint types format mutate dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,12 @@ adapters: setup ## test the adapters of other packages' environments, installed 
 		|| $(BIN)/python -m pip install -q -c constraints.txt -e '.[adapters]'
 	$(TEST_ENV) $(BIN)/python -m pytest -m adapters tests/envs/test_adapters.py tests/envs/test_connect.py $(ARGS)
 	@$(TEST_ENV) sh scripts/adapters.sh $(ARGS)
+
+programs: setup ## test clients and agent frameworks of other packages, installed here for it
+	@$(BIN)/python -c 'import anthropic, pydantic_ai, minisweagent' 2>/dev/null \
+		|| { $(BIN)/python -m pip install -q 'anthropic>=2,<3' 'pydantic-ai-slim[openai]>=2,<3' \
+		&& $(BIN)/python -m pip install -q --no-deps 'mini-swe-agent>=2,<3'; }
+	$(TEST_ENV) MSWEA_SILENT_STARTUP=1 $(BIN)/python -m pytest -m programs tests/agents/test_programs_of_others.py $(ARGS)
 
 lint: setup ## check style and that floors import only downwards
 	$(BIN)/ruff check .
