@@ -270,7 +270,7 @@ def exceeds(values: NDArray[np.float64], bound: float) -> NDArray[np.bool_]:
 def _among(preference: Preference, members: NDArray[np.bool_]) -> Preference:
     """The preference with only comparisons between these members known."""
     both = members[:, None] & members[None]
-    return Preference(np.where(both, preference.matrix, np.nan), preference.source, preference.scores)
+    return Preference(np.where(both, preference.matrix, np.nan), preference.source)
 
 
 def own_members(group: Group) -> NDArray[np.bool_]:

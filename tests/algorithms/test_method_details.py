@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -268,3 +269,14 @@ def test_a_preference_that_was_not_asked_makes_no_pair() -> None:
     nothing = Preference(np.full((2, 2), np.nan), "judge")
     assert MDPO().examples(group, nothing, np.random.default_rng(0)) is None
     assert IPO().examples(group, nothing, np.random.default_rng(0)) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert SFT().examples(group, nothing, np.random.default_rng(0)) is None
+
+
+def test_as_many_pairs_as_there_are_need_no_draw() -> None:
+    group = Group((trajectory([1], reward=1.0), trajectory([2])))
+    for method in (MDPO(pairs_per_group=1), IPO(pairs_per_group=1), SFT(best=1)):
+        rng = np.random.default_rng(3)
+        assert method.examples(group, by_return(group), rng) is not None
+        assert rng.random() == np.random.default_rng(3).random(), method.name
