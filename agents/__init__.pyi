@@ -40,6 +40,7 @@ from .serving.programs import (
     read_tasks as read_tasks,
 )
 from .serving.server import AgentServer as AgentServer
+from .serving.verifiers import verifiers_program as verifiers_program
 from .serving.wire import ServerLimits as ServerLimits
 from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, table_policy as table_policy
 from .transformer.adapters import AdapterError as AdapterError
