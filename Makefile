@@ -11,7 +11,7 @@ export VENV
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sandbox quickstart test gpu vllm adapters programs browser docs docs-serve lint types format mutate dist clean
+.PHONY: help setup sandbox quickstart test gpu vllm adapters programs browser ray docs docs-serve lint types format mutate dist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,10 @@ gpu: setup ## tests and benchmarks for a GPU, into runs/gpu/results.json; on a C
 browser: setup ## test the viewer's page in a headless Chromium
 	@sh scripts/browser.sh
 	$(TEST_ENV) $(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+ray: setup ## test collecting on a Ray cluster of two nodes, with kills; Ray is installed here for it
+	@$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
+	$(TEST_ENV) $(BIN)/python -m pytest -m ray tests/agents/test_cluster.py $(ARGS)
 
 docs: setup ## build the documentation's site, strictly
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

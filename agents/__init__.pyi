@@ -11,9 +11,11 @@ from .agent import (
     ScriptedAgent as ScriptedAgent,
 )
 from .api import ServerAgent as ServerAgent, ServerChooser as ServerChooser
-from .collecting.collect import CollectError as CollectError, GroupSource as GroupSource, collect as collect
+from .collecting.cluster import RayCluster as RayCluster
+from .collecting.collect import GroupSource as GroupSource, collect as collect
 from .collecting.options import CollectOptions as CollectOptions
 from .collecting.roles import AgentPartner as AgentPartner, other_side as other_side, other_sides as other_sides
+from .collecting.running import CollectError as CollectError
 from .http_client import (
     BadAnswer as BadAnswer,
     ServerError as ServerError,
@@ -42,6 +44,7 @@ from .serving.programs import (
 from .serving.server import AgentServer as AgentServer
 from .serving.verifiers import verifiers_program as verifiers_program
 from .serving.wire import ServerLimits as ServerLimits
+from .shipping import Ticket as Ticket
 from .tabular import TabularPolicy as TabularPolicy, mlp_policy as mlp_policy, table_policy as table_policy
 from .transformer.adapters import AdapterError as AdapterError
 from .transformer.agent import TransformerAgent as TransformerAgent

@@ -19,6 +19,8 @@ examples:
   polyturn rollout polyturn/CarDealer-v0 --agent my/model --partner server:gpt-4o-mini --out dealer.jsonl \\
       --partner-out buyer.jsonl
   polyturn rollout polyturn/EducationDialogue-v0 --agent my/model --group-size 4 --branch-at 5 --out pairs.jsonl
+  polyturn rollout polyturn/ToolMath-v0 --agent my/model --groups 512 --out runs.jsonl --ray head:6379 \\
+      --ray-weights /shared/weights
 
 AGENT is gold, demonstrator, random, human, server:MODEL (an OpenAI-compatible chat server, its key in OPENAI_API_KEY),
 a model's folder or Hub id, or your own: module:attribute, or a name of the entry-point group "polyturn.agents". An
@@ -76,7 +78,16 @@ def add_commands(subparsers: Any) -> None:
     )
     rollout.add_argument("--same-noise", action="store_true", help="members share the environment's noise too")
     add_sampling_arguments(rollout)
-    rollout.add_argument("--concurrency", type=int, default=64, help="episodes at once (default 64)")
+    rollout.add_argument(
+        "--concurrency", type=int, default=64, help="episodes at once, with --ray in each worker (default 64)"
+    )
+    rollout.add_argument(
+        "--ray", metavar="ADDRESS", help="play on a Ray cluster: host:port, auto, or local for one that is started here"
+    )
+    rollout.add_argument(
+        "--ray-weights", metavar="FOLDER", help="a folder that all its nodes see, for a model's weights (with --ray)"
+    )
+    rollout.add_argument("--ray-gpus", type=float, default=0.0, help="GPUs of each of its workers (default 0)")
     rollout.add_argument("--seed", type=int, default=0, help="fixes everything (default 0)")
     rollout.add_argument("--out", type=Path, help="store to append to; what is in it already is not run again")
     rollout.add_argument("--partner-out", type=Path, help="store for the other side of each conversation (with --out)")
@@ -355,6 +366,8 @@ def _rollout(args: argparse.Namespace) -> int:
     from polyturn.agents.collecting.collect import collect
     from polyturn.envs.store import Store
 
+    if args.ray is None and (args.ray_weights or args.ray_gpus):
+        raise ValueError("rollout: expected --ray ADDRESS to go with --ray-weights and --ray-gpus, got none")
     options = env_options(args)
     agent = make_agent(args.agent, args, options)
     options = _with_partner(args, options)
@@ -366,6 +379,7 @@ def _rollout(args: argparse.Namespace) -> int:
         with ExitStack() as stores:
             store = stores.enter_context(Store(args.out)) if args.out else None
             partner_store = stores.enter_context(Store(args.partner_out)) if args.partner_out else None
+            on = None if args.ray is None else stores.enter_context(_cluster(args))
             groups = collect(
                 agent,
                 args.env,
@@ -377,6 +391,7 @@ def _rollout(args: argparse.Namespace) -> int:
                 branch_at=args.branch_at,
                 same_noise=args.same_noise,
                 concurrency=args.concurrency,
+                on=on,
                 store=store,
                 partner_store=partner_store,
                 progress=not args.quiet,
@@ -386,6 +401,12 @@ def _rollout(args: argparse.Namespace) -> int:
         how = f"run the same command again to go on with {args.out}" if args.out else "--out keeps what is finished"
         raise KeyboardInterrupt(how) from None
     return _summarise(args, groups)
+
+
+def _cluster(args: argparse.Namespace) -> Any:
+    from polyturn.agents.collecting.cluster import RayCluster
+
+    return RayCluster(args.ray, weights=args.ray_weights, gpus=args.ray_gpus)
 
 
 def _summarise(args: argparse.Namespace, groups: Any) -> int:

@@ -144,10 +144,16 @@ def block(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 def _run(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     try:
         return asyncio.run(work())
-    except BaseExceptionGroup as errors:  # a task group wraps even a single error
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
+    except BaseExceptionGroup as errors:
+        first = first_of(errors)
         if isinstance(first, LoopInterrupted):
             raise KeyboardInterrupt(*first.args) from None
         raise first from first.__cause__
+
+
+def first_of(errors: BaseExceptionGroup) -> BaseException:
+    """The first error of a task group, which wraps even a single one."""
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

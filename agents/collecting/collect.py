@@ -7,12 +7,10 @@ unless it says `blocking = False`. What comes back depends on the seed only.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
@@ -20,26 +18,19 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from polyturn.agents.agent import Agent
-from polyturn.agents.collecting.blocking import Lane, block, call
-from polyturn.agents.collecting.branching import BranchAt, SharedPrefix, Todo, branch_turns, check_branching
-from polyturn.agents.collecting.playing import (
-    EpisodePlayer,
-    EpisodeState,
-    Job,
-    TextEnvironment,
-    forget,
-    may_wait,
-)
+from polyturn.agents.collecting.blocking import block
+from polyturn.agents.collecting.branching import BranchAt, branch_turns, check_branching
+from polyturn.agents.collecting.cluster import RayCluster, play_on
+from polyturn.agents.collecting.playing import Job, TextEnvironment
 from polyturn.agents.collecting.resuming import Signed, already_there
 from polyturn.agents.collecting.roles import BothSides
-from polyturn.agents.collecting.trees import branch_jobs, tree_members, trunk_prefix
-from polyturn.agents.loop_thread import LoopInterrupted
+from polyturn.agents.collecting.running import CollectError as CollectError, EpisodeRunner, Failures
+from polyturn.agents.collecting.trees import branch_jobs, tree_members
+from polyturn.agents.collecting.work import Work
 from polyturn.envs.registration import check_options, make
 from polyturn.envs.settings import check_count, check_range
 from polyturn.envs.store import Store
-from polyturn.envs.trajectory import Group, Trajectory
-from polyturn.envs.viewing.text import printable
-from polyturn.sandbox.sandbox import ImageMissing, SandboxUnavailable
+from polyturn.envs.trajectory import TREE, Group, Trajectory
 
 EnvironmentSource = str | Callable[[], TextEnvironment]
 
@@ -69,18 +60,6 @@ class GroupSource(Protocol):
         ...
 
 
-# An episode whose infrastructure failed is tried again this often before it is recorded as invalid.
-_RETRIES = 1
-# Errors that say that an environment was asked for in a wrong way.
-_WRONG_USE = (ValueError, TypeError, LookupError, AttributeError, ImportError)
-# Seconds for closing an environment that is still in the middle of a call when a collection is stopped.
-_CLOSING_S = 10.0
-
-
-class CollectError(RuntimeError):
-    """Every episode, or many in a row, failed: the infrastructure is down. What was finished is in the store."""
-
-
 def collect(
     agent: Agent | Sequence[Agent],
     env: EnvironmentSource | GroupSource,
@@ -95,6 +74,7 @@ def collect(
     same_noise: bool = False,
     timeout: float | None = None,
     concurrency: int = 64,
+    on: RayCluster | None = None,
     store: Store | None = None,
     partner_store: Store | None = None,
     progress: bool = True,
@@ -134,7 +114,8 @@ def collect(
         same_noise: Whether members share the environment's noise too.
         timeout: Seconds that an agent may take for a turn; then the episode has failed. None waits indefinitely. A
             model's own limit is `Sampling.max_new_tokens`.
-        concurrency: Episodes under way at once; changes speed, never a result.
+        concurrency: Episodes under way at once, on a cluster in each worker; changes speed, never a result.
+        on: Where to play them; None: in this process. On a `RayCluster` whole groups go to workers.
         store: Where to append every finished trajectory. Episodes already in it (of the same environment, options,
             seed, task, branch, agent, version and weights) are not run again, so an interrupted collection goes on
             where it stopped; failed ones are tried anew. Training does not rename a policy: give the new weights
@@ -193,10 +174,11 @@ def collect(
             "are needed at once; pass lambda: gymnasium.make(...)"
         )
     if not isinstance(env, str) and isinstance(env, GroupSource):
-        if branch_at is not None or prefix_agent is not None or env_options or partner_store or timeout or same_noise:
+        given = (prefix_agent, env_options, partner_store, timeout, same_noise, on)
+        if branch_at is not None or any(given):
             raise ValueError(
-                f"collect: expected no branch_at, prefix_agent, env_options, partner_store, timeout or same_noise for "
-                f"{env.name}, which is no environment"
+                "collect: expected no branch_at, prefix_agent, env_options, partner_store, timeout, same_noise or on "
+                f"for {env.name}, which is no environment"
             )
         return env.collect(
             members,
@@ -213,12 +195,12 @@ def collect(
     options = dict(env_options or {})
     if isinstance(env, str):
         check_options(env, options)
-    factory = env if callable(env) else lambda: cast("TextEnvironment", make(env, **options))
     env_id = getattr(env, "__name__", type(env).__name__) if callable(env) else env
     recorded = plain_options(options)
 
     # Where groups branch; an environment is tried before episodes are played.
     parts, every = branch_turns(branch_at, count), branch_at == "every"
+    branches = group_size - 1 if every else 0
     if every and (group_size < 2 or prefix_agent is not None):
         raise ValueError(
             f"collect(branch_at='every'): expected a group_size of 2 or more and no prefix_agent, as the first member "
@@ -228,7 +210,7 @@ def collect(
         raise ValueError("collect: expected branch_at to go with prefix_agent, got none")
     prefix_agent = members[0] if prefix_agent is None else prefix_agent
     if branch_at is not None:
-        probe = factory()
+        probe = env() if callable(env) else cast("TextEnvironment", make(env, **options))
         try:
             check_branching(probe, env_id, prefix_agent, members, same_noise=same_noise)
         finally:
@@ -247,27 +229,60 @@ def collect(
         signed = Signed(store, [*members, prefix_agent])
         done = already_there(signed, env_id, recorded, jobs, members, prefix_agent, same_noise)
         if every:
-            jobs += [each for job in jobs for each in branch_jobs(job, done.get((job.group, 0)), group_size - 1)]
+            jobs += [each for job in jobs for each in branch_jobs(job, done.get((job.group, 0)), branches)]
             done = already_there(signed, env_id, recorded, jobs, members, prefix_agent, same_noise)
     left = [job for job in jobs if (job.group, job.member) not in done]
     # Play them, each appended to the store when it ends.
     keep: Signed | BothSides | None = signed
     if signed is not None and partner_store is not None:
         keep = BothSides(signed, partner_store, done.values())
-    player = EpisodePlayer(members, prefix_agent, env_id, recorded, seed, same_noise, timeout)
-    runner = _Runner(player, factory, env_id, keep, group_size - 1 if every else 0)
-    todo = runner.plan(left, done)
     # One agent that holds many episodes bounds all of them; waiting for two such agents at once could deadlock.
     speakers = [*members, *([] if branch_at is None else [prefix_agent]), *options.values()]
     width = min([concurrency, len(left) or 1, *(getattr(a, "max_concurrency", concurrency) for a in speakers)])
     quiet = None if progress else True  # None: only where standard error is a terminal or a notebook
     with tqdm(total=len(jobs), initial=len(done), desc=label, unit="ep", disable=quiet, leave=False) as bar:
-        done |= block(lambda: runner.run(todo, width, bar))
+
+        def ended(trajectory: Trajectory) -> None:
+            if keep is not None:
+                keep.append(trajectory)
+            bar.update()
+            if TREE in trajectory.info:
+                bar.total = (bar.total or 0) + branches * len(trajectory.turns)
+
+        work = Work(members, prefix_agent, env, options, env_id, recorded, seed, same_noise, timeout, width, branches)
+        play = _here if on is None else partial(play_on, on)
+        done |= play(work, left, done, ended, store is not None)
     # Groups in order.
-    runner.check_any(done.values())
     if every:
         return [Group(tuple(tree_members(done.items(), group))) for group in range(count)]
     return [_group([done[group, member] for member in range(group_size)]) for group in range(count)]
+
+
+def _here(
+    work: Work,
+    left: Sequence[Job],
+    done: Mapping[tuple[int, int], Trajectory],
+    ended: Callable[[Trajectory], object],
+    stored: bool,
+) -> dict[tuple[int, int], Trajectory]:
+    """Plays jobs in this process; the arguments and errors are those of `play_on`."""
+    failures, player = Failures(work.width, stored), work.player()
+
+    def noted(trajectory: Trajectory) -> None:
+        ended(trajectory)
+        failures.note(trajectory, player.last_failure)
+
+    runner = EpisodeRunner(player, work.make, work.env_id, work.width, noted, work.branches)
+
+    async def played() -> dict[tuple[int, int], Trajectory]:
+        try:
+            return await runner.run(runner.plan(left, done), len(left))
+        finally:
+            await runner.close()
+
+    found = block(played)
+    failures.check_any([*done.values(), *found.values()], player.last_failure)
+    return found
 
 
 def _group(members: Sequence[Trajectory]) -> Group:
@@ -294,157 +309,3 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         return str(getattr(value, "name", type(value).__name__))
-
-
-class _Runner:
-    def __init__(
-        self,
-        player: EpisodePlayer,
-        factory: Callable[[], TextEnvironment],
-        env_id: str,
-        store: Signed | BothSides | None,
-        branches: int = 0,
-    ) -> None:
-        self._branches = branches
-        self._player, self._factory, self._env_id, self._store = player, factory, env_id, store
-        self._prefixes: dict[tuple[int, int | None], SharedPrefix] = {}
-        self._left: Counter[tuple[int, int | None]] = Counter()  # members still to be played, by their prefix
-        self._failures_in_a_row = 0
-        self._making, self._any_made = asyncio.Lock(), False
-
-    def plan(self, jobs: Sequence[Job], done: Mapping[tuple[int, int], Trajectory]) -> Todo[Job]:
-        """What can be played at once, and what after a shared prefix; a shared prefix that a finished member has kept
-        stands."""
-        for (group, _), member in done.items():
-            if "shared_prefix" in member.info:
-                kept = SharedPrefix.of(member)
-                self._prefixes.setdefault((group, kept.asked), kept)
-        self._left.update(job.prefix for job in jobs)
-        after: dict[tuple[int, int | None], list[Job]] = {}
-        for job in jobs:
-            if job.tree is not None:
-                self._prefixes.setdefault(job.prefix, trunk_prefix(done[job.group, 0], cast("int", job.branch_at)))
-            elif job.branch_at is not None and job.prefix not in self._prefixes:
-                after.setdefault(job.prefix, []).append(job)
-        trunks = [(job, ()) for job in jobs if job.kind == "trunk"]
-        ready = [job for job in jobs if job.prefix not in after and job.kind != "trunk"]
-        prefixes = [(replace(jobs[0], kind="shared prefix"), jobs) for jobs in after.values()]
-        return Todo(ready, [*trunks, *prefixes])
-
-    def check_any(self, trajectories: Iterable[Trajectory]) -> None:
-        """Raises CollectError if nothing but failures came back."""
-        if self._player.last_failure is not None and all(trajectory.error is not None for trajectory in trajectories):
-            raise self._all_failed("every episode") from self._player.last_failure
-
-    def _all_failed(self, which: str) -> CollectError:
-        failure = self._player.last_failure
-        kept = "finished episodes are in the store; " if self._store is not None else ""
-        return CollectError(
-            f"{which} failed, the last with {type(failure).__name__}: {failure}; {kept}"
-            "mend the cause and run the same command again"
-        )
-
-    async def run(self, todo: Todo[Job], width: int, bar: tqdm[Any]) -> dict[tuple[int, int], Trajectory]:
-        results: dict[tuple[int, int], Trajectory] = {}
-        limit = max(16, 2 * width)
-        async with asyncio.TaskGroup() as workers:
-            for _ in range(width):
-                workers.create_task(self._work(todo, limit, results, bar))
-        return results
-
-    async def _work(
-        self,
-        todo: Todo[Job],
-        limit: int,
-        results: dict[tuple[int, int], Trajectory],
-        bar: tqdm[Any],
-    ) -> None:
-        held: list[tuple[TextEnvironment, Lane]] = []
-        try:
-            while (job := await todo.next()) is not None:
-                state = await self._tried(held, job)
-                if job.kind == "shared prefix":
-                    self._prefixes[job.prefix] = self._player.prefix(job, state)
-                    await todo.stands(job)
-                    continue
-                trajectory = self._player.trajectory(job, state)
-                self._failures_in_a_row = 0 if trajectory.error is None else self._failures_in_a_row + 1
-                results[job.group, job.member] = trajectory
-                await self._played(job, held)
-                if self._store is not None:
-                    self._store.append(trajectory)
-                bar.update()
-                if job.kind == "trunk":
-                    parting = branch_jobs(job, trajectory, self._branches)
-                    for branch in parting:
-                        self._prefixes[branch.prefix] = trunk_prefix(trajectory, cast("int", branch.branch_at))
-                    self._left.update(branch.prefix for branch in parting)
-                    bar.total = (bar.total or 0) + len(parting)
-                    await todo.stands(job, parting)
-                if self._failures_in_a_row >= limit:
-                    raise self._all_failed(f"{limit} episodes in a row") from self._player.last_failure
-        finally:
-            for each in held:
-                await self._close(*each)
-
-    async def _played(self, job: Job, held: Sequence[tuple[TextEnvironment, Lane]]) -> None:
-        """After a group's last member, what the environment keeps of its shared prefix is let go."""
-        self._left[job.prefix] -= 1
-        prefix = self._prefixes.get(job.prefix)
-        if self._left[job.prefix] == 0 and prefix is not None and held:
-            env, lane = held[0]
-            await forget(env, prefix.snapshot, lane if may_wait(env.unwrapped) else None)
-
-    async def _tried(self, held: list[tuple[TextEnvironment, Lane]], job: Job) -> EpisodeState:
-        """Plays a job in the environment that is held, or in a new one; once more if it fails."""
-        prefix = self._prefixes.get(job.prefix)
-        if prefix is not None and prefix.error is not None:
-            return EpisodeState(task_id=prefix.task_id, first=dict(prefix.info), error=prefix.error)
-        for _ in range(_RETRIES + 1):
-            if not held:
-                lane = Lane()
-                try:
-                    held.append((await self._made(lane), lane))
-                except (SandboxUnavailable, ImageMissing, LoopInterrupted):
-                    raise  # no episode can be played without it
-                except Exception as failure:
-                    lane.close()
-                    # What was never made and is asked for in a wrong way fails each time in the same way.
-                    if not self._any_made and isinstance(failure, _WRONG_USE):
-                        raise
-                    state = self._player.failed(failure, prefix)
-                    continue
-            env, lane = held[0]
-            state = await self._player.play(env, job, prefix, lane)
-            if state.error is None:
-                break
-            # Whatever state it is in, it is not worth trusting again.
-            await self._close(*held.pop())
-        return state
-
-    async def _made(self, lane: Lane) -> TextEnvironment:
-        """A new environment, made in its thread; the first one before any other, as it may import and load."""
-        async with self._making:
-            if not self._any_made:
-                env = await lane.run(self._factory)
-                self._any_made = True
-                return env
-        return await lane.run(self._factory)
-
-    async def _close(self, env: TextEnvironment, lane: Lane) -> None:
-        """Closes an environment; one that fails even at that takes nothing finished with it."""
-        stuck = lane.busy
-        if stuck:  # in the middle of a call that nothing waits for any more: closing it from outside may end the call
-            lane.close()
-            lane = Lane("polyturn-close")
-        try:
-            limit = _CLOSING_S if stuck else None
-            await call(env.close, lane if stuck or may_wait(env.unwrapped) else None, timeout=limit)
-        except Exception as error:
-            warnings.warn(
-                printable(f"closing {self._env_id} failed: {type(error).__name__}: {error}"),
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        finally:
-            lane.close()

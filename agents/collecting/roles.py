@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +18,9 @@ import numpy as np
 from polyturn.agents.agent import Action, Agent, AgentFailed, ContextFull, Episode
 from polyturn.agents.collecting.blocking import Lane, call
 from polyturn.agents.collecting.playing import as_action, may_wait
+from polyturn.agents.collecting.work import same
 from polyturn.agents.loop_thread import LoopThread
+from polyturn.agents.shipping import Shipped, Ticket
 from polyturn.envs.conversation import PartnerFull, Scene, Spoken
 from polyturn.envs.store import Store, read
 from polyturn.envs.trajectory import Group, Trajectory, Turn
@@ -92,6 +96,14 @@ class AgentPartner:
         episode.turns.append(_turn(episode.observation, action))
         return Spoken(action.text, {"partner": _recorded(episode.observation, action, self.agent)})
 
+    def ship(self, root: Path) -> Ticket:
+        """What makes this partner in another process; see `Shipped`."""
+        inner = self.agent.ship(root) if isinstance(self.agent, Shipped) else Ticket(partial(same, self.agent))
+        made = partial(
+            _partner, inner, retries=self._retries, backoff=self._backoff, timeout=self._timeout, sleep=self._sleep
+        )
+        return Ticket(made, folders=inner.folders)
+
     def release(self, scene: Scene) -> None:
         """Forgets a conversation that is over."""
         _, episode = self._episodes.pop(id(scene), (None, None))
@@ -125,6 +137,10 @@ class AgentPartner:
                 self._sleep(wait)
                 wait *= 2.0
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _partner(agent: Ticket, **settings: Any) -> AgentPartner:
+    return AgentPartner(agent.make(), **settings)
 
 
 def other_side(trajectory: Trajectory) -> Trajectory:

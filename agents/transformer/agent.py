@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from polyturn.agents.agent import Action, ContextFull, Episode
+from polyturn.agents.shipping import Ticket
 from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.agents.transformer.engines.opening import open_engine
 from polyturn.agents.transformer.engines.settings import EngineChoice
@@ -19,6 +22,7 @@ from polyturn.agents.transformer.engines.thinking import Thinking
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.positions import length_limit
+from polyturn.agents.transformer.weights import Published, load_published, publish
 from polyturn.envs.settings import check_count
 from polyturn.envs.tools.calls import TOOLS
 from polyturn.envs.trajectory import Logps, TokenIds
@@ -147,6 +151,27 @@ class TransformerAgent:
         """A digest of the weights that act."""
         return self.policy.fingerprint()
 
+    def ship(self, root: Path) -> Ticket:
+        """What makes this agent, with the weights of now, in another process; see `Shipped`.
+
+        Raises:
+            ValueError: Servers sample for it, which are reached from one process.
+        """
+        if self._engine.name not in ("exact", "transformers"):
+            raise ValueError(
+                "TransformerAgent: expected engine='exact' or 'transformers' for an agent that acts in other "
+                f"processes, got {self._engine.name!r}; servers are reached from this process: leave the cluster out"
+            )
+        return shipped(TransformerAgent, {"policy": self.policy}, root, **self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "sampling": self.sampling,
+            "max_tokens": self._engine.capacity,
+            "slots": self.max_concurrency,
+            "engine": self._engine.name,
+        }
+
     async def act(self, episode: Episode) -> Action:
         """Samples the next turn.
 
@@ -261,6 +286,28 @@ class TransformerAgent:
         slot = self._slots.pop(id(episode), None)
         if slot is not None:
             self._engine.release(slot)
+
+
+def shipped(kind: type[TransformerAgent], policies: Mapping[str, Policy], root: Path, **settings: Any) -> Ticket:
+    """A ticket for an agent of this kind, whose policies travel as published weights.
+
+    Args:
+        kind: Its class.
+        policies: Those that it is made of, by the names of its arguments.
+        root: Where they are published.
+        settings: Its other arguments.
+    """
+    published = {name: publish(policy, root) for name, policy in policies.items()}
+    folders = tuple(each.folder for each in published.values())
+    return Ticket(partial(_unpacked, kind, published, settings), f"{kind.__name__} {published} {settings}", folders)
+
+
+def _unpacked(
+    kind: type[TransformerAgent], published: Mapping[str, Published], settings: Mapping[str, Any]
+) -> TransformerAgent:
+    logging.disable_progress_bar()  # many processes write to one terminal
+    made: dict[str, Any] = {name: load_published(each) for name, each in published.items()}
+    return kind(**made, **settings)
 
 
 def _number(value: float) -> str:

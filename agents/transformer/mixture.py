@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from polyturn.agents.transformer.agent import TransformerAgent, longest
+from pathlib import Path
+
+from polyturn.agents.shipping import Ticket
+from polyturn.agents.transformer.agent import TransformerAgent, longest, shipped
 from polyturn.agents.transformer.engines.exact import ExactEngine
 from polyturn.agents.transformer.engines.settings import EngineChoice
 from polyturn.agents.transformer.generation import Sampling
@@ -65,6 +68,11 @@ class MixtureAgent(TransformerAgent):
             beside=reference.model,
             mix=lambda own, other: (1.0 - beta) * own + beta * other,
         )
+
+    def ship(self, root: Path) -> Ticket:
+        """What makes this agent, with the weights of now, in another process; see `Shipped`."""
+        policies = {"policy": self.policy, "reference": self.reference}
+        return shipped(MixtureAgent, policies, root, beta=self.beta, **self._settings())
 
     def fingerprint(self) -> str:
         """A digest of both policies' weights."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polyturn.agents.agent import Agent
+from polyturn.agents.collecting.cluster import RayCluster
 from polyturn.agents.collecting.collect import (
     EnvironmentSource,
     GroupSource,
@@ -18,6 +22,7 @@ from polyturn.agents.collecting.collect import (
 )
 from polyturn.agents.collecting.options import CollectOptions
 from polyturn.agents.collecting.playing import agent_id
+from polyturn.agents.shipping import Shipped
 from polyturn.agents.transformer.agent import TransformerAgent
 from polyturn.agents.transformer.policy import Policy
 from polyturn.algorithms.networks.moving_average import MovingAverage
@@ -44,6 +49,8 @@ def online(
     actor: Policy | Agent | None = None,
     reuse: int = 1,
     moving_baseline: float | None = None,
+    on: RayCluster | None = None,
+    staleness: int = 0,
     progress: bool = False,
     seed: int = 0,
 ) -> Online:
@@ -78,12 +85,26 @@ def online(
             look at the log-probabilities as sampled (PPO, GRPO) correct for it.
         moving_baseline: Decay of the average of earlier draws' mean score, which is taken off all scores; None for
             scores as they are. The first draw, with none before it, has its own mean taken off.
+        on: Where draws are collected, as in `collect`.
+        staleness: 1 collects each draw, on the cluster `on`, while training goes on with the draw before it, whose
+            weights at its first step are those that sample; the second draw is sampled by the weights that the first
+            was. Log-probabilities are recorded as sampled, so PPO and GRPO correct for it; policy gradients without
+            such ratios refuse it. What is learned depends on the seed only, as without. "sample/lag" says how many
+            steps the trained weights were ahead.
         progress: Show a bar for each draw.
         seed: Fixes everything.
 
     Raises:
         ValueError: Arguments that do not fit together.
     """
+    if staleness not in (0, 1) or isinstance(staleness, bool):
+        raise ValueError(f"online: expected a staleness of 0 or 1, got {staleness!r}")
+    if staleness and on is None:
+        raise ValueError(
+            "online: expected on=RayCluster(...) to go with staleness=1, got none: a process that samples while it "
+            "trains does neither reproducibly, as torch has one choice of attention kernels for both; "
+            'RayCluster("local") starts workers on this machine'
+        )
     if preference is not None and reward is not None:
         raise ValueError("online: expected a preference or a reward, got both")
     collect = CollectOptions(groups=8, group_size=2) if collect is None else collect
@@ -115,29 +136,40 @@ def online(
     # How groups are compared, and how each draw collects them: seeds follow from the number of the draw.
     annotate = preference or (by_return if reward is None else _by_reward(reward))
 
-    def draw(number: int) -> list[Group]:
+    def prepare(number: int) -> Callable[[], list[Group]]:
         if average is not None:
             average.update(number)
+        # What is collected beside training is collected with the weights of now.
+        speakers, options = members, collect.env_options
+        if staleness and on is not None:
+            speakers = on.pin(members)
+            live = {name: value for name, value in options.items() if isinstance(value, Shipped)}
+            options = {**options, **dict(zip(live, on.pin(list(live.values())), strict=True))}
+        return partial(draw, number, speakers, options)
+
+    def draw(number: int, speakers: Sequence[Agent], options: Mapping[str, Any]) -> list[Group]:
         return collect_groups(
-            members,
+            speakers,
             env,
             groups=collect.groups,
             group_size=len(members),
             seed=derived_seed(seed, number),
             tasks=tasks_of(collect.tasks, number + 1, collect.groups, seed),
             branch_at=collect.branch_at,
-            env_options=collect.env_options,
+            env_options=options,
             concurrency=collect.slots,
+            on=on,
             progress=progress,
             label=f"draw {number}",
         )
 
     return Online(
-        draw,
+        lambda number: prepare(number)(),
         annotate,
         turn_reward=turn_reward,
         reuse=reuse,
         moving_baseline=moving_baseline,
+        ahead=prepare if staleness else None,
         seed=seed,
         samplers=(agent_id(members[0])[0],),
         made_of={
@@ -159,14 +191,18 @@ class Online:
         turn_reward: As in `online`.
         reuse: Steps on each draw.
         moving_baseline: As in `online`.
+        ahead: The same in two steps, the second of which, with the weights of the first, is called in a thread beside
+            training: from the number of a draw to what collects it. None: no draw is collected beside training.
         seed: Of what methods draw at random from the groups.
         samplers: Names of the agents whose turns are learned from.
         made_of: What else decides the groups, as JSON values by name; compared when a run is resumed.
 
     Attributes:
         samplers: As given.
+        staleness: Draws between the weights that sampled and those that are trained: 1 with `ahead`, else 0.
         metrics: Of the last draw: "sample/return" (mean total reward of valid episodes), "sample/score" (mean score as
-            annotated), "sample/tokens" (mean tokens written), "sample/invalid" (episodes left out), "sample/draw".
+            annotated), "sample/tokens" (mean tokens written), "sample/invalid" (episodes left out), "sample/draw", and
+            with staleness "sample/lag" (steps between the weights that sampled and those that are trained).
     """
 
     def __init__(
@@ -177,6 +213,7 @@ class Online:
         turn_reward: TurnReward | None = None,
         reuse: int = 1,
         moving_baseline: float | None = None,
+        ahead: Callable[[int], Callable[[], list[Group]]] | None = None,
         seed: int = 0,
         samplers: Sequence[str] = (),
         made_of: Mapping[str, Any] | None = None,
@@ -185,6 +222,8 @@ class Online:
         self.samplers = tuple(samplers)
         self._draw, self._annotate, self._turn_reward, self._seed = draw, annotate, turn_reward, seed
         self._reuse, self._decay = reuse, moving_baseline
+        self._ahead, self.staleness = ahead, int(ahead is not None)
+        self._next: _Draw | None = None  # collected beside training
         self._draws = self._used = 0
         self._baseline: float | None = None
         self._held: list[tuple[Group, Preference]] = []
@@ -197,8 +236,14 @@ class Online:
     def __next__(self) -> list[AnnotatedGroup]:
         """The next step's groups: fresh ones, or those of the last draw where they are used again."""
         if not 0 < self._used < self._reuse:
-            self._held = self._collect(self._draws)
+            beside, self._next = self._next, None
+            self._held = self._collected(self._draws, self._draw(self._draws) if beside is None else beside.groups())
             self._draws, self._used, self._written = self._draws + 1, 0, None
+            if self._ahead is not None:
+                self._next = _Draw(self._ahead(self._draws))
+        if self._ahead is not None:
+            # The first draw has the weights of its own first step, every other those of the first step before it.
+            self.metrics["sample/lag"] = float(self._used + (self._reuse if self._draws > 1 else 0))
         self._used += 1
         return [
             AnnotatedGroup(group, preference, (self._seed, self._draws, self._used, index))
@@ -208,10 +253,13 @@ class Online:
     def fingerprint(self) -> dict[str, Any]:
         """What decides the groups beside the policy's weights, as JSON values."""
         own = {"seed": self._seed, "reuse": self._reuse, "moving_baseline": self._decay}
-        return {**self._made_of, **own}
+        return {**self._made_of, **own, **({"staleness": self.staleness} if self.staleness else {})}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, as JSON values: with the groups themselves if they are going to be used again."""
+        """Where it is, as JSON values: with the groups themselves if they are going to be used again.
+
+        A draw that is collected beside training is waited for, since the weights that sample it are no longer there.
+        """
         again = 0 < self._used < self._reuse
         if again and self._written is None:
             self._written = [_to_json(group, preference) for group, preference in self._held]
@@ -221,6 +269,7 @@ class Online:
             "baseline": self._baseline,
             "metrics": dict(self.metrics),
             "held": self._written if again else [],
+            **({} if self._next is None else {"next": [_group_to_json(group) for group in self._next.groups()]}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -228,9 +277,10 @@ class Online:
         self._draws, self._used, self._baseline = state["draws"], state["used"], state["baseline"]
         self._held, self._written = [_from_json(item) for item in state["held"]], None
         self.metrics = dict(state["metrics"])
+        ahead = [_group_from_json(item) for item in state["next"]] if "next" in state else None
+        self._next = None if ahead is None else _Draw(lambda: ahead)
 
-    def _collect(self, number: int) -> list[tuple[Group, Preference]]:
-        collected = self._draw(number)
+    def _collected(self, number: int, collected: list[Group]) -> list[tuple[Group, Preference]]:
         members = [member for group in collected for member in group]
         valid = [member for member in members if member.valid]
         kept = [group for group in map(_comparable, collected) if group is not None]
@@ -261,6 +311,28 @@ class Online:
         before = mean if self._baseline is None else self._baseline
         self._baseline = self._decay * before + (1.0 - self._decay) * mean
         return [(g, p if p.scores is None else replace(p, scores=p.scores - before)) for g, p in annotated]
+
+
+class _Draw:
+    """Groups that a thread collects; it keeps no process alive.
+
+    Args:
+        collect: What it calls.
+    """
+
+    def __init__(self, collect: Callable[[], list[Group]]) -> None:
+        self._found: Future[list[Group]] = Future()
+        threading.Thread(target=self._run, args=(collect,), name="polyturn-draw", daemon=True).start()
+
+    def groups(self) -> list[Group]:
+        """Waits for them; raises what collecting raised."""
+        return self._found.result()
+
+    def _run(self, collect: Callable[[], list[Group]]) -> None:
+        try:
+            self._found.set_result(collect())
+        except BaseException as error:
+            self._found.set_exception(error)
 
 
 def _comparable(group: Group) -> Group | None:
@@ -304,10 +376,17 @@ def _repaid(group: Group, rewards: Sequence[NDArray[np.float64]]) -> Group:
     return Group(tuple(paid), group.branched_at)
 
 
+def _group_to_json(group: Group) -> dict[str, Any]:
+    return {"trajectories": [member.to_json() for member in group], "branched_at": group.branched_at}
+
+
+def _group_from_json(item: Mapping[str, Any]) -> Group:
+    return Group(tuple(Trajectory.from_json(member) for member in item["trajectories"]), item["branched_at"])
+
+
 def _to_json(group: Group, preference: Preference) -> dict[str, Any]:
     return {
-        "trajectories": [member.to_json() for member in group],
-        "branched_at": group.branched_at,
+        **_group_to_json(group),
         "matrix": preference.matrix.tolist(),
         "source": preference.source,
         "scores": None if preference.scores is None else preference.scores.tolist(),
@@ -315,6 +394,6 @@ def _to_json(group: Group, preference: Preference) -> dict[str, Any]:
 
 
 def _from_json(item: Mapping[str, Any]) -> tuple[Group, Preference]:
-    group = Group(tuple(Trajectory.from_json(member) for member in item["trajectories"]), item["branched_at"])
+    group = _group_from_json(item)
     scores = None if item["scores"] is None else np.array(item["scores"], np.float64)
     return group, Preference(np.array(item["matrix"], np.float64), item["source"], scores)

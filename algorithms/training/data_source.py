@@ -46,7 +46,8 @@ A function is asked with 0, 1, 2, ...; a step's groups that teach nothing are le
 sequence, or anything else that can be iterated again, starts over at its end. An iterator ends the training where it
 ends. A resumed run goes on with what would have come next: an iterable with `state_dict` and `load_state_dict` (JSON
 values) is put back where it was, any other source is moved on by the number of steps that were asked for. A source with
-`samplers`, names of the agents whose turns will be learned from, lets a run refuse them before they act. One with
+`samplers`, names of the agents whose turns will be learned from, lets a run refuse them before they act; one with
+`staleness`, draws between the weights that sampled and those that are trained, lets methods refuse that. One with
 `fingerprint()`, JSON values that decide what it gives, lets a resumed run notice other data.
 """
 

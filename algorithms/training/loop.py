@@ -30,7 +30,7 @@ from polyturn.algorithms.training.learner import Learner
 from polyturn.algorithms.training.metrics import MetricsFile
 from polyturn.algorithms.training.options import TrainOptions
 from polyturn.algorithms.training.origin import check_origin, origin_of
-from polyturn.algorithms.training.own_samples import check_scoring, temperature_of
+from polyturn.algorithms.training.own_samples import check_scoring, check_staleness, temperature_of
 from polyturn.algorithms.training.run_folder import Saver, alone_in, everywhere, farewell, process_has_died
 from polyturn.algorithms.training.schedule import factor
 from polyturn.algorithms.training.scoring import Scorable
@@ -130,6 +130,7 @@ def train(
     hooks = hooks_of(method)
     _check(hooks, policy, reference)
     check_scoring(hooks, options.dropout, policy.model)
+    check_staleness(hooks, getattr(batches, "staleness", 0))
     if hooks.needs.sampled:
         # Said before any draw where the source knows; rows are looked at again as they come.
         temperature_of(hooks, getattr(batches, "samplers", ()))

@@ -61,6 +61,24 @@ def temperature_of(method: Hooks, names: Iterable[str]) -> float:
     return temperatures.pop() if temperatures else 1.0
 
 
+def check_staleness(method: Hooks, staleness: int) -> None:
+    """Refuses samples of earlier weights where nothing corrects for them.
+
+    Args:
+        method: What is trained.
+        staleness: Draws between the weights that sampled and those that are trained.
+
+    Raises:
+        ValueError: The method takes the policy's gradient on its own samples, without ratios to what sampled.
+    """
+    if staleness and method.needs.sampled and not method.needs.behaviour:
+        raise ValueError(
+            f"{method.name}: expected staleness=0, got {staleness}: its gradient is that of samples of the present "
+            "weights, and it has no importance ratios to correct for earlier ones; PPO and GRPO have, and methods that "
+            "compare pairs (DPO, IPO, GPO) do not ask who sampled"
+        )
+
+
 def check_scoring(method: Hooks, dropout: bool, model: nn.Module) -> None:
     """Refuses dropout where the policy must be scored as it sampled.
 
