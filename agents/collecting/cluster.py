@@ -74,7 +74,7 @@ class RayCluster:
         gpus: Of each worker; a fraction lets several share one.
         resources: Ray's own resources that each worker takes, as {"sandbox": 1} for nodes that were started with such.
         weights: A folder that all nodes see under one path, through which policies travel (see
-            `polyturn.agents.transformer.weights`); None: a temporary one, for a cluster of one machine.
+            `polyturn.agents.transformer.engines.weights`); None: a temporary one, for a cluster of one machine.
         replays: How often a group is played again whose worker died while it played nothing else, before the
             collection ends with an error: one whose episodes kill every worker would go on doing so.
         patience: Seconds without any ready worker until the collection ends with an error.

@@ -19,10 +19,10 @@ from polyturn.agents.transformer.engines.interface import Engine
 from polyturn.agents.transformer.engines.opening import open_engine
 from polyturn.agents.transformer.engines.settings import EngineChoice
 from polyturn.agents.transformer.engines.thinking import Thinking
+from polyturn.agents.transformer.engines.weights import Published, load_published, publish
 from polyturn.agents.transformer.generation import Sampling
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.positions import length_limit
-from polyturn.agents.transformer.weights import Published, load_published, publish
 from polyturn.envs.settings import check_count
 from polyturn.envs.tools.calls import TOOLS
 from polyturn.envs.trajectory import Logps, TokenIds

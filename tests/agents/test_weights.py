@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyturn.agents.transformer import weights
+from polyturn.agents.transformer.engines import weights
+from polyturn.agents.transformer.engines.weights import WeightsError, load_published, publish
 from polyturn.agents.transformer.policy import Policy
 from polyturn.agents.transformer.tiny import tiny_policy
-from polyturn.agents.transformer.weights import WeightsError, load_published, publish
 
 WORDS = ["the cat sat on the mat and counted 1 2 3 4 5 6 7 8 9 0 times\n"] * 20
 
