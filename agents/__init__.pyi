@@ -41,6 +41,7 @@ from .serving.programs import (
     collect_program as collect_program,
     read_tasks as read_tasks,
 )
+from .serving.sandboxed import SandboxedProgram as SandboxedProgram
 from .serving.server import AgentServer as AgentServer
 from .serving.verifiers import verifiers_program as verifiers_program
 from .serving.wire import ServerLimits as ServerLimits

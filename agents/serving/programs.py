@@ -413,4 +413,5 @@ def _digest(task: Task) -> str:
 def _name_of(program: Function | Sequence[str]) -> str:
     if not callable(program):
         return " ".join(program)
-    return str(getattr(program, "__qualname__", type(program).__qualname__))
+    name = getattr(program, "name", None)
+    return name if isinstance(name, str) else str(getattr(program, "__qualname__", type(program).__qualname__))

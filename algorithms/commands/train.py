@@ -142,6 +142,12 @@ def add_command(subparsers: Any) -> None:
         "that the program prints)",
     )
     parser.add_argument(
+        "--sandboxed",
+        action="store_true",
+        help="with --program: a Python file that defines agent(task), a generator that yields messages and is sent "
+        "answers; it runs in the sandbox, which has no network",
+    )
+    parser.add_argument(
         "--push", metavar="USER/NAME", help="upload the policy and its card to this (private) repository of the Hub"
     )
     parser.add_argument("--timeout", type=float, help="with --program: seconds of a run (default 600)")
@@ -275,8 +281,8 @@ def _source(args: argparse.Namespace) -> Any:
         ValueError: Options of one with the other.
     """
     if args.program is None:
-        for name in ("tasks", "score", "timeout"):
-            if getattr(args, name) is not None:
+        for name in ("tasks", "score", "timeout", "sandboxed"):
+            if getattr(args, name):
                 raise ValueError(f"train {args.method}: expected --program COMMAND to go with --{name}, got none")
         return args.env
     import shlex
@@ -289,7 +295,12 @@ def _source(args: argparse.Namespace) -> Any:
     if args.problems is not None or args.option or args.data is not None:
         raise ValueError(f"train {args.method}: expected no --problems, -o or --data with --program, which has --tasks")
     score = printed_score if args.score is None else attribute(args.score, "a score")
-    return AgentProgram(shlex.split(args.program), read_tasks(args.tasks), score, args.timeout or 600.0)
+    program: Any = shlex.split(args.program)
+    if args.sandboxed:
+        from polyturn.agents.serving.sandboxed import SandboxedProgram
+
+        program = SandboxedProgram(Path(args.program).read_text("utf-8"))
+    return AgentProgram(program, read_tasks(args.tasks), score, args.timeout or 600.0)
 
 
 def _training(args: argparse.Namespace, way: _Way) -> Any:
