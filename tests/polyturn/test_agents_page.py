@@ -22,3 +22,11 @@ def test_the_page_runs_in_at_most_forty_lines(tmp_path: Path, monkeypatch: pytes
         exec(compile(block, str(PAGE), "exec"), names)
     assert [len(segment) for segment in names["groups"][0][0].segments] == [1, 1]
     assert len(names["examples"]) == 1
+
+
+@pytest.mark.parametrize("name", ["sandboxed_programs.md", "steps.md"])
+def test_a_page_beside_it_runs_in_at_most_forty_lines(name: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (PAGE.parent / name).read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    assert len(blocks[0].splitlines()) <= 40
+    exec(compile(blocks[0], name, "exec"), {})
