@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from polyturn.envs.grading.boxed import extract_answer
 from polyturn.envs.tool_math.problem_set import Problem, ProblemFileError, Problems
 
 _FIELDS = ("id", "question", "answer", "solution", "level", "topic")
+_MOST_DIGITS = 1000
 _EXAMPLE = 'mapping={"question": "...", "answer": "..."}'
 Row = Mapping[str, Any]
 Reader = Callable[[Row], dict[str, str]]
@@ -42,9 +44,16 @@ def read_jsonl(path: Path, *, limit: int | None, mapping: Mapping[str, str] | No
     return _read(rows(), str(path), path.stem, source=path.name, limit=limit, mapping=mapping)
 
 
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits; at most {_MOST_DIGITS} are read")
+    return int(digits)
+
+
 def _parse_line(place: str, line: bytes, *, first: bool) -> Row:
     try:
-        row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        text = line.decode("utf-8-sig" if first else "utf-8")
+        row = json.loads(text, parse_int=_whole)
     except UnicodeDecodeError as error:
         raise ProblemFileError(
             f"{place}: expected UTF-8, got byte {line[error.start]:#04x} at column {error.start + 1}; "
@@ -52,7 +61,8 @@ def _parse_line(place: str, line: bytes, *, first: bool) -> Row:
         ) from error
     except (ValueError, RecursionError) as error:
         shown = line[:60].decode("utf-8", "replace").rstrip()
-        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        why = "nested too deep" if isinstance(error, RecursionError) else why
         raise ProblemFileError(
             f"{place}: expected one JSON object a line, got {shown!r} ({why}); repair or delete the line"
         ) from error
@@ -231,7 +241,7 @@ def _text(row: Row, key: str) -> str:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise _RowError(f"expected the key {key!r}, got {_keys(row)}{hint}; name the keys with {_EXAMPLE}")
     value = row[key]
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise _RowError(f"expected text under {key!r}, got {value!r:.60}; fill it in or delete the row")

@@ -206,11 +206,13 @@ def test_reinforce_with_a_kl_finds_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(("method", "lr"), [(NashPG(tau=0.3), 2.0), (IPO(tau=0.3), 0.3)], ids=["nash_pg", "ipo"])
-@pytest.mark.parametrize("game", ["rock-paper-scissors", "near-cycle"])
-def test_self_play_finds_the_regularised_equilibrium(method: Any, lr: float, game: str) -> None:
+@pytest.mark.parametrize(("game", "noise"), [("rock-paper-scissors", 0.019), ("near-cycle", 0.004)])
+def test_self_play_finds_the_regularised_equilibrium(method: Any, lr: float, game: str, noise: float) -> None:
     """pi* proportional to pi_ref exp(P(y beats pi*) / tau) with an uneven reference, within the noise of sampling.
 
-    IPO's gradient is 2 / tau times that of NashPG in expectation, so its rate is tau / 2 times as large.
+    IPO's gradient is 2 / tau times that of NashPG in expectation, so its rate is tau / 2 times as large. `noise` is the
+    largest standard deviation of a probability over twelve seeds of the stream, the same for both methods; the mean
+    over those seeds is within .0063 of the equilibrium. The bound is three and a half deviations beyond that.
     """
     payoff, names = payoff_matrix(game)
     reference = np.array([0.6, 0.3, 0.1])
@@ -222,8 +224,9 @@ def test_self_play_finds_the_regularised_equilibrium(method: Any, lr: float, gam
     descent: dict[str, Any] = {"optimizer": torch.optim.SGD, "schedule": "linear", "clip": None}
     train(method, policy, policy.copy(), stream, steps=60, **learning(lr=lr, **descent))
     exact = regularised_nash(payoff, reference, tau=0.3)
-    assert np.abs(exact - reference).max() > 0.15
-    np.testing.assert_allclose(policy.probabilities()[0], exact, atol=0.03)
+    bound = 0.0063 + 3.5 * noise
+    assert np.abs(exact - reference).max() > 2 * bound
+    np.testing.assert_allclose(policy.probabilities()[0], exact, atol=bound)
 
 
 def test_a_moving_average_is_an_opponent() -> None:

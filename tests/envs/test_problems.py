@@ -393,3 +393,20 @@ def test_no_file_breaks_the_reader_in_any_other_way(tmp_path_factory: pytest.Tem
     path.write_bytes(content)
     with pytest.raises(ProblemFileError, match=r"any\.jsonl"):
         load_problems(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("NaN", "expected text under 'answer', got nan"),
+        ("-Infinity", "expected text under 'answer', got -inf"),
+        ("1" * 5000, "a number of 5000 digits"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+    ids=["nan", "infinity", "digits", "depth"],
+)
+def test_numbers_that_are_no_answers_are_named_at_loading(value: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "q", "answer": 5}\n{"question": "q", "answer": ' + value + "}\n")
+    with pytest.raises(ProblemFileError, match=why):
+        load_problems(str(path))
