@@ -5,6 +5,7 @@ Runs inside, in the interpreter that runs the program. All of it serves honest p
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import contextlib
 import errno
@@ -156,20 +157,25 @@ def disarm() -> None:
 
 
 class Shelter:
-    """Between runs, signals that end a process by default are ignored; within a run they do what the program set.
+    """Between runs, signals that end or stop a process by default are ignored; within a run they do what is set.
 
     A thread that the program left running may still send one, or start a timer.
     """
 
     def __init__(self) -> None:
-        names = ("HUP", "QUIT", "USR1", "USR2", "ALRM", "TERM", "STKFLT", "VTALRM", "PROF", "IO", "PWR", "XCPU", "XFSZ")
+        names = ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "STKFLT", "VTALRM", "PROF", "IO", "PWR", "XCPU",
+                 "XFSZ", "TSTP", "TTIN", "TTOU")  # fmt: skip
+        first, last = (int(getattr(signal, name, 0)) for name in ("SIGRTMIN", "SIGRTMAX"))
+        self.realtime = list(range(first, last + 1)) if first else []
         self.numbers = [int(getattr(signal, f"SIG{name}")) for name in names if hasattr(signal, f"SIG{name}")]
         self.ignored: list[int] = []
 
     def enter(self) -> None:
         """Ignores those whose action is the default one."""
         ends, plain = int(signal.SIG_DFL), int(signal.SIG_IGN)
-        self.ignored += [number for number in self.numbers if _plain_signal.getsignal(number) == ends]
+        # Nothing but a thread sends one of the many others, and most programs leave none.
+        numbers = self.numbers + self.realtime if _thread._count() else self.numbers
+        self.ignored += [number for number in numbers if _plain_signal.getsignal(number) == ends]
         for number in self.ignored:
             _plain_signal.signal(number, plain)
 
