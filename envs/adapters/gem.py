@@ -31,6 +31,7 @@ class Gem(Replayed):
         ValueError: There is no such environment.
     """
 
+    other_side = "GEM"
     success_return = 1.0
 
     def __init__(

@@ -53,6 +53,8 @@ class GymnasiumText(Replayed):
         ValueError: The actions are not discrete, or there are not as many names.
     """
 
+    other_side = "the environment of Gymnasium"
+
     def __init__(
         self,
         game: str = "FrozenLake-v1",
@@ -120,6 +122,8 @@ class PettingZoo(Replayed):
     Raises:
         PluginError: The game cannot be loaded.
     """
+
+    other_side = "PettingZoo"
 
     def __init__(
         self,

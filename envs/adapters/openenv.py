@@ -48,6 +48,7 @@ class OpenEnv(Replayed):
         ValueError: An option does not fit.
     """
 
+    other_side = "the OpenEnv server"
     draws_global_numbers = False
 
     def __init__(

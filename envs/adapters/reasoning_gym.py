@@ -27,6 +27,7 @@ class ReasoningGym(Replayed):
         ValueError: There is no such data set, or its settings do not fit.
     """
 
+    other_side = "reasoning-gym"
     success_return = 1.0
 
     def __init__(

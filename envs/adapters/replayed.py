@@ -59,6 +59,8 @@ class Replayed(gymnasium.Env[str, str]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it an instance variable)
+    other_side = "the adapted package"
+    """Who is named where `check_text_env` finds a breach."""
     draws_global_numbers = True
     """Whether the other side runs in this process; False for servers, of which several may be waited for at once."""
 

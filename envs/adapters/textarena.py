@@ -42,6 +42,8 @@ class TextArena(Replayed):
         ValueError: There is no such game, or an option does not fit.
     """
 
+    other_side = "TextArena"
+
     def __init__(
         self,
         game: str = "GuessTheNumber-v0",

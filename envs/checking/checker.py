@@ -200,7 +200,8 @@ class _Checker:
             for made in self.made:
                 with contextlib.suppress(Exception):  # whether closing works is another rule
                     made.close()
-        self.breaches.raised()
+        package = _part(env, "other_side") if isinstance(env, gymnasium.Env) else None
+        self.breaches.raised(package if isinstance(package, str) else None)
         longest = max(len(episode.actions) for episode in plain.values())
         return CheckReport(self.name, self.player.episodes, self.player.turns, longest, tuple(RULES))
 

@@ -50,7 +50,7 @@ class ContractViolation(AssertionError):
 
     def __init__(self, rule: str, expected: str, got: str, remedy: str) -> None:
         super().__init__(f"{rule}: expected {expected}, got {got}; {remedy}")
-        self.rule = rule
+        self.rule, self.expected, self.got = rule, expected, got
         self.breaches: tuple[ContractViolation, ...] = (self,)
         self.unchecked: tuple[str, ...] = ()
 
@@ -58,6 +58,34 @@ class ContractViolation(AssertionError):
         """Every breach on a line of its own, and what could not be checked."""
         lines = [str(each.args[0]) for each in self.breaches]
         return "\n".join([*lines, *([f"not checked: {', '.join(self.unchecked)}"] if self.unchecked else [])])
+
+
+_UNREPEATABLE = (
+    "it draws random numbers that no seed reaches, or remembers earlier episodes; episodes can be collected, but not "
+    "repeated or branched, and members of a group do not start alike"
+)
+_MEANS = {
+    "reset": "it cannot start an episode; such episodes are invalid",
+    "any-text": "it raises at this text, and the episode is invalid; rewrite such turns before they reach it",
+    "step": "its answer does not fit its own interface; the episode is invalid",
+    "reward-bounds": "give reward_bounds that hold its rewards",
+    "ends": "give max_turns",
+    "reproducible": _UNREPEATABLE,
+    "no-leak": _UNREPEATABLE,
+    "independent": _UNREPEATABLE,
+    "snapshot": _UNREPEATABLE,
+    "restore": _UNREPEATABLE,
+    "seeds-differ": "every seed has the same start; groups differ by what the agent does alone, so one start is enough",
+    "global-rng": "it draws from global random numbers in a place that the adapter does not see",
+    "invalid-agent": "it pays its best return for garbage; what is learned from it may be nothing but that",
+}
+
+
+def of_another_package(breach: ContractViolation, package: str) -> ContractViolation:
+    """The same breach with what it means for somebody who uses the package, instead of how its author mends it."""
+    if breach.rule not in _MEANS:
+        return breach
+    return ContractViolation(breach.rule, breach.expected, breach.got, f"{package} breaks this: {_MEANS[breach.rule]}")
 
 
 class Breaches:
@@ -87,15 +115,19 @@ class Breaches:
     def __bool__(self) -> bool:
         return bool(self._found)
 
-    def raised(self) -> None:
+    def raised(self, package: str | None = None) -> None:
         """Raises the first breach, which holds the others.
+
+        Args:
+            package: Whose environment it is, where its user cannot mend it; breaches then say what follows from them.
 
         Raises:
             ContractViolation: A rule is broken.
         """
         if not self._found:
             return
-        first, *_ = breaches = tuple(self._found.values())
+        found = self._found.values()
+        first, *_ = breaches = tuple(each if package is None else of_another_package(each, package) for each in found)
         first.breaches = breaches
         first.unchecked = tuple(rule for rule in RULES if rule in self._cut and rule not in self._found)
         raise first

@@ -111,8 +111,15 @@ def test_a_snapshot_of_what_no_seed_reaches_is_refused() -> None:
     env.step("x")
     with pytest.raises(ReplayDiffers, match="no seed reaches"):
         _Clock().restore(env.snapshot())
-    with pytest.raises(ContractViolation, match="reproducible"):
+    with pytest.raises(ContractViolation, match=r"reproducible: .*the adapted package breaks this: .*not repeated or"):
         check_text_env(_Clock)
+
+
+def test_a_breach_of_another_package_says_what_follows_and_not_how_its_author_mends_it() -> None:
+    with pytest.raises(ContractViolation, match=r"reward-bounds: .*the environment of Gymnasium breaks this: give rew"):
+        check_text_env("polyturn/GymnasiumText-v0", game="CartPole-v1", actions=numbers(2))
+    with pytest.raises(ContractViolation, match=r"any-text: .*breaks this: it raises at this text, and the episode is"):
+        check_text_env(_Dice, actions=lambda rng, seen: "crash")
 
 
 @adapters
@@ -133,7 +140,7 @@ def test_textarena_keeps_the_contract(options: dict[str, Any], actions: Any) -> 
 @adapters
 def test_textarena_starts_that_ignore_the_seed_are_reported() -> None:
     """The disks of this game stand where they stand, and the environment does not say so."""
-    with pytest.raises(ContractViolation, match="seeds-differ"):
+    with pytest.raises(ContractViolation, match=r"seeds-differ: .*TextArena breaks this: every seed"):
         check_text_env("polyturn/TextArena-v0", actions=bracketed(0, 9), seeds=range(3), game="TowerOfHanoi-v0")
 
 

@@ -35,7 +35,13 @@ def tool_calls(rng: np.random.Generator, observation: str) -> str:
 
 
 # What needs packages that not every installation has; tests/envs/test_adapters.py holds them to the contract.
-OF_OTHER_PACKAGES = ("polyturn/PettingZoo-v0", "polyturn/ReasoningGym-v0", "polyturn/TextArena-v0")
+OF_OTHER_PACKAGES = (
+    "polyturn/Gem-v0",
+    "polyturn/OpenEnv-v0",
+    "polyturn/PettingZoo-v0",
+    "polyturn/ReasoningGym-v0",
+    "polyturn/TextArena-v0",
+)
 # Options that keep an environment cheap here, and actions that reach its deep states.
 OPTIONS: dict[str, dict[str, Any]] = {
     "polyturn/ToolEnv-v0": {
