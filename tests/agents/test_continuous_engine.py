@@ -100,16 +100,17 @@ def test_weights_may_change_between_collections_and_nothing_global_does(policy: 
     """Its caches go with the last conversation, and the generators of the process are put back."""
     mine = policy.copy()
     acting = agent(mine, temperature=0.0)
+    exact = agent(mine, "exact", temperature=0.0)
     before = torch.get_rng_state()
     for _ in range(2):
-        assert said(played(acting)) == said(played(agent(mine, "exact", temperature=0.0)))
+        assert said(played(acting, groups=1)) == said(played(exact, groups=1))
         with torch.no_grad():
             for parameter in mine.model.parameters():
                 parameter.mul_(1.2)
     assert torch.equal(torch.get_rng_state(), before)
     assert mine.model.config._attn_implementation == policy.model.config._attn_implementation
     # One at a time, the seed says all.
-    alone = [said(played(agent(mine), groups=1, concurrency=1, seed=seed)) for seed in (5, 5, 6)]
+    alone = [said(played(agent(mine), groups=1, group_size=1, concurrency=1, seed=seed)) for seed in (5, 5, 6)]
     assert alone[0] == alone[1] != alone[2]
 
 
