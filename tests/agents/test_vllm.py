@@ -44,7 +44,7 @@ _STARTING_S = 900
 
 
 class Chat(gymnasium.Env[str, str]):
-    """Three turns; short answers and those with digits pay."""
+    """Three turns; what pays is the share of letters from A to Z in an answer."""
 
     on_step: Any = None  # called at every step
 
@@ -60,8 +60,8 @@ class Chat(gymnasium.Env[str, str]):
         if type(self).on_step is not None:
             type(self).on_step()
         self.left -= 1
-        digits = sum(letter.isdigit() for letter in action)
-        return f"and {self.left} times", digits / max(1, len(action)), self.left == 0, False, {}
+        plain = sum(letter.isascii() and letter.isalpha() for letter in action)
+        return f"and {self.left} times", plain / max(1, len(action)), self.left == 0, False, {}
 
 
 @dataclass
@@ -206,22 +206,22 @@ def test_training_reaches_what_the_exact_engine_reaches(servers: list[Server], t
     """The same protocol from the same start; what it pays afterwards is the same within 3 sigma."""
     after: dict[str, np.ndarray] = {}
     engines: dict[str, EngineChoice] = {"exact": "exact", "vllm": servers[0].url}
-    before = np.array([member.total_reward for member in played(agent("exact", policy()), groups=32)])
+    before = np.array([member.total_reward for member in played(agent("exact", policy()), groups=48)])
     for name, engine in engines.items():
         mine = policy()
         records = iterate(
-            MDPO(beta=0.1), mine, _registered(), out=tmp_path / name, iterations=2,
+            MDPO(beta=0.1), mine, _registered(), out=tmp_path / name, iterations=3,
             collect=CollectOptions(
                 groups=24, group_size=4, sampling=Sampling(max_new_tokens=12), max_tokens=300, engine=engine, slots=16
             ),
-            batch_size=12, epochs=2.0, options=TrainOptions(lr=1e-3, cpu=True), seed=3, progress=False,
+            batch_size=12, epochs=3.0, options=TrainOptions(lr=2e-3, cpu=True), seed=3, progress=False,
         )  # fmt: skip
-        assert [record.invalid for record in records[1:]] == [0, 0]
-        after[name] = np.array([member.total_reward for member in played(agent("exact", mine), groups=32)])
+        assert [record.invalid for record in records[1:]] == [0, 0, 0]
+        after[name] = np.array([member.total_reward for member in played(agent("exact", mine), groups=48)])
     apart = abs(after["exact"].mean() - after["vllm"].mean())
     error = np.hypot(*(rewards.std(ddof=1) / np.sqrt(len(rewards)) for rewards in after.values()))
     print(f"before {before.mean():.3f}; after, exact {after['exact'].mean():.3f}, vLLM {after['vllm'].mean():.3f}")
-    assert min(rewards.mean() for rewards in after.values()) > before.mean() + 0.2
+    assert min(rewards.mean() for rewards in after.values()) > before.mean() + 0.15
     assert apart < 3 * error
 
 
@@ -248,7 +248,7 @@ def test_a_server_of_ones_own_is_started_given_weights_and_started_again_when_it
 
 
 def _registered() -> str:
-    name = "polyturn-tests/Digits-v0"
+    name = "polyturn-tests/Letters-v0"
     if name not in gymnasium.registry:
         gymnasium.register(name, entry_point=Chat)
     return name
