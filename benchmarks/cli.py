@@ -24,6 +24,8 @@ examples:
   polyturn bench nash --render --out benchmarks/results/nash     the report again, from saved results
 
 Writes results.json, report.md and plots into --out. An interrupted run goes on where it stopped: run it again.
+Cells made by other code are named, with what changed: the suite's modules, and what they import of its package and of
+polyturn.
 Your own suites register through the entry-point group "polyturn.benchmarks".
 """
 QUICKSTART_HELP = """\

@@ -212,7 +212,9 @@ def test_self_play_finds_the_regularised_equilibrium(method: Any, lr: float, gam
 
     IPO's gradient is 2 / tau times that of NashPG in expectation, so its rate is tau / 2 times as large. `noise` is the
     largest standard deviation of a probability over twelve seeds of the stream, the same for both methods; the mean
-    over those seeds is within .0063 of the equilibrium. The bound is three and a half deviations beyond that.
+    over those seeds is within .0063 of the equilibrium. The bound is three and a half deviations beyond that. It is the
+    noise of large steps: with a quarter of the rate and four times the steps (12 s) the deviation on rock, paper,
+    scissors was .004 and .006, and the worst of ten seeds .007 and .011 away (NashPG and IPO).
     """
     payoff, names = payoff_matrix(game)
     reference = np.array([0.6, 0.3, 0.1])
