@@ -23,7 +23,8 @@ def hand_on(
     from polyturn.envs.settings import record
 
     given = f" with {environment}" if environment else ""
-    learned = str(args.data) if args.data is not None else args.program or f"{args.env}{given}"
+    program = None if args.program is None else f"{args.program} on {args.tasks}"
+    learned = str(args.data) if args.data is not None else program or f"{args.env}{given}"
     settings = {"method": record(method), "training": None if options is None else options.recorded()}
     note = json.loads((folder / "polyturn.json").read_text("utf-8"))
     command = shlex.join(["polyturn", *sys.argv[1:]])
