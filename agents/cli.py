@@ -32,7 +32,13 @@ ENV_OPTIONS_HELP = "option of the environment; VALUE is JSON, or else text (may 
 
 
 def _add_push(subparsers: Any) -> None:
-    push = subparsers.add_parser("push", help="upload a policy or stored trajectories to the Hugging Face Hub")
+    push = subparsers.add_parser(
+        "push",
+        help="upload a policy or stored trajectories to the Hugging Face Hub",
+        epilog="examples:\n  polyturn push runs/mdpo/iteration-3/policy me/solver\n"
+        "  polyturn push runs.jsonl me/conversations --public",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     push.add_argument("path", type=Path, help="a policy's folder, or a store of trajectories")
     push.add_argument("repository", metavar="USER/NAME", help="made where it does not exist")
     push.add_argument("--public", action="store_true", help="make a new repository public (default: private)")
