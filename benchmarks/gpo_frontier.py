@@ -25,6 +25,8 @@ Array = NDArray[np.float64]
 FAMILY = ("logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage")
 """Names in `polyturn.algorithms.losses`."""
 BETAS = tuple(np.geomspace(0.05, 20.0, 33).round(4).tolist())
+CERTAIN = "certain labels"
+"""The cells in which a label says only who is the likelier winner, to see what a loss makes of how likely."""
 LEVELS = (0.25, 0.5, 1.0, 1.5)
 """KL to the reference, in nats, at which the losses are compared."""
 
@@ -108,13 +110,19 @@ def train(reference: Array, preference: Array, *, pairs: int, steps: int, lr: fl
 
 def _cells(quick: bool, seeds: int) -> list[Cell]:
     options = {"prompts": 8, "answers": 10, "pairs": 60, "steps": 40 if quick else 800, "lr": 0.1}
-    return [Cell("table", seed, options) for seed in range(seeds)]
+    certain = max(1, seeds // 3)
+    return [
+        *(Cell("table", seed, options) for seed in range(seeds)),
+        *(Cell(CERTAIN, seed, options) for seed in range(certain)),
+    ]
 
 
 def _run(cell: Cell, work: Path) -> dict[str, Any]:
     options = dict(cell.options)
     reference, preference = problem(prompts=options.pop("prompts"), answers=options.pop("answers"), seed=cell.seed)
-    policies = train(reference, preference, **options, seed=cell.seed)
+    # The likelier winner has won for certain, as if every pair had been compared very often.
+    label = np.where(preference == 0.5, 0.5, preference > 0.5) if cell.name == CERTAIN else preference
+    policies = train(reference, np.asarray(label, np.float64), **options, seed=cell.seed)
     curves = [[measures(policy, reference, preference) for policy in betas] for betas in policies]
     exact = exact_frontier(reference, preference)
     return {"curves": np.round(curves, 6).tolist(), "exact": np.round(exact, 6).tolist()}
@@ -145,6 +153,12 @@ class Sweeps:
     curves: Array
     exact: Array
 
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], kind: str) -> Sweeps:
+        """The cells of a kind."""
+        found = [outcome.result for outcome in outcomes if outcome.cell.name == kind]
+        return cls(np.array([run["curves"] for run in found]), np.array([run["exact"] for run in found]))
+
     def wins(self, loss: str, level: float, *, every: int = 1) -> list[float]:
         """Win rate of a loss at a KL, one a seed; from each `every`-th beta."""
         k = FAMILY.index(loss)
@@ -171,10 +185,7 @@ class Sweeps:
 
 
 def _report(outcomes: Sequence[Outcome], out: Path) -> str:
-    sweeps = Sweeps(
-        np.array([outcome.result["curves"] for outcome in outcomes]),
-        np.array([outcome.result["exact"] for outcome in outcomes]),
-    )
+    sweeps = Sweeps.of(outcomes, "table")
     options, curves = outcomes[0].cell.options, sweeps.curves
     win_rates = [[name, *(_shown(sweeps.wins(name, level)) for level in LEVELS)] for name in FAMILY]
     win_rates.append(["exact optimum", *(_shown(sweeps.exact_wins(level)) for level in LEVELS)])
@@ -204,6 +215,8 @@ def _report(outcomes: Sequence[Outcome], out: Path) -> str:
     ]
     text += [f"- {sentence}" for sentence in compare_all(comparisons, 4)]
     text += [f"- {line}" for line in _sizes(sweeps)]
+    if any(outcome.cell.name == CERTAIN for outcome in outcomes):
+        text += [f"- {line}" for line in _without_degrees(sweeps, Sweeps.of(outcomes, CERTAIN))]
     highest = curves[..., 1].mean(axis=0)
     best = {name: BETAS[int(highest[k].argmax())] for k, name in enumerate(FAMILY)}
     text += [
@@ -237,6 +250,20 @@ def _sizes(sweeps: Sweeps) -> list[str]:
                 f"{name} is within {max(ends):.4f} of logistic's win rate at every compared KL (95%, each alone)."
             )
     return lines
+
+
+def _without_degrees(soft: Sweeps, certain: Sweeps) -> list[str]:
+    """What the labels' degrees are worth to the logistic loss and to hinge, at equal KL and on the same problems."""
+    count = len(certain.curves)
+    comparisons = []
+    for level in LEVELS:
+        for name in ("logistic", "hinge"):
+            pair = soft.wins(name, level)[:count], certain.wins(name, level)
+            if np.isfinite(pair).all():
+                comparisons.append(
+                    Comparison(f"KL {level}: {name} with soft labels", pair[0], "with certain labels", pair[1])
+                )
+    return compare_all(comparisons, 4)
 
 
 def _interpolation_error(sweeps: Sweeps) -> float:

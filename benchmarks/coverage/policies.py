@@ -106,12 +106,15 @@ class GPT:
         heads: Attention heads.
         length: L.
         evaluated: Answers that `expected_reward` samples for each run.
+
+    Attributes:
+        layers: Number of layers.
     """
 
     def __init__(self, parameters: Parameters, *, heads: int, length: int, evaluated: int = 128) -> None:
         self.parameters = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
         self._heads, self._length, self._evaluated = heads, length, evaluated
-        self._layers = 1 + max(int(name.split(".")[2]) for name in parameters if name.startswith("transformer.h."))
+        self.layers = 1 + max(int(name.split(".")[2]) for name in parameters if name.startswith("transformer.h."))
         self.contexts = parameters["lm_head.weight"].shape[1]
 
     def logits(self, own: Parameters, ids: Tensor, cache: list[list[Tensor]] | None = None) -> Tensor:
@@ -122,7 +125,7 @@ class GPT:
         which = torch.arange(runs)[:, None, None]
         x = own["transformer.wte.weight"][which, ids] + own["transformer.wpe.weight"][:, None, start : start + size]
         x = x.reshape(runs, rows * size, -1)
-        for layer in range(self._layers):
+        for layer in range(self.layers):
             name = f"transformer.h.{layer}"
             mixed = _linear(own, f"{name}.attn.c_attn", _norm(own, f"{name}.ln_1", x))
             # Attention over the cached and the new tokens.
@@ -154,7 +157,7 @@ class GPT:
     ) -> tuple[NDArray[np.int64], Tensor]:
         """See `Stack`."""
         own = {name: value[torch.from_numpy(runs)] for name, value in self.parameters.items()}
-        cache: list[list[Tensor]] = [[] for _ in range(self._layers)]
+        cache: list[list[Tensor]] = [[] for _ in range(self.layers)]
         last = torch.from_numpy(np.repeat(context, size, axis=1))
         tokens, logps = [], []
         for _ in range(self._length):
@@ -184,13 +187,13 @@ def draw(mass: Tensor, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
     return found
 
 
-def gpt2(vocabulary: int, *, length: int, seed: int) -> Any:
-    """A GPT-2 with random weights as in the paper: 3 layers, 3 heads, width 48, no dropout, a separate head."""
+def gpt2(vocabulary: int, *, length: int, seed: int, layers: int = 3, heads: int = 3, width: int = 48) -> Any:
+    """A GPT-2 with random weights, no dropout and a separate head; by default of the paper's size."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=length + 1, n_embd=48, n_layer=3, n_head=3, tie_word_embeddings=False,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        vocab_size=vocabulary, n_positions=length + 1, n_embd=width, n_layer=layers, n_head=heads,
+        tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
