@@ -203,7 +203,7 @@ def test_an_adapter_is_loaded_for_every_change(servers: list[Server]) -> None:
 
 
 def test_a_policy_learns_from_its_tokens(servers: list[Server], tmp_path: Path) -> None:
-    """As from the exact engine\'s; how far one run gets is luck of its samples, so the two runs are not compared."""
+    """As from the exact engine's. One run of each says nothing of a difference between them, so none is asserted."""
     after: dict[str, np.ndarray] = {}
     engines: dict[str, EngineChoice] = {"exact": "exact", "vllm": servers[0].url}
     before = np.array([member.total_reward for member in played(agent("exact", policy()), groups=48)])
