@@ -40,7 +40,7 @@ def gather(pages: Path) -> None:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, pages / name, ignore=shutil.ignore_patterns("work", "*.json", "*.py"))
+            shutil.copytree(source, pages / name, ignore=shutil.ignore_patterns("work", "*.json"))
         else:
             shutil.copy(source, pages / name)
     shutil.copy(ROOT / "README.md", pages / "index.md")
