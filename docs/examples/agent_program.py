@@ -1,6 +1,6 @@
 """An agent program that exists is trained through the endpoint it speaks to; its code stays as it is.
 
-    python docs/examples/agent_program.py            about a minute on a CPU
+    python docs/examples/agent_program.py            under a minute of processor time
     python docs/examples/agent_program.py --small    a few seconds; shows that everything runs, learns little
 
 Needs the extras "api" (the program's HTTP client) and "serve".

@@ -1,8 +1,9 @@
 """Education Dialogue end to end: teachers are imitated, judged in pairs, and improved with MTPO (arXiv 2405.14655).
 
-python docs/examples/education.py            about ten minutes on a CPU; moves a little. The suite is the real thing:
-polyturn bench education                     (polyturn bench education --quick shows that it runs)
-python docs/examples/education.py --small    a few seconds; shows that everything runs, learns little
+    python docs/examples/education.py --small    a few seconds; shows that everything runs, learns little
+    python docs/examples/education.py            on a CPU; no figure of it is committed
+
+The study with figures is the suite: polyturn bench education.
 """
 
 from __future__ import annotations

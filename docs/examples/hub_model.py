@@ -1,9 +1,9 @@
 """A model of the Hub on one GPU: imitation of right programs, then iterative M-DPO on tool-integrated mathematics.
 
-    python docs/examples/hub_model.py --model Qwen/Qwen2.5-0.5B-Instruct    on a GPU; downloads the model
-    python docs/examples/hub_model.py --small     a few seconds on a CPU, without a download: the same calls on a model
-                                                  folder that it writes first; shows that everything runs, learns little
+    python docs/examples/hub_model.py --model Qwen/Qwen2.5-0.5B-Instruct    downloads it; not run on a GPU so far
+    python docs/examples/hub_model.py --small    a few seconds on a CPU, without a download
 
+The small form makes the same calls on a model folder that it writes first, and shows that they run; it learns little.
 Programs that the model writes run in a Docker container where an engine answers, else in a local sandbox. What a GPU
 must hold: docs/GPUS.md.
 """

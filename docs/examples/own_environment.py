@@ -1,6 +1,6 @@
 """From an environment of your own to a trained agent: a lift that must be driven to the floor a passenger names.
 
-    python docs/examples/own_environment.py            about a minute on a CPU
+    python docs/examples/own_environment.py            under a minute of processor time
     python docs/examples/own_environment.py --small    a few seconds; shows that everything runs, learns little
 
 Then look at what happened: polyturn view runs/own_environment --open

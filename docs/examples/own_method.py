@@ -1,6 +1,6 @@
 """A method of your own: a hinge on the log-ratios of a pair, in forty lines, trained beside M-DPO.
 
-    python docs/examples/own_method.py            about a minute on a CPU
+    python docs/examples/own_method.py            under a minute of processor time
     python docs/examples/own_method.py --small    a few seconds; shows that everything runs, learns little
 
 A method is an object with a `name`, `needs` and `loss`; the training loop, accumulation, several processes, checkpoints

@@ -1,7 +1,9 @@
 """A preference of your own: of two games of "guess the number", the one that ignores fewer of its hints is better.
 
-    python docs/examples/own_preference.py            about a minute on a CPU
-    python docs/examples/own_preference.py --small    a few seconds; shows that everything runs, learns little
+    python docs/examples/own_preference.py            about a minute of processor time
+    python docs/examples/own_preference.py --small    a few seconds; shows that everything runs
+
+It shows the pieces, not a result: in its 60 steps the small policy ignored 1.34 hints a game before and 1.32 after.
 
 No reward is used: the environment's own says who found the number, this preference says who plays sensibly.
 """
