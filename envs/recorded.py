@@ -72,7 +72,7 @@ def read_recorded(path: str | os.PathLike[str]) -> list[Recorded]:
 
     Args:
         path: A file of JSON lines or Parquet; a folder, written by `save_to_disk` or holding a data set's files; or
-            "user/name[:configuration][@split]" on the Hub. Without a split it is "train", or the only one.
+            `user/name[:configuration][@split]` on the Hub. Without a split it is "train", or the only one.
 
     Raises:
         DataError: A row that is in no known layout, holds no conversation of alternating sides, or compares answers to
