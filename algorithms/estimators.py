@@ -231,6 +231,12 @@ def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
     Returns:
         `[N]`; 0 for the only member of a group, which nothing can be compared with, and where all scores of a group
         are equal up to rounding.
+
+    Examples:
+        >>> import torch
+        >>> from polyturn.algorithms import estimators
+        >>> estimators.leave_one_out(torch.tensor([1.0, 0.0, 0.0, 5.0, 3.0]), group=torch.tensor([0, 0, 0, 1, 1]))
+        tensor([ 1.0000, -0.5000, -0.5000,  2.0000, -2.0000])
     """
     scores = _settled(scores, group)
     mean, size = _group_mean(scores, group)

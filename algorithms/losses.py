@@ -111,6 +111,12 @@ def gpo(
 
     Returns:
         `[...]` loss. Its derivative in the margin is beta (p f'(beta h) - (1 - p) f'(-beta h)).
+
+    Examples:
+        >>> import torch
+        >>> from polyturn.algorithms import losses
+        >>> losses.gpo(torch.tensor([-10.0, 0.0, 10.0]), beta=0.1)  # DPO: log(1 + e), log 2, log(1 + 1/e)
+        tensor([1.3133, 0.6931, 0.3133])
     """
     return _both_orders(beta * margin, f, probability)
 
@@ -129,6 +135,12 @@ def ipo(margin: Tensor, *, tau: float, probability: Tensor | float | None = None
         margin: `[...]` h in nats.
         tau: Strength of the pull to the reference, positive.
         probability: `[...]` P(first beats second), None for 1.
+
+    Examples:
+        >>> import torch
+        >>> from polyturn.algorithms import losses
+        >>> losses.ipo(torch.tensor([0.0, 2.0, 5.0]), tau=0.1)  # 0 at the target of 5 nats
+        tensor([25.,  9.,  0.])
     """
     target = 1.0 / (2.0 * tau)
     return _both_orders(margin, lambda h: (h - target).square(), probability)

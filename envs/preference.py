@@ -106,6 +106,15 @@ def by_score(scores: NDArray[np.float64], *, source: Source = "reward", margin: 
 
     Raises:
         ValueError: A negative margin, or scores of another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> from polyturn.envs import by_score
+        >>> preference = by_score(np.array([1.0, 0.0, 0.0]))
+        >>> preference.pairs().tolist()  # (winner, loser); the tie is no pair
+        [[0, 1], [0, 2]]
+        >>> preference.win_rate().tolist()
+        [1.0, 0.25, 0.25]
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 1:
