@@ -37,6 +37,7 @@ from .protocols.warmup import (
     imitation_options as imitation_options,
     warm_start as warm_start,
 )
+from .protocols.weigh import TokenWeights as TokenWeights, token_weights as token_weights, weigh as weigh
 from .training.checkpoint import (
     CheckpointError as CheckpointError,
     DamagedCheckpointWarning as DamagedCheckpointWarning,

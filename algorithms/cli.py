@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyturn.algorithms.commands import evaluate, fit, train
+from polyturn.algorithms.commands import evaluate, fit, train, weigh
 
 
 def add_commands(subparsers: Any) -> None:
-    """Adds `train`, `fit` and `eval`."""
+    """Adds `train`, `fit`, `eval` and `weigh`."""
     train.add_command(subparsers)
     fit.add_command(subparsers)
     evaluate.add_command(subparsers)
+    weigh.add_command(subparsers)

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("algorithms", "train a policy with a preference method"),
     "eval": ("algorithms", "measure a policy: mean return, success, turns, tool errors, with intervals"),
     "fit": ("algorithms", "fit a reward or preference model to comparisons"),
+    "weigh": ("algorithms", "add to a store what a method trains on: log-ratio and weight in the loss of every token"),
     "rollout": ("agents", "collect trajectories of an agent in an environment"),
     "serve": ("agents", "answer agent programs over HTTP; each run of a program becomes a trajectory"),
     "compare": ("benchmarks", "compare policies, runs or results, paired over tasks and seeds"),

@@ -89,7 +89,7 @@ def offline_examples(method: GroupMethod, policy: Policy, data: Sequence[Recorde
     examples: list[Example | None] = []
     for each in data:
         group = Group(tuple(with_tokens(policy, each.group)))
-        examples += _of_group(method, group, each.preference, each.kind == "label", rng)
+        examples += examples_of(method, group, each.preference, each.kind == "label", rng)
     return _kept(method, examples)
 
 
@@ -104,11 +104,11 @@ def stored_examples(
         known = learnable(group)
         if known is not None:
             members = tuple(m if len(m.turns[0].action_ids) else policy.chat.written(m) for m in known)
-            examples += _of_group(method, Group(members), annotate(known), False, rng)
+            examples += examples_of(method, Group(members), annotate(known), False, rng)
     return _kept(method, examples)
 
 
-def _of_group(
+def examples_of(
     method: GroupMethod, group: Group, preference: Preference | None, labelled: bool, rng: np.random.Generator
 ) -> list[Example | None]:
     """The group's examples; None where it teaches nothing."""

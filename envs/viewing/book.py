@@ -17,9 +17,10 @@ import numpy as np
 
 from polyturn.envs.preference import Annotator, by_return
 from polyturn.envs.store import Corrupt, read_numbered_groups
-from polyturn.envs.trajectory import Group, Start, Trajectory
+from polyturn.envs.trajectory import Group, Start, Trajectory, Turn
 from polyturn.envs.viewing.sources import Found, Results, Run
 from polyturn.envs.viewing.text import roles
+from polyturn.envs.viewing.trained_on import KEY, TrainedOn
 
 Pieces = Callable[[Sequence[int]], Sequence[tuple[str, bool]]]
 """From token ids to the text of each and whether it is a special token."""
@@ -249,7 +250,7 @@ class _Writer:
         if key not in self._roles:
             self._roles[key] = roles(member)
         return {
-            "turns": [[turn.observation, turn.action, turn.reward, dict(turn.info)] for turn in member.turns],
+            "turns": [[turn.observation, turn.action, turn.reward, _info(turn)] for turn in member.turns],
             "final": member.final_observation,
             "error": member.error,
             "options": dict(member.env_options),
@@ -258,11 +259,17 @@ class _Writer:
         }
 
     def _token_arrays(self, member: Trajectory) -> list[list[str]]:
-        """Each turn's context ids, action ids and log-probs, exact: little-endian 4-byte values in base64."""
+        """Each turn's context ids, action ids and log-probs, exact: little-endian 4-byte values in base64.
+
+        Where the store says what is trained on, also log-ratios of the action, and weights of context and action.
+        """
         found = []
         for turn in member.turns:
             self._used.update(np.unique(np.concatenate([turn.context_ids, turn.action_ids])).tolist())
-            arrays = (turn.context_ids.astype("<i4"), turn.action_ids.astype("<i4"), turn.logps.astype("<f4"))
+            arrays = [turn.context_ids.astype("<i4"), turn.action_ids.astype("<i4"), turn.logps.astype("<f4")]
+            if (numbers := TrainedOn.of(turn)) is not None:
+                weights = np.concatenate([numbers.outside, numbers.weight])
+                arrays += [numbers.log_ratio.astype("<f4"), weights.astype("<f4")]
             found.append([base64.b64encode(array.tobytes()).decode("ascii") for array in arrays])
         return found
 
@@ -275,6 +282,12 @@ class _Writer:
             "source": preference.source,
             "by": getattr(self._annotate, "__qualname__", type(self._annotate).__qualname__),
         }
+
+
+def _info(turn: Turn) -> dict[str, Any]:
+    """A turn's info without the numbers that are shown with its tokens."""
+    shown = TrainedOn.of(turn) is not None
+    return {name: value for name, value in turn.info.items() if not (shown and name == KEY)}
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -11,6 +11,7 @@ from typing import Literal, TextIO
 from polyturn.envs.trajectory import Trajectory, Turn
 from polyturn.envs.viewing.book import Pieces
 from polyturn.envs.viewing.text import printable, roles
+from polyturn.envs.viewing.trained_on import TrainedOn
 
 Colour = Literal["auto", "always", "never"]
 _CODES = {"head": "1", "env": "36", "agent": "1;34", "reward": "32", "error": "1;31", "outside": "2", "special": "35"}
@@ -34,7 +35,8 @@ def print_trajectory(
         trajectory: What is printed. Nothing in it reaches the terminal but printable characters.
         number: Its position in the store.
         colour: Write colour codes.
-        tokens: Print the tokens of every turn: those from outside in brackets, the agent's with their log-probs.
+        tokens: Print the tokens of every turn: those from outside in brackets, the agent's with their log-probs, and
+            where `polyturn weigh` wrote them their log-ratio (r) and weight in the loss (w).
         pieces: The text of tokens; without it their ids.
     """
     end = "terminated" if trajectory.terminated else "truncated" if trajectory.truncated else "not ended"
@@ -70,6 +72,7 @@ def write(text: str) -> None:
 
 
 def _tokens(turn: Turn, pieces: Pieces | None, colour: bool) -> Iterator[str]:
+    trained = TrainedOn.of(turn)
     for ids, logps in ((turn.context_ids, None), (turn.action_ids, turn.logps)):
         numbers = [int(token) for token in ids]
         named = list(pieces(numbers)) if pieces is not None else [(str(token), False) for token in numbers]
@@ -77,15 +80,23 @@ def _tokens(turn: Turn, pieces: Pieces | None, colour: bool) -> Iterator[str]:
             # A line end inside a token would break the line that it is shown in.
             shown = printable(text or f"#{numbers[at]}").replace("\n", "\\n").replace("\t", "\\t")
             if logps is None:
+                if trained is not None and trained.outside[at]:
+                    shown += f"(w{trained.outside[at]:+.2g})"
                 yield _painted(f"[{shown}]", "special" if special else "outside", colour)
                 continue
+            more = "" if trained is None else _trained(trained, at)
             if not len(logps):
-                yield f"{shown}(?)"
+                yield f"{shown}(?{more})"
                 continue
             logp = float(logps[at])
             code = next((code for least, code in _SHADES if math.exp(min(logp, 0.0)) >= least), "31")
-            text = f"{shown}({logp:.2f})"
+            text = f"{shown}({logp:.2f}{more})"
             yield f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
+
+
+def _trained(trained: TrainedOn, at: int) -> str:
+    ratio = trained.log_ratio[at]
+    return f" r{'?' if math.isnan(ratio) else f'{ratio:+.2f}'} w{trained.weight[at]:+.2g}"
 
 
 def _painted(text: str, kind: str, colour: bool) -> str:

@@ -180,6 +180,37 @@ def test_keys_move_and_links_come_back(ordinary: Path, visit: Open) -> None:
     page.wait_for_selector("h2:has-text('What is here')")
 
 
+def test_tokens_show_what_is_trained_on(tmp_path: Path, visit: Open) -> None:
+    """Shaded by log-prob, log-ratio or weight; the numbers where one points; the store's text stays text."""
+    pieces = tokenizer_pieces(shown.tokenizer(tmp_path / "t"))
+    page = visit(
+        write_page([shown.weighed(tmp_path / "s.jsonl")], tmp_path / "out.html", pieces=pieces), "#v=episode&e=0:1&t=1"
+    )
+    page.wait_for_selector(".tokens")
+    page.click("button:has-text('log-ratio')")
+    assert page.locator(".tokens .up2").count() == 2
+    assert page.locator(".tokens .down1").count() == 1
+    assert page.locator(".tokens .outside").count() == 4
+    accessible(page)
+    page.click("button:has-text('weight in the loss')")
+    assert page.get_attribute("button:has-text('weight in the loss')", "aria-pressed") == "true"
+    assert (page.locator(".tokens .up2").count(), page.locator(".tokens .up1").count()) == (6, 1)
+    page.locator(".tokens .token").nth(3).hover()
+    assert page.inner_text(".token-status").endswith("written outside the agent; weight in the loss -0.01: pushed up")
+    page.locator(".tokens .token").nth(5).hover()
+    assert page.inner_text(".token-status").endswith("; log-ratio -0.2500 nats; weight in the loss -0.05: pushed up")
+    assert page.locator(".tokens .pointed").count() == 1
+    accessible(page)
+    keep(page, "viewer-weights")
+    page.keyboard.press("j")
+    page.wait_for_selector("h2:has-text('Episode 2')")
+    page.wait_for_selector(".tokens .down2")
+    assert (page.locator(".tokens .down2").count(), page.locator(".tokens .down1").count()) == (4, 1)
+    page.locator(".tokens .token").nth(4).hover()
+    assert page.inner_text(".token-status").endswith("; no log-ratio; weight in the loss 0: nothing is learned from it")
+    assert page.evaluate("window.stolen") is None
+
+
 def test_tokens_show_whose_they_are_and_how_probable(ordinary: Path, visit: Open) -> None:
     page = visit(ordinary, "#v=episode&e=0:1&t=1")
     page.wait_for_selector(".tokens")

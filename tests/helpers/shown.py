@@ -157,3 +157,18 @@ def results_folder(folder: Path) -> Path:
         '<script>window.stolen=1</script><rect width="9" height="9"/></svg>'
     )
     return folder
+
+
+def weighed(path: Path) -> Path:
+    """A pair with what is trained on; one of the loser's tokens is not trained on, and the winner's observation is."""
+    numbers = [
+        {"log_ratio": [0.5, -0.25, 0.1, 0.0, 1.0, 0.2], "weight": [-0.05] * 6, "outside": [0.0, 0.0, 0.0, -0.01]},
+        {"log_ratio": [None, -0.25, 0.1, 0.0, 1.0, 0.2], "weight": [0.0, *[0.05] * 4, 0.01]},
+    ]
+    with Store(path, fsync="never") as store:
+        for member, found in enumerate(numbers):
+            one = Turn(**{**turn(MARKUP, MARKUP, seed=member).to_json(), "info": {"trained_on": found, "note": MARKUP}})
+            store.append(
+                Trajectory(ENV, 5, (one,), member=member, terminated=True, info={"trained_on": {"by": MARKUP}})
+            )
+    return path

@@ -89,14 +89,17 @@ async function conversation(row) {
   return (await chunk(column.chunk[row]))[column.slot[row]];
 }
 
-// Per turn {context, action, logps}, or null where the episode has no tokens.
+// Per turn {context, action, logps, ratios, weights}, or null where the episode has no tokens. Ratios (of the action) and
+// weights (of context and action) are null where the store does not say what is trained on.
 async function tokensOf(row) {
   const place = book.tokens[column.chunk[row]];
   if (place === undefined) return null;
   const turns = (await chunk(place))[column.slot[row]];
-  return turns.map(([context, action, logps]) => ({
+  return turns.map(([context, action, logps, ratios, weights]) => ({
     context: new Int32Array(bytes(context).buffer), action: new Int32Array(bytes(action).buffer),
     logps: new Float32Array(bytes(logps).buffer),
+    ratios: ratios === undefined ? null : new Float32Array(bytes(ratios).buffer),
+    weights: weights === undefined ? null : new Float32Array(bytes(weights).buffer),
   }));
 }
 
