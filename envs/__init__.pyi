@@ -42,6 +42,7 @@ from .games.paired_bandit import PairedBandit as PairedBandit
 from .games.tabular_env import TabularGameEnv as TabularGameEnv
 from .games.tabular_games import TabularGame as TabularGame
 from .games.token_tasks import TokenBandit as TokenBandit, TokenLength as TokenLength
+from .games.vector_bandit import BanditVector as BanditVector
 from .grading.boxed import extract_answer as extract_answer
 from .grading.grade import grade as grade
 from .outcomes import Estimate as Estimate, Proportion as Proportion, success_of as success_of

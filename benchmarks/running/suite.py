@@ -102,6 +102,7 @@ BUILT_IN: dict[str, str] = {
     "distillation": "polyturn.benchmarks.distillation:SUITE",
     "coverage": "polyturn.benchmarks.coverage.suite:SUITE",
     "education": "polyturn.benchmarks.conversations.education:SUITE",
+    "environments": "polyturn.benchmarks.rollouts.environments:SUITE",
     "gpo_frontier": "polyturn.benchmarks.gpo_frontier:SUITE",
     "ipo_vs_dpo": "polyturn.benchmarks.ipo_vs_dpo:SUITE",
     "nash": "polyturn.benchmarks.nash:SUITE",

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.choices import choice
+from polyturn.envs.games.seeding import SeededGame
 from polyturn.envs.settings import check_count, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
@@ -195,7 +195,7 @@ def play(
     return BanditPlays(chosen, arms, logps, table[chosen[:, None], arms])
 
 
-class Bandit(gymnasium.Env[str, str]):
+class Bandit(SeededGame):
     """Choose an arm once; the reward depends on it and, if you want, on the context.
 
     The last number in the agent's text is the arm. Text without a valid one earns the lowest reward of all.

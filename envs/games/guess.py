@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import gymnasium
 from gymnasium.error import ResetNeeded
 
+from polyturn.envs.games.seeding import SeededGame
 from polyturn.envs.settings import check_count, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 
@@ -15,7 +15,7 @@ from polyturn.envs.spaces import UnicodeText
 _NUMBER = re.compile(r"(?<![0-9])[0-9]{1,9}(?![0-9])")
 
 
-class Guess(gymnasium.Env[str, str]):
+class Guess(SeededGame):
     """Find a hidden whole number; every guess is answered with "higher" or "lower".
 
     The last number in the agent's text is its guess. Text without one is a wasted turn. The return is 1.0 if the number

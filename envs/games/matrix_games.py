@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.choices import choice
+from polyturn.envs.games.seeding import SeededGame
 from polyturn.envs.preference import Annotator, Preference
 from polyturn.envs.settings import check_count, check_reset_options
 from polyturn.envs.spaces import UnicodeText
@@ -86,7 +87,7 @@ def duels(payoff: Array, answers: ArrayLike, opponents: ArrayLike, rng: np.rando
     return rng.random(own.shape) < payoff[own, other]
 
 
-class MatrixGame(gymnasium.Env[str, str]):
+class MatrixGame(SeededGame):
     """Answer once against a hidden opponent; the reward is the probability that your answer beats theirs.
 
     The answer's name, or its number as the last one in the text, is the answer. Text that is neither loses: reward 0.
@@ -119,13 +120,16 @@ class MatrixGame(gymnasium.Env[str, str]):
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
         self.opponent, self.rounds = probabilities / probabilities.sum(), rounds
+        cumulative = self.opponent.cumsum()
+        self._cumulative: list[float] = (cumulative / cumulative[-1]).tolist()
         self._opponents: list[int] = []  # what the opponent will answer; empty without an episode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Fixes what the opponent will answer."""
         super().reset(seed=seed)
         check_reset_options(self, options)
-        self._opponents = self.np_random.choice(len(self.names), size=self.rounds, p=self.opponent).tolist()
+        # As `Generator.choice` with probabilities draws, without its checks of them, which take longer than an episode.
+        self._opponents = [bisect_right(self._cumulative, draw) for draw in self.np_random.random(self.rounds).tolist()]
         return f"Choose one of: {', '.join(self.names)}.", {}
 
     def read(self, action: str) -> int | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
 from polyturn.envs.games.bandits import Reward, reward_table
 from polyturn.envs.games.choices import numbers
+from polyturn.envs.games.seeding import SeededGame
 from polyturn.envs.settings import check_count, check_range, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 
 
-class PairedBandit(gymnasium.Env[str, str]):
+class PairedBandit(SeededGame):
     """Several duels an episode: name two arms, hear the winner, and be paid their mean utility without seeing it.
 
     The first of the two wins with probability sigmoid((u_first - u_second) / temperature): Bradley-Terry on hidden

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from polyturn.envs.games.choices import choice
+from polyturn.envs.games.seeding import SeededGame
 from polyturn.envs.games.tabular_games import Array, TabularGame, detour_game, random_game
 from polyturn.envs.preference import Annotator, Preference
 from polyturn.envs.settings import check_count
@@ -116,7 +116,7 @@ def _draw(probabilities: Array, rng: np.random.Generator) -> NDArray[np.int64]:
     return np.asarray((cumulative <= rng.random((len(cumulative), 1)) * cumulative[:, -1:]).sum(axis=1), np.int64)
 
 
-class TabularGameEnv(gymnasium.Env[str, str]):
+class TabularGameEnv(SeededGame):
     """Play a tabular game; at the end you are paid the probability to beat an opponent that answers at random.
 
     That reward only gives lone agents something to see: the game itself is a comparison of two players, which

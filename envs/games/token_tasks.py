@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from polyturn.envs.games.bandits import Reward, reward_table
+from polyturn.envs.games.seeding import SeededGame
 from polyturn.envs.settings import check_count, check_reset_options
 from polyturn.envs.spaces import UnicodeText
 from polyturn.envs.suggest import did_you_mean
@@ -41,7 +41,7 @@ def token_rewards(tokens: ArrayLike, values: Array) -> Array:
     return np.asarray(np.where(known, values[np.where(known, ids, 0)], values.min()).mean(axis=-1), np.float64)
 
 
-class TokenBandit(gymnasium.Env[str, str]):
+class TokenBandit(SeededGame):
     """The bandit as a sequence: one prompt token is given, nine are written, the reward is their mean worth.
 
     The answer is whole numbers separated by blanks. A word that is no token of the vocabulary, and every one that is
@@ -69,6 +69,7 @@ class TokenBandit(gymnasium.Env[str, str]):
         self.reward_bounds = float(self.values.min()), float(self.values.max())
         if self.reward_bounds[0] == self.reward_bounds[1]:
             raise ValueError("TokenBandit: expected values that differ, got the same for every token")
+        self._worth: list[float] = self.values.tolist()
         self._running = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -89,12 +90,13 @@ class TokenBandit(gymnasium.Env[str, str]):
             raise ResetNeeded("the episode is over: call reset() first")
         self._running = False
         words = action.split(None, self.length)[: self.length]
-        tokens = np.full(self.length, -1)
+        # Plain numbers, of which there are few, added up as `token_rewards` does, to the last bit: by numpy.
+        worth, valid = [self.reward_bounds[0]] * self.length, 0
         for place, word in enumerate(words):
-            if _TOKEN.fullmatch(word):
-                tokens[place] = int(word)
-        valid = int(np.count_nonzero((tokens >= 0) & (tokens < len(self.values))))
-        return "", float(token_rewards(tokens, self.values)), True, False, {"valid_tokens": valid}
+            if _TOKEN.fullmatch(word) and (token := int(word)) < len(self._worth):
+                worth[place] = self._worth[token]
+                valid += 1
+        return "", float(np.add.reduce(worth)) / self.length, True, False, {"valid_tokens": valid}
 
     def snapshot(self) -> dict[str, bool]:
         """The state before the turn; the prompt is in the observation."""
@@ -134,7 +136,7 @@ def skewed_lengths(size: int, rng: np.random.Generator, *, limit: int, scale: fl
     return np.clip(np.rint(limit - rng.exponential(scale, size)), 1, limit).astype(np.int64)
 
 
-class TokenLength(gymnasium.Env[str, str]):
+class TokenLength(SeededGame):
     """Write an answer whose length is right; what it says does not matter.
 
     Words are ASCII letters or digits, with at most one mark of punctuation at their end, separated by blanks. An empty

@@ -51,6 +51,16 @@ def test_rounds_are_averaged_against_fresh_opponents() -> None:
     assert total == pytest.approx(0.25 * 0.5 + 0.75 * 0.8, abs=0.02)
 
 
+def test_opponents_are_what_numpy_would_choose() -> None:
+    """A seed's opponents are those of `Generator.choice` with the same probabilities."""
+    opponent = [0.7, 0.0, 0.3]
+    env = MatrixGame(opponent=opponent, rounds=20)
+    for seed in range(30):
+        env.reset(seed=seed)
+        expected = np.random.default_rng(seed).choice(3, size=20, p=opponent).tolist()
+        assert [env.step("rock")[4]["opponent"] for _ in range(20)] == expected
+
+
 @pytest.mark.parametrize("name", GAMES)
 def test_built_in_games_are_cycles(name: str) -> None:
     """Every answer beats one other and loses to one other: no order explains the preference."""
