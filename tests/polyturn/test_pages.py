@@ -15,7 +15,8 @@ from polyturn.cli import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-RUN = [DOCS / "start.md"]  # blocks of a page run in order, in one folder
+# The blocks of one page run in order, in one folder.
+RUN = [DOCS / name for name in ("start.md", "concepts.md", "tutorials.md")]
 FLOORS = ("sandbox", "envs", "agents", "algorithms", "benchmarks", "polyturn")
 SHOWN = sorted(DOCS.rglob("*.md"))  # commands of every page are parsed
 
