@@ -37,7 +37,7 @@ browser: setup ## test the viewer's page in a headless Chromium
 
 ray: setup ## test collecting on a Ray cluster of two nodes, with kills; Ray is installed here for it
 	@$(BIN)/python -c 'import ray' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[ray]'
-	$(TEST_ENV) $(BIN)/python -m pytest -m ray tests/agents/test_cluster.py $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m ray tests/agents/collecting/test_cluster.py $(ARGS)
 
 docs: setup ## build the documentation's site, strictly
 	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
@@ -49,19 +49,19 @@ docs-serve: setup ## the same, served to this machine
 
 vllm: ## test the engine of servers against a real vLLM on this CPU, installed into .venv-vllm for it
 	@sh scripts/vllm.sh
-	$(TEST_ENV) $(or $(VLLM_VENV),.venv-vllm)/bin/python -m pytest -m vllm tests/agents/test_vllm.py $(ARGS)
+	$(TEST_ENV) $(or $(VLLM_VENV),.venv-vllm)/bin/python -m pytest -m vllm tests/agents/transformer/test_vllm.py $(ARGS)
 
 adapters: setup ## test the adapters of other packages' environments, installed here for it
 	@$(BIN)/python -c 'import pettingzoo, pygame, reasoning_gym, textarena' 2>/dev/null \
 		|| $(BIN)/python -m pip install -q -c constraints.txt -e '.[adapters]'
-	$(TEST_ENV) $(BIN)/python -m pytest -m adapters tests/envs/test_adapters.py tests/envs/test_connect.py $(ARGS)
+	$(TEST_ENV) $(BIN)/python -m pytest -m adapters tests/envs/tools/test_adapters.py tests/envs/tools/test_connect.py $(ARGS)
 	@$(TEST_ENV) sh scripts/adapters.sh $(ARGS)
 
 programs: setup ## test clients and agent frameworks of other packages, installed here for it
 	@$(BIN)/python -c 'import anthropic, pydantic_ai, minisweagent' 2>/dev/null \
 		|| { $(BIN)/python -m pip install -q 'anthropic>=2,<3' 'pydantic-ai-slim[openai]>=2,<3' \
 		&& $(BIN)/python -m pip install -q --no-deps 'mini-swe-agent>=2,<3'; }
-	$(TEST_ENV) MSWEA_SILENT_STARTUP=1 $(BIN)/python -m pytest -m programs tests/agents/test_programs_of_others.py $(ARGS)
+	$(TEST_ENV) MSWEA_SILENT_STARTUP=1 $(BIN)/python -m pytest -m programs tests/agents/serving/test_programs_of_others.py $(ARGS)
 
 lint: setup ## check style and that floors import only downwards
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ while read -r name requirement; do
     prepare "$name" "$requirement"
     printf '%s\n' "adapters: $requirement"
     ".cache/adapters/$name/bin/python" -m pytest -m "peer(name='$name')" \
-        tests/envs/peers tests/agents/peers tests/envs/test_connect.py "$@" </dev/null || failed="$failed $name"
+        tests/envs/peers tests/agents/peers tests/envs/tools/test_connect.py "$@" </dev/null || failed="$failed $name"
 done <<PEERS
 gem gem-llm==0.1.0
 openenv openenv==0.10.0

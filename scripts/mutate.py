@@ -1,7 +1,7 @@
 """Mutation testing: changes files a little, one change at a time, and counts the changes that a test notices.
 
     make mutate FILES="algorithms/losses.py"
-    make mutate FILES="algorithms/pairing.py:tests/algorithms/test_examples.py,tests/algorithms/test_batch.py"
+    make mutate FILES="algorithms/pairing.py:tests/algorithms/methods/test_examples.py"
 
 Without test files after the colon, every test file that imports the module, or a public name of it, is run. mutmut
 (extra `mutation`) makes the changes; it expects a package in the working directory, so the floors are copied to

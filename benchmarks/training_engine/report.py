@@ -72,7 +72,11 @@ def _shape(outcome: Outcome) -> list[str]:
             f"torch.mm's rate here ({floor['gflops']['body']:.0f} GFLOP/s in the layers, {floor['gflops']['head']:.0f} "
             f"in the head): {floor['default_s']:.2f} s, {floor['cached_s']:.2f} s with a cached reference."
         )
-    return [*lines, *_profile(result.get("profile", {"failed": "not taken by the code that made this cell"}), own), *_ratios(options["shape"], result)]
+    return [
+        *lines,
+        *_profile(result.get("profile", {"failed": "not taken by the code that made this cell"}), own),
+        *_ratios(options["shape"], result),
+    ]
 
 
 def _profile(figures: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

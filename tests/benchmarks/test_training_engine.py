@@ -54,7 +54,7 @@ def test_both_sides_read_the_same_tokens(shape: str) -> None:
 
 def test_every_way_takes_the_same_step(model: Path) -> None:
     rows = examples("small", draw_groups("small", 100))
-    # Compiling takes long; tests/algorithms/test_kernels.py holds that its steps are the same.
+    # Compiling takes long; tests/algorithms/training/test_kernels.py holds that its steps are the same.
     found = [worker.measured(model, rows, way, 1) for way in worker.WAYS if way != "compiled"]
     for figures in found:
         assert figures["loss"] == pytest.approx(0.6931472, abs=1e-6)

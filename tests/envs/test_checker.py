@@ -34,7 +34,7 @@ def tool_calls(rng: np.random.Generator, observation: str) -> str:
     return f"So it is \\boxed{{{rng.integers(100)}}}."
 
 
-# What needs packages that not every installation has; tests/envs/test_adapters.py holds them to the contract.
+# What needs packages that not every installation has; tests/envs/tools/test_adapters.py holds them to the contract.
 OF_OTHER_PACKAGES = (
     "polyturn/Gem-v0",
     "polyturn/OpenEnv-v0",

@@ -115,8 +115,8 @@ def test_mutation_testing_finds_the_tests_of_a_module() -> None:
     mutate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mutate)
     assert mutate.module_of("algorithms/methods/pairwise.py") == "polyturn.algorithms.methods.pairwise"
-    assert "tests/algorithms/test_losses.py" in mutate.importers("algorithms/losses.py")
-    assert "tests/algorithms/test_examples.py" in mutate.importers(
+    assert "tests/algorithms/losses/test_losses.py" in mutate.importers("algorithms/losses.py")
+    assert "tests/algorithms/methods/test_examples.py" in mutate.importers(
         "algorithms/methods/pairwise.py"
     )  # MDPO, by its floor
     assert mutate.importers("envs/grading/units.py") == []

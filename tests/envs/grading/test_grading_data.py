@@ -13,7 +13,7 @@ import pytest
 from polyturn.envs.grading.grade import extract_answer, grade, unreadable
 from polyturn.envs.tool_math.problems import Problem, load_problems
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = [Path(os.environ[name]) for name in ("POLYTURN_DATA",) if os.environ.get(name)]
 FOLDERS += [ROOT / "shared" / "data", ROOT.parent / "shared" / "data"]
 DATA = next((folder for folder in FOLDERS if folder.is_dir()), None)

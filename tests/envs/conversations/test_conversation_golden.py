@@ -1,7 +1,7 @@
 """A hundred seeded episodes of each conversation environment, byte for byte, against digests that are kept here.
 
 The digests were taken before both environments' common part moved into `PartnerEnv`. A change that is meant to alter a
-transcript, an info or a reward takes them anew: `python tests/envs/test_conversation_golden.py`.
+transcript, an info or a reward takes them anew: `python tests/envs/conversations/test_conversation_golden.py`.
 """
 
 from __future__ import annotations

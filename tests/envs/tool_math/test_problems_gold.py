@@ -14,7 +14,7 @@ from polyturn.envs.grading.grade import grade
 from polyturn.envs.tool_math.gold_programs import arithmetic_value, gold_program, gsm8k_calculation
 from polyturn.envs.tool_math.problems import LEVELS, Problem, load_problems, word_problems
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = [Path(os.environ[name]) for name in ("POLYTURN_DATA",) if os.environ.get(name)]
 FOLDERS += [ROOT / "shared" / "data", ROOT.parent / "shared" / "data"]
 DATA = next((folder for folder in FOLDERS if folder.is_dir()), None)
