@@ -74,7 +74,7 @@ def _shape(outcome: Outcome) -> list[str]:
         )
     return [
         *lines,
-        *_profile(result.get("profile", {"failed": "not taken by the code that made this cell"}), own),
+        *(_profile(result["profile"], own) if "profile" in result else []),
         *_ratios(options["shape"], result),
     ]
 
