@@ -127,7 +127,7 @@ def make_repository(repository: str, kind: Kind = "model", *, private: bool = Tr
 
     Raises:
         ValueError: It is no name of a repository.
-        PermissionError: Nobody is logged in, or may not write there.
+        PermissionError: No account is logged in, or it may not write there.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -151,7 +151,7 @@ def push_policy(folder: str | Path, repository: str, *, card: str | None = None,
 
     Raises:
         ValueError: The folder holds no policy, or no card.
-        PermissionError: Nobody is logged in, or may not write there.
+        PermissionError: No account is logged in, or it may not write there.
     """
     path = Path(folder)
     if not (path / "polyturn.json").is_file():
@@ -175,7 +175,7 @@ def push_trajectories(store: str | Path, repository: str, *, private: bool = Tru
 
     Raises:
         ValueError: The store holds no valid trajectory.
-        PermissionError: Nobody is logged in, or may not write there.
+        PermissionError: No account is logged in, or it may not write there.
     """
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)

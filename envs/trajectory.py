@@ -109,7 +109,7 @@ class Turn:
         reply: The action as one message, where the agent's chat template takes it apart: `content`, perhaps
             `reasoning_content` and `tool_calls`. None: the action is text. JSON values only.
         forced: Which of the action's tokens were put there instead of sampled, such as the closing mark of a thought
-            that reached its budget: their places, rising. They are nobody's, and their log-probabilities are 0.
+            that reached its budget: their places, rising. They are not the agent's, and their log-probabilities are 0.
 
     Raises:
         ValueError: Text that is no `str`, tokens that are not whole numbers within int32, an array of another shape,

@@ -5,8 +5,8 @@ which group next: the one with the fewest, none with more than it can play. A wo
 environments of its own; where environments run code, in the sandbox of its own node.
 
 What is sent in either direction is pickled by Ray: agents, options and trajectories of this package and of the code
-that called `collect`. Text by models and servers travels as strings inside of those. Whoever can connect to a Ray
-cluster can run code on it; Ray's documentation says how it is closed to others.
+that called `collect`. Text by models and servers travels as strings inside of those. Any client that can connect to a
+Ray cluster can run code on it; Ray's documentation says how it is closed to others.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Sampling:
         stop: Texts that end an action where it contains one of them; the token that completes it is kept.
         max_episode_tokens: Tokens of all actions of an episode together; None for no such limit.
         max_thinking_tokens: Tokens of an action between `<think>` and `</think>`; then the closing mark is put there,
-            which counts as written by nobody (`Turn.forced`). None for no such limit.
+            which counts as not written by the agent (`Turn.forced`). None for no such limit.
     """
 
     temperature: float = 1.0

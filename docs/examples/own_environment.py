@@ -61,7 +61,7 @@ class Lift(gymnasium.Env[str, str]):
         self.at, self.to, self.left = snapshot["at"], snapshot["to"], snapshot["left"]
 
 
-# 2. Somebody to imitate, who is careless: a third of the time it says any word.
+# 2. An agent to imitate, a careless one: a third of the time it says any word.
 class Careless:
     name, blocking = "careless", False
 

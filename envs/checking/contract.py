@@ -82,7 +82,7 @@ _MEANS = {
 
 
 def of_another_package(breach: ContractViolation, package: str) -> ContractViolation:
-    """The same breach with what it means for somebody who uses the package, instead of how its author mends it."""
+    """The same breach with what it means for a user of the package, instead of how its author mends it."""
     if breach.rule not in _MEANS:
         return breach
     return ContractViolation(breach.rule, breach.expected, breach.got, f"{package} breaks this: {_MEANS[breach.rule]}")

@@ -140,7 +140,7 @@ def probe(policy: Policy, capacity: int) -> tuple[list[int], int]:
 
 
 def disagreement(policy: Policy, sampling: Sampling, prompt: Sequence[int], ids: TokenIds, logps: Logps) -> float:
-    """How far the log-probabilities of somebody else's samples are from the policy's own.
+    """How far the log-probabilities of another sampler's tokens are from the policy's own.
 
     Args:
         policy: The policy whose weights should have sampled.

@@ -1,7 +1,7 @@
 """A vLLM server of one's own: started on this machine for one policy, asked through a socket in a private folder.
 
-Nobody else reaches it, it has the flags that training needs, and it ends with this process. If it dies it is started
-again and given the weights once more.
+No other process reaches it, it has the flags that training needs, and it ends with this process. If it dies it is
+started again and given the weights once more.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A budget for thinking: after so many tokens between `<think>` and `</think>` the closing mark is put there.
 
-Tokens that are put there were not sampled. A turn names them (`Turn.forced`), and they count as written by nobody: no
+Tokens that are put there were not sampled. A turn names them (`Turn.forced`), and they do not count as the agent's: no
 loss looks at them, while those after them were sampled given them, with the log-probabilities that are recorded.
 """
 
