@@ -16,6 +16,7 @@ from polyturn.envs.extras import how_to_install
 Kernels = Literal["eager", "compiled", "liger"]
 # Largest difference of logits over their largest size, by the width of the numbers.
 _WITHIN = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_ABSENT = object()
 
 
 class KernelError(RuntimeError):
@@ -54,13 +55,16 @@ def use_kernels(model: Any, kind: Kernels) -> Callable[[], None]:
     if kind == "liger":
         _check_liger(model)
     before = _probe(model)
-    changed = [(module, dict(module.__dict__)) for module in model.modules()]
+    known = [(module, dict(module.__dict__)) for module in model.modules()]
+    changed: list[tuple[nn.Module, str, Any]] = []
 
     def undo() -> None:
-        for module, names in changed:
-            for name in set(module.__dict__) - set(names):
-                del module.__dict__[name]
-            module.__dict__.update(names)
+        # Only what the kernels set: a training run changes other attributes in between.
+        for module, name, value in changed or _differences(known):
+            if value is _ABSENT:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = value
 
     try:
         if kind == "compiled":
@@ -68,6 +72,7 @@ def use_kernels(model: Any, kind: Kernels) -> Callable[[], None]:
                 part.compile(dynamic=True)
         else:
             _apply_liger(model)
+        changed += _differences(known)
         after = _probe(model)
     except Exception as error:
         undo()
@@ -82,6 +87,16 @@ def use_kernels(model: Any, kind: Kernels) -> Callable[[], None]:
             f'{apart:.1e} for {type(base_model(model)).__name__}; use kernels="eager"'
         )
     return undo
+
+
+def _differences(known: list[tuple[nn.Module, dict[str, Any]]]) -> list[tuple[nn.Module, str, Any]]:
+    """Attributes of modules that are others than those known, each with its known value."""
+    return [
+        (module, name, before.get(name, _ABSENT))
+        for module, before in known
+        for name in {*before, *module.__dict__}
+        if before.get(name, _ABSENT) is not module.__dict__.get(name, _ABSENT)
+    ]
 
 
 def _beside_attention(model: nn.Module) -> Iterator[nn.Module]:

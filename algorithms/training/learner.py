@@ -102,9 +102,9 @@ class Learner:
 
     def _with_kernels(self, which: Scorable) -> Callable[[], None]:
         kind = self._options.kernels
-        if kind == "liger" and self._options.fully_sharded:
-            raise KernelError('kernels="liger": not with fully_sharded, which cuts weights before they can be compared')
-        if kind == "eager" or self._options.fully_sharded:
+        if kind != "eager" and self._options.fully_sharded:
+            raise KernelError(f'kernels="{kind}": not with fully_sharded, which cuts weights before they are compared')
+        if kind == "eager":
             return use_kernels(which.model, kind)
         return use_kernels(which.model.to(self._accelerator.device), kind)
 

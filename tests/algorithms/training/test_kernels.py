@@ -34,9 +34,10 @@ def policy() -> Any:
 def trained(kernels: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     start = policy()
     data = minibatches([example(seed) for seed in range(3)], 3, seed=0)
-    options = TrainOptions(lr=1e-3, kernels=kernels, cpu=True)
+    options = TrainOptions(lr=1e-3, kernels=kernels, cpu=True, gradient_checkpointing=True)
     history = train(MDPO(), start, start.copy(), data, steps=3, options=options, progress=False).history
     assert not [module for module in start.model.modules() if module._compiled_call_impl is not None]
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in start.model.modules())
     return [entry["loss"] for entry in history], dict(start.model.named_parameters())
 
 
